@@ -1,0 +1,1 @@
+"""One thin module a command: build a config, call one stage, print."""

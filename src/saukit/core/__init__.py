@@ -1,0 +1,1 @@
+"""Artefacts, configuration, devices and the console: what every other room stands on."""

@@ -1,0 +1,258 @@
+"""Files that are whole or absent, and the manifest that vouches for them.
+
+Every write goes to a temporary sibling, is flushed to disk, and is renamed into place. `manifest.json` is written last:
+its presence means that the artefact is complete, and it holds the SHA-256 of every file, which every reader checks
+(neither safetensors nor torch.save notices a flipped byte).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.yaml"
+MANIFEST_NAME = "manifest.json"
+METADATA_KEY = "saukit"
+VERSIONED_PACKAGES = ("saukit", "torch", "torchvision", "diffusers", "safetensors", "numpy", "pillow", "scikit-learn")
+# Pictures may differ by a library's version; they are no part of what an artefact is.
+CONTENT_SUFFIXES = (".safetensors", ".yaml")
+_TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write to; rename it to `path` if the block succeeds, else remove it.
+
+    Raises: EnvironmentFault if the disk is full or the folder cannot be written to; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _write_fault(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` as JSON, atomically. Raises: ValueError for NaN or infinity, which JSON has not."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> None:
+    """Write arrays to a safetensors file, atomically; `metadata` travels as one JSON string under one key."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    text = json.dumps({"format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata={METADATA_KEY: text})
+        except SafetensorError as error:  # it wraps the OSError of a full disk
+            raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Arrays and metadata of a file that `save_tensors` wrote.
+
+    Raises: CorruptArtifactError if it is no such file, DataError if its format is newer than this saukit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except FileNotFoundError:
+        raise CorruptArtifactError(f"{path} is missing") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CorruptArtifactError(f"{path} is not a saukit tensor file: {error}") from None
+    _check_format(metadata.get("format_version"), path)
+    return tensors, metadata
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder` and below; call it only under the artefact's lock."""
+    for path in folder.rglob(".*.partial"):
+        if _TEMPORARY.match(path.name):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What vouches for a complete artefact.
+
+    `digest` identifies the content: the SHA-256 over the names and hashes of its data files and its config.yaml.
+    `inputs` maps the name of each artefact it was made from to that artefact's digest.
+    """
+
+    kind: str
+    digest: str
+    inputs: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+    device: str
+    created: str
+    versions: dict[str, str]
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    kind: str,
+    files: Sequence[str],
+    inputs: Mapping[str, str],
+    summary: Mapping[str, Any],
+    device: str,
+) -> Manifest:
+    """Hash `files` (paths relative to `folder`) and write the manifest that completes the artefact."""
+    records = {
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(files)
+    }
+    manifest = Manifest(
+        kind=kind,
+        digest=_content_digest(records),
+        inputs=dict(inputs),
+        files=records,
+        summary=dict(summary),
+        device=device,
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        versions=package_versions(),
+    )
+    write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
+    return manifest
+
+
+def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest | None:
+    """The manifest of a complete artefact, every file checked against it; None if `folder` holds no complete one.
+
+    Raises: CorruptArtifactError that lists every missing, truncated or changed file.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        _check_format(document.pop("format_version", None), path)
+        manifest = Manifest(**document)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CorruptArtifactError(f"{path} is damaged: {error}; remake the artefact with --force") from None
+    if manifest.kind != kind:
+        raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")
+    if verify:
+        bad = [problem for name, record in manifest.files.items() if (problem := _problem(folder / name, record))]
+        if not bad and _content_digest(manifest.files) != manifest.digest:
+            bad = [f"{MANIFEST_NAME} (its digest does not fit its files)"]
+        if bad:
+            raise CorruptArtifactError(f"{folder} is damaged: {', '.join(bad)}; remake the artefact with --force")
+    return manifest
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on; a package that is not there is left out."""
+    versions = {"python": platform.python_version(), "platform": sys.platform}
+    for package in VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Raises: EnvironmentFault if the file system of `folder` has less than `needed_bytes` and a tenth more free."""
+    import shutil
+
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < 1.1 * needed_bytes:
+        raise EnvironmentFault(
+            f"{folder} needs about {format_bytes(needed_bytes)} but {format_bytes(free)} are free on its disk; "
+            "free some space, or give another --workspace"
+        )
+
+
+def format_bytes(count: float) -> str:
+    """`count` bytes for a person: 38 KiB, 1.2 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _content_digest(records: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{records[name]['sha256']}  {name}\n" for name in sorted(records) if name.endswith(CONTENT_SUFFIXES)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _problem(path: Path, record: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != record["bytes"]:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {record['bytes']}"
+    return None if sha256_file(path) == record["sha256"] else f"{path.name} was changed after it was written"
+
+
+def _check_format(version: object, path: Path) -> None:
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format version {version}, this saukit reads {FORMAT_VERSION}: update saukit")
+
+
+def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
+    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; check the folder, or give another one")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

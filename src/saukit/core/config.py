@@ -1,0 +1,125 @@
+"""Frozen dataclasses to YAML and back.
+
+A configuration is the pure input of a stage. Its dataclass holds every default once; `config.yaml` holds the resolved
+values, so that `--config` repeats a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from saukit.core.errors import UsageError
+
+Config = TypeVar("Config")
+Amp = Literal["auto", "bf16", "fp16", "off"]  # the arithmetic of forward passes; device.resolve_amp resolves it
+
+
+def to_mapping(config: object) -> dict[str, Any]:
+    """The fields of a configuration dataclass as plain YAML-able values (tuples become lists)."""
+    mapping = dataclasses.asdict(config)  # type: ignore[call-overload]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in mapping.items()}
+
+
+def to_yaml(config: object) -> str:
+    """A configuration as the text of its config.yaml, fields in the order of the dataclass."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_mapping(config_type: type[Config], mapping: Mapping[str, Any], *, where: str) -> Config:
+    """Build `config_type` from plain values.
+
+    Raises: UsageError that lists every unknown field and every value of the wrong type.
+    """
+    hints = typing.get_type_hints(config_type)
+    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    problems = [f"unknown field {name!r} (known: {', '.join(sorted(known))})" for name in mapping if name not in known]
+    values: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in known:
+            continue
+        try:
+            values[name] = _coerce(value, hints[name])
+        except (TypeError, ValueError):
+            problems.append(f"{name}: {value!r} is not {_describe(hints[name])}")
+    if problems:
+        raise UsageError(f"{where}: " + "; ".join(problems))
+    return config_type(**values)
+
+
+def load_config(config_type: type[Config], path: Path) -> Config:
+    """Read a saved config.yaml.
+
+    Raises: UsageError if the file is missing, is no YAML mapping, or does not fit `config_type`.
+    """
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no configuration file {path}; give the config.yaml of an earlier run") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from None
+    if not isinstance(mapping, dict):
+        raise UsageError(f"{path} holds no mapping of field names to values")
+    return from_mapping(config_type, mapping, where=str(path))
+
+
+def differences(old: object, new: object) -> list[str]:
+    """One line a field that differs between two configurations of the same type: `epochs: 200 -> 50`."""
+    before, after = to_mapping(old), to_mapping(new)
+    return [f"{name}: {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]]
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`; raises TypeError or ValueError if it is none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for choice in arguments:
+            try:
+                return _coerce(value, choice)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(_coerce(item, arguments[0]) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {_coerce(key, arguments[0]): _coerce(item, arguments[1]) for key, item in value.items()}
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)  # YAML 1.1 reads 5e-4 as a string
+        if math.isnan(number):
+            raise ValueError
+        return number
+    if (hint is bool or not isinstance(value, bool)) and isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    """The type `hint` in words, for messages."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if choice is type(None) else _describe(choice) for choice in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if origin is tuple:
+        return "a list, each " + _describe(arguments[0])
+    return "a mapping" if origin is dict else names.get(hint, str(hint))

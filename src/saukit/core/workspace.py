@@ -1,0 +1,164 @@
+"""The folder that holds one split and all made from it, its locks, and the rule for running a command again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeVar
+
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, remove_temporaries, write_text
+from saukit.core.config import differences, load_config, to_yaml
+from saukit.core.errors import DataError, SaukitError, UsageError
+
+Config = TypeVar("Config")
+RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where each artefact of a workspace lives: `split`, `synth`, and one folder a run."""
+
+    root: Path
+
+    @property
+    def split(self) -> Path:
+        """The long-tailed split."""
+        return self.root / "split"
+
+    @property
+    def synth(self) -> Path:
+        """The cache of synthetic images."""
+        return self.root / "synth"
+
+    def run(self, name: str) -> Path:
+        """The run called `name`. Raises: UsageError if that cannot be a folder's name."""
+        if not RUN_NAME.match(name):
+            raise UsageError(f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first")
+        return self.root / "runs" / name
+
+    def run_names(self) -> list[str]:
+        """Names of the complete runs, the latest completed last."""
+        completed = []
+        for path in (self.root / "runs").glob(f"*/{MANIFEST_NAME}"):
+            manifest = read_manifest(path.parent, kind="run", verify=False)
+            if manifest is not None:
+                completed.append((manifest.created, path.parent.name))
+        return [name for _, name in sorted(completed)]
+
+    @contextlib.contextmanager
+    def lock(self, artifact: Path) -> Iterator[None]:
+        """Hold the one writer's lock of `artifact`, and clear what a killed writer left half-written in it.
+
+        The lock belongs to the process, so a killed one holds nothing; the file goes when the lock is given back.
+        Raises: SaukitError that names the process that holds it.
+        """
+        path = self.root / f".{artifact.relative_to(self.root).as_posix().replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked_file(path, artifact)
+        try:
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            file.flush()
+            if artifact.exists():
+                remove_temporaries(artifact)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+State = Literal["new", "partial", "complete"]
+
+
+def prepare(folder: Path, config: object, *, kind: str, force: bool, resume: bool, another: str) -> State:
+    """Apply the rule for running a command again, and leave `folder` ready; call it under the artefact's lock.
+
+    complete, same config: "complete", nothing to do. Interrupted, same config, `resume`: "partial", go on from there.
+    Nothing there, or `force`: the folder is emptied, config.yaml is written, "new". `another` names the other way on
+    in the error (such as "another --name").
+    Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`.
+    """
+    if force and folder.exists():
+        # The manifest goes first: a kill in between leaves an incomplete artefact, not a wrong one.
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    state = existing_state(folder, config, kind=kind, another=another)
+    if state == "partial" and not resume:
+        raise UsageError(f"{folder} holds an interrupted {kind}: continue it with --resume, or start over with --force")
+    if state == "new":
+        write_text(folder / CONFIG_NAME, to_yaml(config))
+    return state
+
+
+def existing_state(folder: Path, config: Config, *, kind: str, another: str) -> State:
+    """What `folder` holds of the artefact that `config` describes; writes nothing.
+
+    Raises: UsageError if it was made by another config, CorruptArtifactError if it is damaged.
+    """
+    if not (folder / CONFIG_NAME).exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
+        return "new"
+    changed = differences(load_config(type(config), folder / CONFIG_NAME), config)
+    if changed:
+        raise UsageError(
+            f"{folder} was made with another configuration ({'; '.join(changed)}): "
+            f"replace it with --force, or give {another}"
+        )
+    return "partial" if read_manifest(folder, kind=kind) is None else "complete"
+
+
+def require(folder: Path, *, kind: str, command: str) -> Manifest:
+    """The verified manifest of an artefact that must be there.
+
+    Raises: DataError that names the command which makes it, CorruptArtifactError if it is damaged.
+    """
+    manifest = read_manifest(folder, kind=kind)
+    if manifest is None:
+        state = "is not complete" if folder.exists() else "is not there"
+        raise DataError(f"the {kind} in {folder} {state}: run `{command}` first")
+    return manifest
+
+
+def require_made_from(manifest: Manifest, folder: Path, *, split: Manifest, command: str) -> None:
+    """Raises: DataError if the artefact in `folder` was made from another split than the workspace's own."""
+    if manifest.inputs.get("split") != split.digest:
+        raise DataError(
+            f"{folder} was made from another split than the one in this workspace: "
+            f"remake it with `{command} --force`, or give the workspace it belongs to"
+        )
+
+
+def _locked_file(path: Path, artifact: Path) -> BinaryIO:
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = _holder(file.read())
+            file.close()
+            raise SaukitError(f"{artifact} is being written by {holder}: wait for it, or stop it ({path})") from None
+        # The holder before us may have removed the file between our open and our lock.
+        try:
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
+
+
+def _holder(content: bytes) -> str:
+    try:
+        record = json.loads(content)
+        return f"process {record['pid']} on {record['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,1 @@
+"""From a source to a long-tailed split on disk."""

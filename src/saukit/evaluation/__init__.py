@@ -1,0 +1,1 @@
+"""From a trained model to accuracies per class and shot group."""

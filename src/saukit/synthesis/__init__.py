@@ -1,0 +1,1 @@
+"""From a split to a cache of class-conditional synthetic images."""

@@ -1,0 +1,1 @@
+"""From a split and a cache to a trained model; never sees test data."""
