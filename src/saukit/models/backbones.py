@@ -1,0 +1,138 @@
+"""Backbones: images to feature vectors. Another one is a line in `BACKBONES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OptionAShortcut(nn.Module):
+    """The parameter-free shortcut of He et al. 2016 (Sec. 4.2, option A): subsample, pad new channels with zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, H, W] -> [b, out, ceil(H / stride), ceil(W / stride)]."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut (He et al. 2016, Fig. 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut: nn.Module = nn.Identity() if same else OptionAShortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, H, W] -> [b, out, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of He et al. 2016, Sec. 4.2, for small images: 6 n + 2 layers, three stages.
+
+    `width` channels in the first stage: 16 is the customary ResNet-32 of long-tail papers (0.46 M parameters with a
+    ten-class head), 64 is SAU's.
+    """
+
+    def __init__(self, blocks: int, width: int) -> None:
+        super().__init__()
+        self.feature_dim = 4 * width
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.stage1 = _stage(width, width, blocks, stride=1)
+        self.stage2 = _stage(width, 2 * width, blocks, stride=2)
+        self.stage3 = _stage(2 * width, 4 * width, blocks, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, H, W] -> features [b, 4 width]."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return x.mean(dim=(2, 3))
+
+
+class SmallConvNet(nn.Module):
+    """Six 3x3 convolutions for images of 8 to 16 pixels, where a ResNet's strides leave nothing; one pooling."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.feature_dim = 4 * width
+        channels = [3, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            if index == 2:
+                layers.append(nn.MaxPool2d(2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, H, W] -> features [b, 4 width]."""
+        features: Tensor = self.layers(x)
+        return features.mean(dim=(2, 3))
+
+
+class ResNeXt50(nn.Module):
+    """torchvision's ResNeXt-50 32x4d without its classifier (Xie et al. 2017), for images of 64 pixels and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnext50_32x4d
+
+        self.network = resnext50_32x4d(weights=None)
+        self.feature_dim: int = self.network.fc.in_features
+        self.network.fc = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, H, W] -> features [b, 2048]."""
+        features: Tensor = self.network(x)
+        return features
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A row of the table of backbones: how to build one, and the smallest image side it makes sense for."""
+
+    build: Callable[[], nn.Module]
+    smallest_side: int
+    about: str
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet32-w64": Backbone(lambda: CifarResNet(5, 64), 16, "ResNet-32 with 64/128/256 channels (SAU, GLMC)"),
+    "resnet32-w16": Backbone(lambda: CifarResNet(5, 16), 16, "the customary ResNet-32 with 16/32/64 channels"),
+    "convnet-small": Backbone(lambda: SmallConvNet(32), 4, "six convolutions for images of 8 to 16 pixels"),
+    "resnext50": Backbone(ResNeXt50, 64, "ResNeXt-50 32x4d (ImageNet-LT)"),
+}
+
+
+def build_backbone(name: str) -> nn.Module:
+    """A new backbone with He initialisation (He et al. 2015); it has `feature_dim`, the length of its features."""
+    backbone = BACKBONES[name].build()
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return backbone
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, *, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))

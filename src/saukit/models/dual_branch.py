@@ -1,0 +1,49 @@
+"""The dual-branch network of SAU (Li, Song and Zheng, ICONIP 2024): one backbone, a classifier and a projection."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saukit.models.backbones import build_backbone
+
+PROJECTION_HIDDEN = 2048
+PROJECTION_DIM = 128
+
+
+class DualBranchNet(nn.Module):
+    """A classifier for the synthetic-unaware branch and a projection for the synthetic-aware one.
+
+    Inference uses the classifier alone; a method without a contrastive loss has no projection.
+    """
+
+    def __init__(self, backbone: str, num_classes: int, *, projection: bool) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
+        self.classifier = nn.Linear(feature_dim, num_classes)
+        self.projection = _projection_head(feature_dim) if projection else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [b, 3, H, W] -> logits [b, K]."""
+        logits: Tensor = self.classifier(self.backbone(images))
+        return logits
+
+    def project(self, images: Tensor) -> Tensor:
+        """Normalised images [b, 3, H, W] -> L2-normalised embeddings float32 [b, 128]."""
+        if self.projection is None:
+            raise RuntimeError("this network was built without a projection")
+        return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+
+def _projection_head(feature_dim: int) -> nn.Sequential:
+    """d - 2048 - 2048 - 128 with BatchNorm and ReLU between."""
+    return nn.Sequential(
+        nn.Linear(feature_dim, PROJECTION_HIDDEN, bias=False),
+        nn.BatchNorm1d(PROJECTION_HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(PROJECTION_HIDDEN, PROJECTION_HIDDEN, bias=False),
+        nn.BatchNorm1d(PROJECTION_HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(PROJECTION_HIDDEN, PROJECTION_DIM),
+    )

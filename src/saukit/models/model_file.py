@@ -1,0 +1,46 @@
+"""A trained network as one safetensors file that says how to rebuild it and how to feed it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from saukit.core.artifacts import load_tensors, save_tensors
+from saukit.core.errors import CorruptArtifactError
+from saukit.models.backbones import BACKBONES
+from saukit.models.dual_branch import DualBranchNet
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file knows of itself: enough to rebuild the network and to prepare its images."""
+
+    method: str
+    backbone: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    projection: bool
+
+
+def save_model(path: Path, state: dict[str, torch.Tensor], card: ModelCard) -> None:
+    """Write a network's state and its card, atomically."""
+    save_tensors(path, {name: value.detach().cpu().numpy() for name, value in state.items()}, {"model": asdict(card)})
+
+
+def load_model(path: Path) -> tuple[DualBranchNet, ModelCard]:
+    """The network in eval mode on the CPU, and its card. Raises: CorruptArtifactError if the file is no model."""
+    tensors, metadata = load_tensors(path)
+    try:
+        fields = metadata["model"]
+        card = ModelCard(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        if card.backbone not in BACKBONES:
+            raise KeyError(f"backbone {card.backbone!r}")
+        network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
+    return network.eval(), card

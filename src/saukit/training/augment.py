@@ -1,0 +1,480 @@
+"""Augmentation of whole batches on the device they live on: per-sample parameters, static shapes, no host sync.
+
+Each operation comes in two parts: `draw_*` draws one set of parameters a sample from the generator passed in (which
+lives on the images' device), and a function of the plain name applies given parameters. A sample's result depends on
+its own parameters only. `crop_flip_view`, `autoaugment_view` and `simclr_view` are the views v1, v2 and v3 of the SAU
+method (arXiv 2408.16273).
+
+What equals what:
+
+| operation | reference | agreement |
+|---|---|---|
+| random_crop, horizontal_flip | torchvision RandomCrop (zero padding), hflip | exact |
+| AutoAugment's operations | torchvision on PIL images, see `saukit.training.autoaugment` | exact |
+| resized_crop | torchvision resized_crop on float tensors, bilinear, antialias=True | rounding (1e-5) |
+| colour_jitter, grayscale | torchvision adjust_* and rgb_to_grayscale on float tensors | rounding (1e-5) |
+| gaussian_blur | torchvision gaussian_blur on float tensors, reflect padding | rounding (1e-5) |
+
+v3 stays in floating point from the resized crop on, as torchvision does with float tensors; PIL would round to 256
+levels after each step.
+
+Shapes: b samples, height H, width W.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment
+
+# Colour jitter's operations, as torchvision numbers them.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+CROP_SCALE = (0.2, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+JITTER_STRENGTHS = (0.4, 0.4, 0.4, 0.1)
+JITTER_PROBABILITY = 0.8
+GRAY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)
+_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
+
+
+class ResizedCropParameters(NamedTuple):
+    """Where each sample's crop lies, in pixels: int64 [b] each."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+
+class JitterParameters(NamedTuple):
+    """Colour jitter of each sample.
+
+    Shapes: order int64 [b, 4], the operations in their order; brightness, contrast, saturation float32 [b], factors
+        around 1; hue float32 [b], a turn in [-0.5, 0.5]; chosen bool [b], the samples that are jittered at all.
+    """
+
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    chosen: Tensor
+
+
+class Box(NamedTuple):
+    """A box of pixels, top <= y < bottom and left <= x < right: int64 [] (or [b]) each."""
+
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+
+
+# --- the three views ---------------------------------------------------------------------------------------------
+
+
+def crop_flip_view(
+    images: Tensor, mean: Tensor, std: Tensor, *, padding: int, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """v1 of SAU: random crop with zero padding, horizontal flip, normalisation.
+
+    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
+        padding is a number of pixels; `flip` says whether images are ever mirrored.
+    Raises: ValueError if the images are not uint8 [b, 3, H, W] or the padding is negative.
+    """
+    return normalise(_crop_flip(images, padding=padding, flip=flip, generator=generator), mean, std)
+
+
+def autoaugment_view(
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    padding: int,
+    flip: bool,
+    cutout_size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), normalisation, Cutout.
+
+    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
+        padding and cutout_size (the square's side) are numbers of pixels; `flip` says whether images are ever mirrored.
+    Raises: ValueError if the images are not uint8 [b, 3, H, W] or the padding is negative.
+    """
+    batch, _, height, width = images.shape
+    device = images.device
+    images = _crop_flip(images, padding=padding, flip=flip, generator=generator)
+    images = autoaugment(images, draw_autoaugment(batch, device=device, generator=generator))
+    centre_y, centre_x = draw_cutout(batch, height, width, device=device, generator=generator)
+    return normalise(images, mean, std).mul_(_cutout_factor(centre_y, centre_x, cutout_size, height, width))
+
+
+def simclr_view(images: Tensor, mean: Tensor, std: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor:
+    """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur, normalisation.
+
+    Chen et al. 2020, appendix A, with the colour jitter at (0.4, 0.4, 0.4, 0.1) as SAU has it. The blur's kernel is
+    about a tenth of the shorter side (`blur_kernel_size`).
+
+    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
+        `flip` says whether images are ever mirrored.
+    Raises: ValueError if the images are not uint8 [b, 3, H, W].
+    """
+    _check_images(images)
+    batch, _, height, width = images.shape
+    device = images.device
+    crop = draw_resized_crop(batch, height, width, device=device, generator=generator)
+    flips = draw_chosen(batch, 0.5 if flip else 0.0, device=device, generator=generator)
+    jitter = draw_jitter(batch, device=device, generator=generator)
+    is_gray = draw_chosen(batch, GRAY_PROBABILITY, device=device, generator=generator)
+    is_blurred = draw_chosen(batch, BLUR_PROBABILITY, device=device, generator=generator)
+    sigma = draw_uniform(batch, *BLUR_SIGMA, device=device, generator=generator)
+
+    pixels = resized_crop(images, crop, flips)
+    pixels = colour_jitter(pixels, jitter)
+    pixels = apply_to_rows(is_gray, pixels, grayscale)
+    pixels = apply_to_rows(is_blurred, pixels, gaussian_blur, sigma)
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images / 255 - mean) / std.
+
+    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3]; returns float32 [b, 3, H, W].
+    """
+    scale, shift = 1 / (255 * std), -mean / std
+    return images.to(torch.float32).mul_(scale[:, None, None]).add_(shift[:, None, None])
+
+
+def _crop_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    _check_images(images)
+    dy, dx = draw_crop(len(images), padding, device=images.device, generator=generator)
+    images = random_crop(images, dy, dx, padding)
+    if not flip:
+        return images
+    return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
+
+
+# --- crop, flip, Cutout ------------------------------------------------------------------------------------------
+
+
+def draw_crop(batch: int, padding: int, *, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Offsets (dy, dx) of a crop from the padded image, uniform in 0 .. 2 padding: int64 [b] each.
+
+    Raises: ValueError if the padding is negative.
+    """
+    if padding < 0:
+        raise ValueError(f"padding must be at least 0 pixels, got {padding}")
+    offsets = torch.randint(2 * padding + 1, (2, batch), device=device, generator=generator)
+    return offsets[0], offsets[1]
+
+
+def draw_chosen(batch: int, probability: float, *, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Which samples an operation of this probability applies to: bool [b]."""
+    return torch.rand(batch, device=device, generator=generator) < probability
+
+
+def draw_uniform(batch: int, low: float, high: float, *, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Uniform numbers from [low, high): float32 [b]."""
+    return low + (high - low) * torch.rand(batch, device=device, generator=generator)
+
+
+def random_crop(images: Tensor, dy: Tensor, dx: Tensor, padding: int) -> Tensor:
+    """Pad with zeros and take the window of the original size at (dy, dx), as torchvision's RandomCrop.
+
+    Shapes: images [b, 3, H, W]; dy, dx int64 [b], from 0 to 2 padding; returns [b, 3, H, W].
+    """
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, (padding, padding, padding, padding))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [b, 3, 2 padding + 1, 2 padding + 1, H, W]
+    return windows[torch.arange(len(images), device=images.device), :, dy, dx]
+
+
+def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the chosen samples left to right.
+
+    Shapes: images [b, 3, H, W]; flip bool [b]; returns [b, 3, H, W].
+    """
+    return apply_to_rows(flip, images.clone(), _mirror)
+
+
+def _mirror(images: Tensor) -> Tensor:
+    return images.flip(-1)
+
+
+def draw_cutout(
+    batch: int, height: int, width: int, *, device: torch.device, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Centres (y, x) of Cutout's square, uniform over the pixels: int64 [b] each."""
+    centre_y = torch.randint(height, (batch,), device=device, generator=generator)
+    centre_x = torch.randint(width, (batch,), device=device, generator=generator)
+    return centre_y, centre_x
+
+
+def cutout(images: Tensor, centre_y: Tensor, centre_x: Tensor, *, size: int) -> Tensor:
+    """Set a square to 0 (DeVries & Taylor 2017): on normalised images that is the channel mean.
+
+    The square spans size // 2 pixels before its centre and the rest from it on, and is clipped to the image, so that
+    up to three quarters of it may lie outside.
+
+    Shapes: images float [b, 3, H, W], normalised; centre_y, centre_x int64 [b]; returns [b, 3, H, W].
+    """
+    return images * _cutout_factor(centre_y, centre_x, size, *images.shape[-2:]).to(images.dtype)
+
+
+def _cutout_factor(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
+    """0 inside the square and 1 elsewhere, float32 [b, 1, H, W]: a product is quicker than masked_fill on a CPU."""
+    top, left = centre_y - size // 2, centre_x - size // 2
+    inside = box_mask(Box(top, top + size, left, left + size), height, width)
+    return (~inside[:, None]).to(torch.float32)
+
+
+def box_mask(box: Box, height: int, width: int) -> Tensor:
+    """Pixels inside the box, which may reach beyond the image.
+
+    Shapes: box of [...] each; returns bool [..., H, W].
+    """
+    top, bottom, left, right = (side[..., None] for side in box)
+    y = torch.arange(height, device=top.device)
+    x = torch.arange(width, device=top.device)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return rows[..., :, None] & columns[..., None, :]
+
+
+# --- mixing two batches ------------------------------------------------------------------------------------------
+
+
+def draw_beta_one_one(*, device: torch.device, generator: torch.Generator) -> Tensor:
+    """One draw of lam from Beta(1, 1), which is the uniform distribution: float32 []."""
+    return torch.rand((), device=device, generator=generator)
+
+
+def mixup(x_a: Tensor, x_b: Tensor, lam: Tensor) -> Tensor:
+    """Mixup (Zhang et al. 2018): lam x_a + (1 - lam) x_b.
+
+    Shapes: x_a, x_b float [b, 3, H, W]; lam []; returns [b, 3, H, W].
+    """
+    return x_b + lam * (x_a - x_b)
+
+
+def draw_cutmix_box(height: int, width: int, lam: Tensor, *, generator: torch.Generator) -> tuple[Box, Tensor]:
+    """Draw CutMix's box (Yun et al. 2019) and the share of x_a that is left outside of it.
+
+    The sides are sqrt(1 - lam) H and sqrt(1 - lam) W, rounded down; the centre is uniform over the pixels; the box is
+    clipped to the image. The share lam' = 1 - clipped area / (H W) counts pixels exactly, so it is the label's weight.
+
+    Shapes: lam float [], on the generator's device; returns the box and lam' float32 [].
+    """
+    side = (1 - lam).sqrt()
+    box_height, box_width = (side * height).to(torch.int64), (side * width).to(torch.int64)
+    centre_y = torch.randint(height, (), device=lam.device, generator=generator)
+    centre_x = torch.randint(width, (), device=lam.device, generator=generator)
+    top, left = centre_y - box_height // 2, centre_x - box_width // 2
+    bottom, right = (top + box_height).clamp(max=height), (left + box_width).clamp(max=width)
+    top, left = top.clamp(min=0), left.clamp(min=0)
+    pasted = (bottom - top) * (right - left)
+    return Box(top, bottom, left, right), 1 - pasted.to(torch.float32) / (height * width)
+
+
+def cutmix(x_a: Tensor, x_b: Tensor, box: Box) -> Tensor:
+    """CutMix (Yun et al. 2019): x_a with the box pasted from x_b.
+
+    Shapes: x_a, x_b [b, 3, H, W]; box of [] each; returns [b, 3, H, W].
+    """
+    return torch.where(box_mask(box, *x_a.shape[-2:]), x_b, x_a)
+
+
+# --- SimCLR ------------------------------------------------------------------------------------------------------
+
+
+def draw_resized_crop(
+    batch: int, height: int, width: int, *, device: torch.device, generator: torch.Generator
+) -> ResizedCropParameters:
+    """Draw crops of a share of the area uniform in (0.2, 1) and an aspect ratio log-uniform in (3/4, 4/3).
+
+    As torchvision's RandomResizedCrop: the first of ten candidates that fits into the image, otherwise the largest
+    centred crop of an allowed ratio. The ten are drawn at once and a mask finds the first.
+
+    Shapes: int64 [b] each.
+    """
+    draws = torch.rand((batch, CROP_ATTEMPTS, 4), device=device, generator=generator)
+    area = height * width * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * draws[..., 0])
+    log_low, log_high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    ratio = (log_low + (log_high - log_low) * draws[..., 1]).exp()
+    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    # rand() stays below 1, but its product may round up to the bound.
+    tops = torch.minimum((draws[..., 2] * (height - heights + 1)).floor(), height - heights)
+    lefts = torch.minimum((draws[..., 3] * (width - widths + 1)).floor(), width - widths)
+
+    attempt = torch.arange(CROP_ATTEMPTS, device=device)
+    first = torch.where(fits, attempt, CROP_ATTEMPTS).amin(dim=1, keepdim=True)
+    candidates = torch.stack((tops, lefts, heights, widths)).to(torch.int64)
+    index = first.clamp(max=CROP_ATTEMPTS - 1).expand(4, -1, -1)
+    chosen = candidates.gather(2, index).squeeze(2).unbind(0)
+    found = first.squeeze(1) < CROP_ATTEMPTS
+    # Numbers, not a tensor made of them: copying that to an accelerator would stall the host.
+    fallback = _fallback_crop(height, width)
+    return ResizedCropParameters(
+        *(torch.where(found, side, number) for side, number in zip(chosen, fallback, strict=True))
+    )
+
+
+def _fallback_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    crop_height, crop_width = height, width
+    if width / height < CROP_RATIO[0]:
+        crop_height = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        crop_width = round(height * CROP_RATIO[1])
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resized_crop(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> Tensor:
+    """Resize each sample's crop back to the full size, bilinear with antialiasing, and mirror the chosen ones.
+
+    The triangle filter of torchvision's `resize(..., antialias=True)` as two dense matrices a sample, one an axis.
+
+    Shapes: images uint8 [b, 3, H, W]; flip bool [b]; returns float32 [b, 3, H, W] in [0, 1].
+    """
+    height, width = images.shape[-2:]
+    rows = _resize_matrix(crop.top, crop.height, torch.arange(height, device=images.device)[None])
+    columns = torch.arange(width, device=images.device)[None]
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    return _separable(images.to(torch.float32), rows, _resize_matrix(crop.left, crop.width, columns)).div_(255)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:
+    """Matrix [b, S, S]: row o takes output pixel output[o] from the `length` source pixels at `start`, resized to S.
+
+    Shapes: start, length int64 [b]; output int64 [b, S] or [1, S].
+    """
+    size = output.shape[1]
+    scale = (length.to(torch.float32) / size)[:, None]
+    source = torch.arange(size, dtype=torch.float32, device=start.device) - start[:, None]
+    in_crop = ((source >= 0) & (source < length[:, None])).to(torch.float32)
+    centre = scale * (output + 0.5)
+    # The triangle is as wide as an output pixel where the crop shrinks, and as a source pixel where it grows.
+    slope = -1 / scale.clamp(min=1)
+    weight = ((source + 0.5)[:, None, :] - centre[:, :, None]).abs_().mul_(slope[:, :, None]).add_(1).clamp_(min=0)
+    weight = weight.mul_(in_crop[:, None, :])
+    return weight.div_(weight.sum(dim=2, keepdim=True))
+
+
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows @ image @ columns^T for each channel: images [b, 3, H, W], rows [b, H, H], columns [b, W, W]."""
+    with torch.autocast(images.device.type, enabled=False):
+        along_rows = images.flatten(1, 2).bmm(columns.transpose(1, 2)).view(images.shape)
+        return rows[:, None] @ along_rows
+
+
+def draw_jitter(batch: int, *, device: torch.device, generator: torch.Generator) -> JitterParameters:
+    """Draw colour jitter of strengths (0.4, 0.4, 0.4, 0.1) for 80 % of the samples, in an order of its own each."""
+    order = torch.rand((batch, 4), device=device, generator=generator).argsort(dim=1)
+    spread = 2 * torch.rand((4, batch), device=device, generator=generator) - 1
+    brightness, contrast, saturation, hue = (
+        strength * share for strength, share in zip(JITTER_STRENGTHS, spread.unbind(0), strict=True)
+    )
+    chosen = draw_chosen(batch, JITTER_PROBABILITY, device=device, generator=generator)
+    return JitterParameters(order, 1 + brightness, 1 + contrast, 1 + saturation, hue, chosen)
+
+
+def colour_jitter(images: Tensor, jitter: JitterParameters) -> Tensor:
+    """Brightness, contrast, saturation and hue of the chosen samples, in each sample's order.
+
+    Shapes: images float32 [b, 3, H, W] in [0, 1], whose memory may be overwritten; returns the same.
+    """
+    factors = torch.stack((jitter.brightness, jitter.contrast, jitter.saturation), dim=1)
+    for operation in jitter.order.unbind(1):
+        is_hue = operation == HUE
+        factor = factors.gather(1, operation.clamp(max=SATURATION)[:, None]).squeeze(1)
+        images = apply_to_rows(jitter.chosen & ~is_hue, images, _adjust_tone, operation, factor)
+        images = apply_to_rows(jitter.chosen & is_hue, images, adjust_hue, jitter.hue)
+    return images
+
+
+def _adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+    """Brightness, contrast or saturation: a blend with black, with the mean grey, with the grey image."""
+    operation, factor = operation[:, None, None, None], factor[:, None, None, None]
+    gray = _luma(images)
+    # Products with 0 and 1, because torch.where over whole planes takes five times as long on a CPU.
+    is_saturation = (operation == SATURATION).to(images.dtype)
+    flat = gray.mean(dim=(2, 3), keepdim=True) * (operation == CONTRAST)
+    degenerate = gray * is_saturation + flat
+    return torch.lerp(degenerate, images, factor).clamp_(0, 1)
+
+
+def adjust_hue(images: Tensor, hue: Tensor) -> Tensor:
+    """Turn each sample's hue by a fraction of the colour circle, keeping value and saturation.
+
+    Shapes: images float32 [b, 3, H, W] in [0, 1]; hue float32 [b], turns in [-0.5, 0.5]; returns [b, 3, H, W].
+    """
+    red, green, blue = images.unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # In sixths of the circle; where the chroma is 0 all differences are, and the hue does not matter.
+    divisor = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)
+    sixths = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    sixths = torch.where(value == red, (green - blue) / divisor, sixths)
+    sixths = sixths + 6 * hue[:, None, None]
+    # A channel falls from `value` by up to `chroma` as its distance from the turned hue goes from 1 to 2 sixths.
+    channel_offset = (5 - 2 * torch.arange(3, dtype=images.dtype, device=images.device))[:, None, None]
+    position = sixths[:, None] + channel_offset
+    position = position - 6 * (position / 6).floor()
+    fall = torch.minimum(position, 4 - position).clamp_(0, 1)
+    return value[:, None] - chroma[:, None] * fall
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """Grey images in three equal channels: images float32 [b, 3, H, W]; returns the same shape."""
+    return _luma(images).expand_as(images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(1)
+    return (_GRAY_WEIGHTS[0] * red + _GRAY_WEIGHTS[1] * green + _GRAY_WEIGHTS[2] * blue).unsqueeze(1)
+
+
+def blur_kernel_size(height: int, width: int) -> int:
+    """Pixels of SimCLR's blur kernel: odd, about a tenth of the shorter side, at least 3."""
+    return max(3, 2 * (int(0.1 * min(height, width)) // 2) + 1)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each sample with its own sigma; kernel of `blur_kernel_size`, borders reflected.
+
+    Shapes: images float32 [b, 3, H, W]; sigma float32 [b], in pixels; returns [b, 3, H, W].
+    """
+    height, width = images.shape[-2:]
+    kernel_size = blur_kernel_size(height, width)
+    offset = torch.arange(kernel_size, device=images.device) - kernel_size // 2
+    kernel = torch.exp(-0.5 * (offset / sigma[:, None]).square())
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    return _separable(images, _blur_matrix(kernel, height), _blur_matrix(kernel, width))
+
+
+def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
+    """Matrix [b, size, size] that convolves with kernel [b, k] under reflected borders."""
+    taps = _reflected_taps(kernel.shape[1], size, kernel.device)
+    with torch.autocast(kernel.device.type, enabled=False):
+        return (kernel @ taps).view(-1, size, size)
+
+
+@lru_cache(maxsize=32)
+def _reflected_taps(kernel_size: int, size: int, device: torch.device) -> Tensor:
+    """One-hot [k, size * size]: which source pixel each tap of each output pixel reads."""
+    offset = torch.arange(kernel_size)[:, None] - kernel_size // 2
+    source = (torch.arange(size)[None, :] + offset).abs()
+    source = (size - 1) - (size - 1 - source).abs()
+    taps = torch.nn.functional.one_hot(source, size).to(torch.float32)
+    return taps.view(kernel_size, size * size).to(device)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}")

@@ -1,0 +1,335 @@
+"""AutoAugment for whole batches: the CIFAR-10 policy on uint8 tensors, parameters per sample, no loop over samples.
+
+Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019 (arXiv 1805.09501), appendix A, with
+the probabilities, the ten magnitude bins and the random signs of `torchvision.transforms.AutoAugment`. The reference
+of every operation is torchvision on **PIL images** (interpolation NEAREST, fill 0); the results are the same bytes:
+
+| operation | how | against torchvision on PIL |
+|---|---|---|
+| ShearX, ShearY, TranslateX, TranslateY, Rotate | PIL's 16.16 fixed-point affine map, one gather | exact |
+| Brightness, Contrast, Posterize, Solarize, Invert, AutoContrast, Equalize | 256-entry table per channel | exact |
+| Color, Sharpness | blend with the grey image, with PIL's SMOOTH image | exact |
+
+Every operation is evaluated once a slot for all samples that want it, never once a sub-policy.
+
+Shapes: b samples, height H, width W; images are uint8 [b, 3, H, W].
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The order matters: the three families below are ranges of positions in this tuple.
+OPERATIONS = (
+    *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+    *("Brightness", "Contrast", "Posterize", "Solarize", "Invert", "AutoContrast", "Equalize"),
+    *("Color", "Sharpness"),
+    "Identity",
+)
+_POSITION = {name: position for position, name in enumerate(OPERATIONS)}
+_LAST_GEOMETRIC = _POSITION["Rotate"]
+_LAST_TABLE = _POSITION["Equalize"]
+
+MAGNITUDE_BINS = 10
+
+# Each sub-policy: two operations, each with its probability and its magnitude bin (0 where the operation has none).
+CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
+    (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+    (("Solarize", 0.5, 2), ("Invert", 0.0, 0)),
+    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, 0)),
+    (("AutoContrast", 0.8, 0), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 0)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, 0), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
+)
+
+
+class AutoAugmentParameters(NamedTuple):
+    """What one call of AutoAugment does to each sample: two slots, applied in order.
+
+    Shapes: operation int64 [b, 2], a position in `OPERATIONS` ("Identity" where the slot's coin said no);
+        magnitude int64 [b, 2], a bin; positive bool [b, 2], the sign, which unsigned operations ignore.
+    """
+
+    operation: Tensor
+    magnitude: Tensor
+    positive: Tensor
+
+
+class _MagnitudeTables(NamedTuple):
+    affine: Tensor  # int32 [operations, bins, 2, 6], 16.16 fixed point
+    factor: Tensor  # float32 [operations, bins, 2]
+    threshold: Tensor  # float32 [operations, bins]
+    bit_mask: Tensor  # int64 [operations, bins]
+
+
+def apply_to_rows(chosen: Tensor, images: Tensor, function: Callable[..., Tensor], *row_parameters: Tensor) -> Tensor:
+    """Replace the chosen images by `function(images, *row_parameters)`; `function` treats samples independently.
+
+    On a CPU only the chosen rows are computed. On an accelerator the host would have to wait to learn how many there
+    are, so all rows are computed and a mask picks: static shapes, no synchronisation, the same result.
+
+    The memory of `images` may be overwritten: pass a tensor that nobody else reads.
+
+    Shapes: chosen bool [b]; images [b, 3, H, W]; each of row_parameters [b, ...]; returns [b, 3, H, W].
+    """
+    if not _shapes_may_depend_on_data(images.device):
+        return torch.where(chosen[:, None, None, None], function(images, *row_parameters), images)
+    rows = chosen.nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return images
+    selected = (parameter.index_select(0, rows) for parameter in row_parameters)
+    return images.index_copy_(0, rows, function(images.index_select(0, rows), *selected))
+
+
+def _shapes_may_depend_on_data(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def draw_autoaugment(batch: int, *, device: torch.device, generator: torch.Generator) -> AutoAugmentParameters:
+    """Draw a sub-policy, two coins and two signs for each sample, as `torchvision.transforms.AutoAugment` does.
+
+    Shapes: returns parameters of shape [b, 2] with b = `batch`.
+    """
+    operation, probability, magnitude = _policy_tables(device)
+    sub_policy = torch.randint(len(CIFAR10_POLICY), (batch,), device=device, generator=generator)
+    coins = torch.rand((batch, 2), device=device, generator=generator)
+    positive = torch.randint(2, (batch, 2), device=device, generator=generator) == 1
+    wanted = coins <= probability[sub_policy]
+    return AutoAugmentParameters(
+        operation=torch.where(wanted, operation[sub_policy], _POSITION["Identity"]),
+        magnitude=magnitude[sub_policy],
+        positive=positive,
+    )
+
+
+def autoaugment(images: Tensor, parameters: AutoAugmentParameters) -> Tensor:
+    """Apply both slots of the drawn sub-policies.
+
+    Shapes: images uint8 [b, 3, H, W]; parameters [b, 2] each; returns uint8 [b, 3, H, W].
+    Raises: ValueError if the images are not uint8 [b, 3, H, W].
+    """
+    for slot in (0, 1):
+        images = apply_operation(
+            images, parameters.operation[:, slot], parameters.magnitude[:, slot], parameters.positive[:, slot]
+        )
+    return images
+
+
+def apply_operation(images: Tensor, operation: Tensor, magnitude: Tensor, positive: Tensor) -> Tensor:
+    """Apply one operation to each sample.
+
+    Shapes: images uint8 [b, 3, H, W]; operation int64 [b], positions in `OPERATIONS`; magnitude int64 [b], bins from
+        0 to 9; positive bool [b]; returns uint8 [b, 3, H, W].
+    Raises: ValueError if the images are not uint8 [b, 3, H, W].
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}")
+    height, width = images.shape[-2:]
+    tables = _magnitude_tables(height, width, images.device)
+    sign = positive.long()
+    affine = tables.affine[operation, magnitude, sign]
+    factor = tables.factor[operation, magnitude, sign]
+    threshold = tables.threshold[operation, magnitude]
+    bit_mask = tables.bit_mask[operation, magnitude]
+
+    images = apply_to_rows(operation <= _LAST_GEOMETRIC, images.clone(), affine_nearest, affine)
+    is_table = (operation > _LAST_GEOMETRIC) & (operation <= _LAST_TABLE)
+    images = apply_to_rows(is_table, images, _look_up, operation, factor, threshold, bit_mask)
+    images = apply_to_rows(operation == _POSITION["Color"], images, adjust_colour, factor)
+    return apply_to_rows(operation == _POSITION["Sharpness"], images, adjust_sharpness, factor)
+
+
+def affine_nearest(images: Tensor, affine: Tensor) -> Tensor:
+    """Nearest-neighbour affine map with zero fill, in the 16.16 fixed-point arithmetic of PIL's `Image.transform`.
+
+    Output pixel (x, y) takes input pixel ((a0 x + a1 y + a2) >> 16, (a3 x + a4 y + a5) >> 16). Integers up to
+    32 767 pixels a side fit.
+
+    Shapes: images uint8 [b, 3, H, W]; affine int32 [b, 6]; returns uint8 [b, 3, H, W].
+    """
+    batch, channels, height, width = images.shape
+    x = torch.arange(width, dtype=torch.int32, device=images.device)[None, None, :]
+    y = torch.arange(height, dtype=torch.int32, device=images.device)[None, :, None]
+    a0, a1, a2, a3, a4, a5 = affine[:, :, None, None].unbind(1)
+    source_x = (a0 * x + (a1 * y + a2)) >> 16
+    source_y = (a3 * x + (a4 * y + a5)) >> 16
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    index = torch.where(inside, source_y * width + source_x, 0).to(torch.int64)
+    index = index.reshape(batch, 1, height * width).expand(-1, channels, -1)
+    moved = images.reshape(batch, channels, height * width).gather(2, index).reshape(images.shape)
+    return moved * inside[:, None].to(torch.uint8)
+
+
+def adjust_colour(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with its grey version: factor 0 is grey, 1 the image, more than 1 more colourful.
+
+    Shapes: images uint8 [b, 3, H, W]; factor float32 [b]; returns uint8 [b, 3, H, W].
+    """
+    pixels = images.to(torch.float32)
+    return _blend(_grey(pixels), pixels, factor[:, None, None, None])
+
+
+def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with its smoothed version (3 x 3, centre weight 5 of 13, borders as they are).
+
+    Shapes: images uint8 [b, 3, H, W], H and W at least 3; factor float32 [b]; returns uint8 [b, 3, H, W].
+    """
+    pixels = images.to(torch.float32)
+    smooth = pixels.clone()
+    columns = pixels[..., :-2] + pixels[..., 1:-1] + pixels[..., 2:]
+    box = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
+    # A multiple of 1/13 is never within 1/26 of a half, so float32 rounds as PIL does.
+    smooth[..., 1:-1, 1:-1] = ((box + 4 * pixels[..., 1:-1, 1:-1]) / 13 + 0.5).floor()
+    return _blend(smooth, pixels, factor[:, None, None, None])
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """ITU-R 601-2 luma in PIL's fixed point, [b, 3, H, W] -> [b, 1, H, W]; every sum stays below 2^24, so exact."""
+    red, green, blue = pixels.unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor().unsqueeze(1)
+
+
+def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
+    """PIL's `Image.blend`: float32, clipped, truncated."""
+    # Not torch.lerp: it reorders the terms for factors above one half, and truncation shows the last bit.
+    return (degenerate + factor * (pixels - degenerate)).clamp(0, 255).to(torch.uint8)
+
+
+def _look_up(images: Tensor, operation: Tensor, factor: Tensor, threshold: Tensor, bit_mask: Tensor) -> Tensor:
+    batch, channels, height, width = images.shape
+    levels = images.reshape(batch, channels, height * width)
+    index = levels.to(torch.int64)
+    ramp = torch.arange(256, device=images.device)
+
+    grey_sum = _grey(images.to(torch.float32)).to(torch.int64).sum(dim=(1, 2, 3))
+    grey_mean = (2 * grey_sum + height * width) // (2 * height * width)
+    degenerate = torch.where(operation == _POSITION["Contrast"], grey_mean, 0).to(torch.float32)
+    blended = _blend(degenerate[:, None], ramp.to(torch.float32), factor[:, None])
+    solarised = torch.where(ramp >= threshold[:, None], 255 - ramp, ramp)
+    simple = torch.where((operation == _POSITION["Posterize"])[:, None], ramp & bit_mask[:, None], solarised)
+    is_blend = (operation == _POSITION["Brightness"]) | (operation == _POSITION["Contrast"])
+    table = torch.where(is_blend[:, None], blended, simple.to(torch.uint8))[:, None, :]
+
+    lowest = levels.amin(dim=2, keepdim=True).to(torch.int64)
+    highest = levels.amax(dim=2, keepdim=True).to(torch.int64)
+    is_autocontrast = (operation == _POSITION["AutoContrast"])[:, None, None]
+    table = torch.where(is_autocontrast, _autocontrast_table(lowest, highest, ramp), table)
+    is_equalize = (operation == _POSITION["Equalize"])[:, None, None]
+    table = torch.where(is_equalize, _equalize_table(index, highest, ramp), table)
+    return table.gather(2, index).reshape(images.shape)
+
+
+def _autocontrast_table(lowest: Tensor, highest: Tensor, ramp: Tensor) -> Tensor:
+    # float64 and in this order: PIL truncates, so exact integers depend on the last bit.
+    # Division of two tensors, because `255 / tensor` multiplies by the reciprocal.
+    spread = (highest - lowest).clamp(min=1).to(torch.float64)
+    scale = torch.full_like(spread, 255.0) / spread
+    stretched = (ramp * scale + -lowest * scale).clamp(0, 255).to(torch.int64)
+    return torch.where(highest > lowest, stretched, ramp).to(torch.uint8)
+
+
+def _equalize_table(index: Tensor, highest: Tensor, ramp: Tensor) -> Tensor:
+    histogram = torch.zeros((*index.shape[:2], 256), dtype=torch.int32, device=index.device)
+    histogram.scatter_add_(2, index, torch.ones((), dtype=torch.int32, device=index.device).expand_as(index))
+    below = histogram.cumsum(dim=2, dtype=torch.int32) - histogram
+    step = (index.shape[2] - histogram.gather(2, highest)) // 255
+    levelled = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
+    return torch.where(step > 0, levelled, ramp).to(torch.uint8)
+
+
+@lru_cache(maxsize=8)
+def _policy_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Operation int64, probability float32 and magnitude bin int64 of the policy, [25, 2] each."""
+    operation = [[_POSITION[name] for name, _, _ in pair] for pair in CIFAR10_POLICY]
+    probability = [[p for _, p, _ in pair] for pair in CIFAR10_POLICY]
+    magnitude = [[bin_ for _, _, bin_ in pair] for pair in CIFAR10_POLICY]
+    return (
+        torch.tensor(operation, device=device),
+        torch.tensor(probability, dtype=torch.float32, device=device),
+        torch.tensor(magnitude, device=device),
+    )
+
+
+@lru_cache(maxsize=32)
+def _magnitude_tables(height: int, width: int, device: torch.device) -> _MagnitudeTables:
+    """Turn (operation, bin, sign) into numbers once an image size, in Python's double precision as PIL is called."""
+    bins = MAGNITUDE_BINS
+    largest = {
+        "ShearX": 0.3,
+        "ShearY": 0.3,
+        "TranslateX": 150.0 / 331.0 * width,
+        "TranslateY": 150.0 / 331.0 * height,
+        "Rotate": 30.0,
+        "Brightness": 0.9,
+        "Contrast": 0.9,
+        "Color": 0.9,
+        "Sharpness": 0.9,
+    }
+    affine = torch.tensor(_fixed_point((1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), dtype=torch.int32)
+    affine = affine.repeat(len(OPERATIONS), bins, 2, 1)
+    factor = torch.ones(len(OPERATIONS), bins, 2)
+    for name, limit in largest.items():
+        # float32 steps, widened, because torchvision reads its magnitudes off a float32 linspace.
+        for bin_, size in enumerate(torch.linspace(0.0, limit, bins, dtype=torch.float32).tolist()):
+            for positive in (0, 1):
+                signed = size if positive else -size
+                factor[_POSITION[name], bin_, positive] = 1.0 + signed
+                if _POSITION[name] <= _LAST_GEOMETRIC:
+                    fixed = torch.tensor(_fixed_point(_inverse_affine(name, signed, height, width)))
+                    affine[_POSITION[name], bin_, positive] = fixed.to(torch.int32)
+    # Invert is Solarize from 0 upwards; 256 leaves every level alone.
+    threshold = torch.full((len(OPERATIONS), bins), 256.0)
+    threshold[_POSITION["Solarize"]] = torch.linspace(255.0, 0.0, bins)
+    threshold[_POSITION["Invert"]] = 0.0
+    bit_mask = torch.full((len(OPERATIONS), bins), 255)
+    for bin_ in range(bins):
+        dropped_bits = round(bin_ / ((bins - 1) / 4))
+        bit_mask[_POSITION["Posterize"], bin_] = 255 & ~(2**dropped_bits - 1)
+    return _MagnitudeTables(affine.to(device), factor.to(device), threshold.to(device), bit_mask.to(device))
+
+
+def _inverse_affine(name: str, size: float, height: int, width: int) -> tuple[float, ...]:
+    """Coefficients of the map from output to input pixels; shears fix the corner, rotation the centre."""
+    if name == "ShearX":
+        return (1.0, size, 0.0, 0.0, 1.0, 0.0)
+    if name == "ShearY":
+        return (1.0, 0.0, 0.0, size, 1.0, 0.0)
+    if name == "TranslateX":
+        return (1.0, 0.0, -float(int(size)), 0.0, 1.0, 0.0)
+    if name == "TranslateY":
+        return (1.0, 0.0, 0.0, 0.0, 1.0, -float(int(size)))
+    cosine, sine = math.cos(math.radians(size)), math.sin(math.radians(size))
+    centre_x, centre_y = width / 2, height / 2
+    shift_x = centre_x - cosine * centre_x + sine * centre_y
+    shift_y = centre_y - sine * centre_x - cosine * centre_y
+    return (cosine, -sine, shift_x, sine, cosine, shift_y)
+
+
+def _fixed_point(coefficients: tuple[float, ...]) -> list[int]:
+    """16.16 fixed point with the half-pixel offset folded in, as PIL's affine_fixed does."""
+    a0, a1, a2, a3, a4, a5 = coefficients
+    shifted = (a0, a1, a2 + a0 * 0.5 + a1 * 0.5, a3, a4, a5 + a3 * 0.5 + a4 * 0.5)
+    return [math.floor(value * 65536.0 + 0.5) for value in shifted]

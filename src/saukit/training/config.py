@@ -1,0 +1,136 @@
+"""What `saukit train` can be told, and the presets that fill in what it was not told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from saukit.core.config import Amp
+from saukit.core.errors import UsageError
+
+Method = Literal["sau", "ce", "balanced-softmax"]
+Noise = Literal["pos_neg", "neg_only", "drop"]
+Schedule = Literal["cosine-epoch", "cosine-step"]
+PresetName = Literal["paper", "fast", "small"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Every default of `train` lives here; None is "from the preset" or "from the data"."""
+
+    method: Method = "sau"
+    synthetic: bool | None = None
+    preset: Literal["auto", "paper", "fast", "small"] = "auto"
+    backbone: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
+    warmup: float | None = None
+    noise: Noise = "pos_neg"
+    temperature: float = 0.1
+    flip: bool | None = None
+    select: Literal["last", "val"] = "last"
+    amp: Amp = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of the table of presets; exactly one of `epochs` and `steps` is set.
+
+    `warmup` is the share of the steps in which the learning rate rises.
+    `steps` is a fixed number of optimiser steps however many images there are: more images are not more training.
+    """
+
+    backbone: str
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+
+
+SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the small convolutional network is used
+
+PRESETS: dict[PresetName, Preset] = {
+    # SAU's own settings for CIFAR: no warm-up, the learning rate changes once an epoch.
+    "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0),
+    "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),
+    # A budget for a processor; minutes, not days.
+    "small": Preset("resnet32-w16", None, 1500, 128, 0.05, 5e-4, "cosine-step", 0.05),
+}
+
+
+def resolve(
+    config: TrainConfig, *, cache_exists: bool, image_side: int, default_flip: bool, device_type: str, amp: Amp
+) -> TrainConfig:
+    """The configuration with nothing left open: what config.yaml holds, and what a run is repeated from.
+
+    Raises: UsageError that lists every value that makes no sense.
+    """
+    _check(config)
+    tiny = image_side <= SMALL_IMAGE_SIDE
+    name: PresetName
+    if config.preset != "auto":
+        name = config.preset
+    else:
+        name = "small" if device_type == "cpu" or tiny else "fast"
+    preset = PRESETS[name]
+    lengths_given = config.epochs is not None or config.steps is not None
+    return replace(
+        config,
+        preset=name,
+        synthetic=cache_exists if config.synthetic is None else config.synthetic,
+        backbone=config.backbone or ("convnet-small" if tiny else preset.backbone),
+        epochs=config.epochs if lengths_given else preset.epochs,
+        steps=config.steps if lengths_given else preset.steps,
+        batch_size=_or(config.batch_size, preset.batch_size),
+        lr=_or(config.lr, preset.lr),
+        weight_decay=_or(config.weight_decay, preset.weight_decay),
+        schedule=config.schedule or preset.schedule,
+        warmup=_or(config.warmup, preset.warmup),
+        flip=_or(config.flip, default_flip),
+        amp=amp,
+    )
+
+
+def default_run_name(config: TrainConfig) -> str:
+    """The name of a resolved configuration's run: `sau+synth`, `ce`, `ce-seed1`."""
+    name = config.method + ("+synth" if config.synthetic else "")
+    return name if config.seed == TrainConfig.seed else f"{name}-seed{config.seed}"
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _check(config: TrainConfig) -> None:
+    from saukit.models.backbones import BACKBONES
+
+    problems = []
+    if config.epochs is not None and config.steps is not None:
+        problems.append("epochs and steps both say how long to train: give one of them")
+    for field in ("epochs", "steps", "batch_size"):
+        value = getattr(config, field)
+        if value is not None and value < 1:
+            problems.append(f"{field} must be at least 1, got {value}")
+    if config.batch_size == 1:
+        problems.append("batch_size must be at least 2 (BatchNorm needs two images), got 1")
+    for field in ("lr", "temperature"):
+        value = getattr(config, field)
+        if value is not None and not 0 < value < float("inf"):
+            problems.append(f"{field} must be positive, got {value}")
+    if config.weight_decay is not None and not 0 <= config.weight_decay < float("inf"):
+        problems.append(f"weight_decay must be at least 0, got {config.weight_decay}")
+    if config.warmup is not None and not 0 <= config.warmup < 1:
+        problems.append(f"warmup must be a share of the steps, at least 0 and below 1, got {config.warmup}")
+    if config.backbone is not None and config.backbone not in BACKBONES:
+        problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")
+    if problems:
+        raise UsageError("; ".join(problems))

@@ -1,0 +1,213 @@
+"""Losses of long-tailed training and of the SAU method, in full precision whatever autocast says.
+
+float16 and bfloat16 inputs are computed in float32, float32 and float64 as they are. Everything is masks on static
+shapes: nothing here makes the host wait for the device.
+
+Shapes: b samples, K classes (one prototype each), d embedding dimensions, n = 2 (b + K) embeddings.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NoiseStrategy = Literal["pos_neg", "neg_only", "drop"]
+NOISE_STRATEGIES: tuple[NoiseStrategy, ...] = ("pos_neg", "neg_only", "drop")
+
+
+def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
+    """Cross-entropy against a distribution, mean over the batch: -1/b sum_i sum_k p_ik log softmax(logits_i)_k.
+
+    Shapes: logits [b, K]; target_probabilities [b, K], rows summing to 1; returns [].
+    Raises: ValueError if the shapes differ.
+    """
+    if logits.shape != target_probabilities.shape:
+        raise ValueError(
+            "logits and target_probabilities must have one shape, "
+            f"got {list(logits.shape)} and {list(target_probabilities.shape)}"
+        )
+    log_probabilities = F.log_softmax(_full_precision(logits), dim=1)
+    return -(target_probabilities.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
+
+
+def mixed_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor | float) -> Tensor:
+    """Cross-entropy of a mixed batch, lam CE(y_a) + (1 - lam) CE(y_b): the soft form without one-hot targets.
+
+    Mixup: Zhang et al. 2018, Section 2; CutMix: Yun et al. 2019, Eq. 1.
+
+    Shapes: logits [b, K]; labels_a, labels_b int64 [b]; lam a number or a tensor [] or [b]; returns [].
+    Raises: ValueError if b differs.
+    """
+    _check_labels(logits, labels_a)
+    _check_labels(logits, labels_b)
+    log_probabilities = F.log_softmax(_full_precision(logits), dim=1)
+    term_a = F.nll_loss(log_probabilities, labels_a, reduction="none")
+    term_b = F.nll_loss(log_probabilities, labels_b, reduction="none")
+    return (lam * term_a + (1 - lam) * term_b).mean()
+
+
+def balanced_softmax_loss(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
+    """Balanced softmax (Ren et al. 2020, Eq. 4): cross-entropy of logits_k + log n_k.
+
+    Shapes: logits [b, K]; labels int64 [b]; class_counts [K], training images of each class, all positive;
+        returns [].
+    Raises: ValueError if b or K differs.
+    """
+    _check_labels(logits, labels)
+    if class_counts.shape != logits.shape[1:]:
+        raise ValueError(f"class_counts must be [K] = [{logits.shape[1]}], got {list(class_counts.shape)}")
+    scores = _full_precision(logits)
+    return F.cross_entropy(scores + class_counts.to(scores).log(), labels)
+
+
+@torch.no_grad()
+def label_check(
+    z2: Tensor, z3: Tensor, labels: Tensor, synthetic: Tensor, prototypes2: Tensor, prototypes3: Tensor
+) -> Tensor:
+    """Which labels to trust (SAU, arXiv 2408.16273): a synthetic label must be its nearest real neighbour's, twice.
+
+    In each of the two views a synthetic sample's nearest neighbour by cosine is sought among the batch's real samples
+    and the prototypes. The sample is trusted only if both neighbours carry its own label. Real samples are trusted.
+
+    Shapes: z2, z3 [b, d], L2-normalised; labels int64 [b]; synthetic bool [b]; prototypes2, prototypes3 [K, d],
+        L2-normalised, row k for class k; returns bool [b].
+    Raises: ValueError if b, K or d differ.
+    """
+    _check_branch_shapes(z2, z3, labels, synthetic, prototypes2, prototypes3)
+    agree2 = _nearest_real_label(z2, labels, synthetic, prototypes2) == labels
+    agree3 = _nearest_real_label(z3, labels, synthetic, prototypes3) == labels
+    return ~synthetic | (agree2 & agree3)
+
+
+def _nearest_real_label(z: Tensor, labels: Tensor, synthetic: Tensor, prototypes: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):
+        z = _full_precision(z)
+        candidates = torch.cat((z, prototypes.to(z)))
+        similarity = z @ candidates.T
+    candidate_labels = torch.cat((labels, _class_labels(prototypes)))
+    is_real = torch.cat((~synthetic, synthetic.new_ones(len(prototypes))))
+    return candidate_labels[similarity.masked_fill(~is_real, -torch.inf).argmax(dim=1)]
+
+
+def supervised_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    anchors: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, Eq. 2), mean over the anchors that have a positive.
+
+        L = mean_i -1/|P(i)| sum_{p in P(i)} log( exp(z_i z_p / t) / sum_{a in A(i)} exp(z_i z_a / t) )
+
+    A(i) is every other embedding, P(i) those of them with i's label. An anchor without positives contributes nothing
+    and is not counted; without any anchor the loss is 0, and so is its gradient.
+
+    Shapes: embeddings [n, d], L2-normalised; labels int64 [n]; returns [].
+        anchors bool [n]: rows that may be anchors (all of them by default).
+        present bool [n]: rows that exist; the others are neither anchor nor positive nor negative.
+    Raises: ValueError if n differs or the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    n = len(embeddings)
+    for name, tensor in (("labels", labels), ("anchors", anchors), ("present", present)):
+        if tensor is not None and tensor.shape != (n,):
+            raise ValueError(f"{name} must be [n] = [{n}], got {list(tensor.shape)}")
+    every_row = torch.ones(n, dtype=torch.bool, device=embeddings.device)
+    present = every_row if present is None else present
+    anchors = present if anchors is None else anchors & present
+
+    with torch.autocast(embeddings.device.type, enabled=False):
+        z = _full_precision(embeddings)
+        similarity = z @ z.T / temperature
+        others = ~torch.eye(n, dtype=torch.bool, device=z.device) & present
+        positives = others & (labels[:, None] == labels)
+        # The lowest finite number, not -inf: a row without others must not make NaN, not even in the gradient.
+        log_denominator = similarity.masked_fill(~others, torch.finfo(z.dtype).min).logsumexp(dim=1)
+        positive_count = positives.sum(dim=1)
+        positive_mean = similarity.masked_fill(~positives, 0).sum(dim=1) / positive_count.clamp(min=1)
+        counted = anchors & (positive_count > 0)
+        per_anchor = (log_denominator - positive_mean).masked_fill(~counted, 0)
+        return per_anchor.sum() / counted.sum().clamp(min=1)
+
+
+def synthetic_aware_loss(
+    z2: Tensor,
+    z3: Tensor,
+    labels: Tensor,
+    synthetic: Tensor,
+    prototypes2: Tensor,
+    prototypes3: Tensor,
+    *,
+    temperature: float,
+    strategy: NoiseStrategy,
+) -> tuple[Tensor, Tensor]:
+    """The loss of SAU's synthetic-aware branch: label check, then the contrastive loss over 2 (b + K) embeddings.
+
+    Both views of the batch and of the prototypes are contrasted together; a prototype is one more real sample of its
+    class, without gradient. A synthetic sample whose label fails `label_check` is noise, and the strategy says what
+    becomes of it:
+
+        pos_neg   it gets a label of its own: only its other view is its positive, it stays a negative of the others
+        neg_only  it stays a negative of the others, but is nobody's positive and no anchor
+        drop      it leaves the loss
+
+    Shapes: z2, z3 [b, d], L2-normalised; labels int64 [b]; synthetic bool [b]; prototypes2, prototypes3 [K, d],
+        L2-normalised, row k for class k; returns the loss [] and the trusted samples bool [b].
+    Raises: ValueError if b, K or d differ, for an unknown strategy, or if the temperature is not positive.
+    """
+    if strategy not in NOISE_STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(NOISE_STRATEGIES)}, got {strategy!r}")
+    trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3)
+    with torch.autocast(z2.device.type, enabled=False):
+        z2, z3 = _full_precision(z2), _full_precision(z3)
+        embeddings = torch.cat((z2, prototypes2.detach().to(z2), z3, prototypes3.detach().to(z3)))
+    batch, classes = len(labels), len(prototypes2)
+    own_label = classes + torch.arange(batch, device=labels.device)
+    view_labels = torch.cat((torch.where(trusted, labels, own_label), _class_labels(prototypes2)))
+    view_trusted = torch.cat((trusted, trusted.new_ones(classes)))
+    both_trusted = torch.cat((view_trusted, view_trusted))
+    loss = supervised_contrastive_loss(
+        embeddings,
+        torch.cat((view_labels, view_labels)),
+        temperature=temperature,
+        anchors=both_trusted if strategy == "neg_only" else None,
+        present=both_trusted if strategy == "drop" else None,
+    )
+    return loss, trusted
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _class_labels(prototypes: Tensor) -> Tensor:
+    return torch.arange(len(prototypes), device=prototypes.device)
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels must be [b] = [{logits.shape[0]}], got {list(labels.shape)}")
+
+
+def _check_branch_shapes(
+    z2: Tensor, z3: Tensor, labels: Tensor, synthetic: Tensor, prototypes2: Tensor, prototypes3: Tensor
+) -> None:
+    batch, dimensions = z2.shape
+    expected = {
+        "z3": (z3, (batch, dimensions)),
+        "labels": (labels, (batch,)),
+        "synthetic": (synthetic, (batch,)),
+        "prototypes2": (prototypes2, (len(prototypes2), dimensions)),
+        "prototypes3": (prototypes3, (len(prototypes2), dimensions)),
+    }
+    problems = [
+        f"{name} must be {list(shape)}, got {list(tensor.shape)}"
+        for name, (tensor, shape) in expected.items()
+        if tensor.shape != shape
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -1,0 +1,200 @@
+"""The training methods: what one step computes. Another method is a function and a line in `METHODS`.
+
+A step yields its losses one after the other and goes on only when the trainer has called `backward` on the last one,
+so the activations of one forward pass are freed before the next pass makes its own. Forward passes run in autocast,
+losses in float32 outside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saukit.core.device import Precision
+from saukit.models.dual_branch import DualBranchNet
+from saukit.training.augment import (
+    autoaugment_view,
+    crop_flip_view,
+    cutmix,
+    draw_beta_one_one,
+    draw_cutmix_box,
+    mixup,
+    simclr_view,
+)
+from saukit.training.config import Method, Noise
+from saukit.training.losses import balanced_softmax_loss, mixed_cross_entropy, synthetic_aware_loss
+from saukit.training.mixture import Batch
+
+
+@dataclass(frozen=True)
+class Views:
+    """The augmented views of a batch of uint8 images [b, 3, H, W], normalised and channels-last.
+
+    Crop padding is H / 8 and Cutout's side H / 2: SAU's 4 and 16 at 32 pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+    side: int
+    flip: bool
+
+    def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v1: random crop with padding, horizontal flip."""
+        view = crop_flip_view(
+            images, self.mean, self.std, padding=self._padding, flip=self.flip, generator=generator
+        )
+        return view.contiguous(memory_format=torch.channels_last)
+
+    def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v2: crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
+        view = autoaugment_view(
+            images,
+            self.mean,
+            self.std,
+            padding=self._padding,
+            flip=self.flip,
+            cutout_size=self.side // 2,
+            generator=generator,
+        )
+        return view.contiguous(memory_format=torch.channels_last)
+
+    def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v3: resized crop, flip, colour jitter, grey, blur (SimCLR)."""
+        view = simclr_view(images, self.mean, self.std, flip=self.flip, generator=generator)
+        return view.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def _padding(self) -> int:
+        return max(1, self.side // 8)
+
+
+@dataclass
+class Step:
+    """What a step has at hand besides its batch; `metrics` takes 0-d tensors for the log.
+
+    Shapes: class_counts [K], of the mixed training set; prototypes: two of [K, d], or None without a projection.
+    """
+
+    network: DualBranchNet
+    views: Views
+    precision: Precision
+    class_counts: Tensor
+    prototypes: tuple[Tensor, Tensor] | None
+    noise: Noise
+    temperature: float
+    generator: torch.Generator
+    metrics: dict[str, Tensor]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """One forward pass of the classifier in autocast; float32 [b, K]."""
+        with self.precision.autocast():
+            logits = self.network(images)
+        return logits.float()
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """One forward pass of the projection in autocast; L2-normalised float32 [b, d]."""
+        with self.precision.autocast():
+            embeddings = self.network.project(images)
+        return embeddings.float()
+
+
+def cross_entropy_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Plain cross entropy on v1(A)."""
+    logits = step.logits(step.views.crop_flip(batch.images, step.generator))
+    yield "ce", F.cross_entropy(logits, batch.labels)
+
+
+def balanced_softmax_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Balanced softmax (Ren et al. 2020) on v1(A); its prior is the class counts of the mixed training set."""
+    logits = step.logits(step.views.crop_flip(batch.images, step.generator))
+    yield "balanced_softmax", balanced_softmax_loss(logits, batch.labels, step.class_counts)
+
+
+def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """SAU: L = L_mix + L_SC (Li, Song and Zheng 2024). L_mix ignores which images are synthetic, L_SC checks them."""
+    generator = step.generator
+    first = step.views.crop_flip(batch.images, generator)
+    second = step.views.crop_flip(batch.partner_images, generator)
+    lam = draw_beta_one_one(device=first.device, generator=generator)
+
+    mixed = step.logits(mixup(first, second, lam))
+    yield "mixup", mixed_cross_entropy(mixed, batch.labels, batch.partner_labels, lam)
+
+    # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
+    box, kept_share = draw_cutmix_box(*first.shape[-2:], lam, generator=generator)
+    cut = step.logits(cutmix(first, second, box))
+    yield "cutmix", mixed_cross_entropy(cut, batch.labels, batch.partner_labels, kept_share)
+
+    if step.prototypes is None:
+        raise RuntimeError("SAU needs prototypes")
+    z2 = step.embeddings(step.views.autoaugment(batch.images, generator))
+    z3 = step.embeddings(step.views.simclr(batch.images, generator))
+    loss, trusted = synthetic_aware_loss(
+        z2,
+        z3,
+        batch.labels,
+        batch.synthetic,
+        *step.prototypes,
+        temperature=step.temperature,
+        strategy=step.noise,
+    )
+    step.metrics["synthetic_images"] = batch.synthetic.sum()
+    step.metrics["trusted_images"] = (trusted & batch.synthetic).sum()
+    yield "contrastive", loss
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A row of the table of methods.
+
+    `views_per_step` counts the images that go forward and backward through the backbone for each image of a batch.
+    """
+
+    step: Callable[[Batch, Step], Iterator[tuple[str, Tensor]]]
+    projection: bool
+    views_per_step: int
+
+
+METHODS: dict[Method, MethodEntry] = {
+    "sau": MethodEntry(sau_step, projection=True, views_per_step=4),
+    "ce": MethodEntry(cross_entropy_step, projection=False, views_per_step=1),
+    "balanced-softmax": MethodEntry(balanced_softmax_step, projection=False, views_per_step=1),
+}
+
+
+@torch.no_grad()
+def class_prototypes(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    network: DualBranchNet,
+    views: Views,
+    precision: Precision,
+    generator: torch.Generator,
+    batch_size: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """For each class the mean of z2, and of z3, over the split's real training images in eval mode, L2-normalised.
+
+    Shapes: images uint8 [N, 3, H, W]; labels int64 [N], every class at least once; returns two of [K, d].
+    """
+    training = network.training
+    network.eval()
+    sums: list[Tensor | None] = [None, None]
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
+        one_hot = F.one_hot(labels[start : start + batch_size], num_classes).float()
+        for index, view in enumerate((views.autoaugment, views.simclr)):
+            with precision.autocast():
+                embeddings = network.project(view(chunk, generator))
+            contribution = one_hot.T @ embeddings.float()
+            total = sums[index]
+            sums[index] = contribution if total is None else total + contribution
+    network.train(training)
+    # The mean's direction is the sum's: the count cancels in the normalisation.
+    z2, z3 = (F.normalize(total, dim=1) for total in sums if total is not None)
+    return z2, z3

@@ -1,0 +1,502 @@
+"""The training stage: `fit` makes `runs/<name>` from the workspace's split and cache, `Trainer` holds the loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saukit.core.artifacts import CONFIG_NAME, Manifest, check_disk_space, write_manifest, write_text
+from saukit.core.console import Reporter, format_duration
+from saukit.core.device import Precision, describe_device, resolve_amp
+from saukit.core.errors import DataError, SaukitError, UsageError
+from saukit.core.interrupts import StopRequest
+from saukit.core.seeding import derive_seed, torch_generator
+from saukit.core.workspace import State, Workspace, existing_state, prepare, require
+from saukit.data.split import Part, Split, load_split
+from saukit.models.backbones import BACKBONES, count_parameters
+from saukit.models.dual_branch import DualBranchNet
+from saukit.models.model_file import ModelCard, save_model
+from saukit.synthesis.cache import SyntheticImages, load_cache
+from saukit.training.augment import normalise
+from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
+from saukit.training.config import TrainConfig, default_run_name, resolve
+from saukit.training.methods import METHODS, Step, Views, class_prototypes
+from saukit.training.mixture import BatchOrder, build_mixture
+
+MODEL_NAME = "model.safetensors"
+METRICS_NAME = "metrics.jsonl"
+LOG_EVERY_STEPS = 20
+CHECKPOINT_SECONDS = 30.0
+LONG_RUN_SECONDS = 24 * 3600.0
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that is known before the first step: what --dry-run shows and what `fit` carries out."""
+
+    config: TrainConfig
+    name: str
+    split: Split
+    cache: SyntheticImages | None
+    device: torch.device
+    inputs: dict[str, str]
+
+    @property
+    def training_images(self) -> int:
+        """Real and synthetic images of the mixed training set."""
+        return len(self.split.train.labels) + (0 if self.cache is None else len(self.cache.labels))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the mixed training set."""
+        return self.training_images // self.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch; a set smaller than the batch is one batch."""
+        return min(_required(self.config.batch_size), self.training_images)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.config.steps is not None:
+            return self.config.steps
+        return _required(self.config.epochs) * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A run: whether it was there already ("complete") or made now ("new", "partial" if resumed), and where it is."""
+
+    state: State
+    name: str
+    folder: Path
+    manifest: Manifest
+
+
+def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
+    """Load and verify what a run needs, and resolve its configuration.
+
+    Raises: DataError if there is no split, no cache where one is asked for, or no validation part with `select: val`;
+    UsageError for values that make no sense.
+    """
+    split = load_split(workspace)
+    resolved = resolve(
+        config,
+        cache_exists=workspace.synth.exists(),
+        image_side=min(split.image_size),
+        default_flip=split.flip,
+        device_type=device.type,
+        amp=resolve_amp(config.amp, device),
+    )
+    backbone = _required(resolved.backbone)
+    if min(split.image_size) < BACKBONES[backbone].smallest_side:
+        raise UsageError(
+            f"backbone {backbone} needs images of at least {BACKBONES[backbone].smallest_side} pixels, "
+            f"this split has {split.image_size[0]} x {split.image_size[1]}: use --backbone convnet-small"
+        )
+    if resolved.select == "val" and split.val is None:
+        raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
+    cache = load_cache(workspace, split) if resolved.synthetic else None
+    inputs = {"split": split.manifest.digest} | ({} if cache is None else {"synth": cache.manifest.digest})
+    return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs)
+
+
+def run_state(plan: TrainingPlan, workspace: Workspace) -> State:
+    """What the workspace holds of this run; writes nothing. Raises: as `core.workspace.existing_state`."""
+    folder = workspace.run(plan.name)
+    return existing_state(folder, plan.config, kind="run", another="another --name", inputs=plan.inputs)
+
+
+def fit(
+    config: TrainConfig,
+    workspace: Workspace,
+    *,
+    name: str | None,
+    device: torch.device,
+    force: bool,
+    resume: bool,
+    reporter: Reporter,
+) -> TrainingResult:
+    """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
+
+    Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
+    """
+    plan = plan_training(config, workspace, name=name, device=device)
+    folder = workspace.run(plan.name)
+    with workspace.lock(folder):
+        state = prepare(
+            folder,
+            plan.config,
+            kind="run",
+            force=force,
+            resume=resume,
+            another="another --name",
+            inputs=plan.inputs,
+        )
+        if state == "complete":
+            manifest = read_complete(folder)
+        else:
+            trainer = Trainer(plan)
+            check_disk_space(folder, 20 * count_parameters(trainer.network))
+            trainer.announce(reporter)
+            if (folder / CHECKPOINT_NAME).exists():
+                trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
+                reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
+            manifest = trainer.run(folder, workspace, reporter)
+    return TrainingResult(state, plan.name, folder, manifest)
+
+
+def estimate_seconds(plan: TrainingPlan, *, measured_steps: int = 3) -> float:
+    """Seconds the whole run would take, from a few real steps after one to warm up; writes nothing."""
+    trainer = Trainer(plan)
+    trainer.advance()
+    _synchronise(plan.device)
+    started = time.monotonic()
+    for _ in range(measured_steps):
+        trainer.advance()
+    _synchronise(plan.device)
+    return (time.monotonic() - started) / measured_steps * plan.total_steps
+
+
+class Trainer:
+    """The loop and its state. Everything that a step draws is a function of (seed, step), so it can start anywhere."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan = plan
+        config, split, device = plan.config, plan.split, plan.device
+        self.method = METHODS[config.method]
+        self.mixture = build_mixture(split, plan.cache, device)
+        self.order = BatchOrder(self.mixture, _required(config.batch_size), config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "initialisation"))
+            network = DualBranchNet(
+                _required(config.backbone), split.num_classes, projection=self.method.projection
+            )
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=_required(config.lr),
+            momentum=MOMENTUM,
+            weight_decay=_required(config.weight_decay),
+            fused=True,
+        )
+        if config.amp == "auto":
+            raise RuntimeError("the configuration of a plan is resolved")
+        self.precision = Precision(config.amp, device.type)
+        self.scaler = self.precision.scaler()
+        self.views = Views(
+            mean=torch.tensor(split.mean, device=device),
+            std=torch.tensor(split.std, device=device),
+            side=min(split.image_size),
+            flip=_required(config.flip),
+        )
+        self.generator = torch.Generator(device)
+        self.prototypes: tuple[Tensor, Tensor] | None = None
+        self.step_count = 0
+        self.meters: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+
+    def advance(self) -> None:
+        """One optimiser step. Reads nothing back from the device."""
+        config = self.plan.config
+        step_index = self.step_count
+        if self.method.projection and (self.prototypes is None or step_index % self.order.steps_per_epoch == 0):
+            self.prototypes = self._prototypes(step_index // self.order.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step_index, self.plan)
+        self.generator.manual_seed(derive_seed(config.seed, "augmentation", step_index))
+        metrics: dict[str, Tensor] = {}
+        step = Step(
+            network=self.network,
+            views=self.views,
+            precision=self.precision,
+            class_counts=self.mixture.class_counts,
+            prototypes=self.prototypes,
+            noise=config.noise,
+            temperature=config.temperature,
+            generator=self.generator,
+            metrics=metrics,
+        )
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, loss in self.method.step(self.order.batch(step_index), step):
+            self.scaler.scale(loss).backward()
+            metrics[name] = loss.detach()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step_count += 1
+        for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
+            self.meters[name] = self.meters.get(name, 0) + value.double()
+
+    def run(self, folder: Path, workspace: Workspace, reporter: Reporter) -> Manifest:
+        """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
+        plan, total = self.plan, self.plan.total_steps
+        log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count)
+        validate_every = max(1, min(self.order.steps_per_epoch, total // 10))
+        first_step, started, seconds_before = self.step_count, time.monotonic(), self.seconds
+        saved = started
+        warned = False
+        with StopRequest() as stop, reporter.progress(f"train {plan.name}", total, done=self.step_count) as progress:
+            note = ""
+            while self.step_count < total:
+                self.advance()
+                done = self.step_count
+                last = done == total
+                validation = None
+                if plan.split.val is not None and (done % validate_every == 0 or last):
+                    validation = self._validate(plan.split.val)
+                if done % LOG_EVERY_STEPS == 0 or last or validation is not None:
+                    line = self._log_line(validation)
+                    now = time.monotonic()
+                    self.seconds = seconds_before + now - started
+                    rate = (done - first_step) * self.order.batch_size / (now - started)
+                    log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
+                    note = f"{_describe_line(line)}  {rate:,.0f} images/s"
+                progress.update(done, note)
+                if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
+                    warned = True
+                    reporter.warn(self._long_run_warning(progress.eta_seconds or 0.0))
+                if not last and (stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                    self.seconds = seconds_before + time.monotonic() - started
+                    log.sync()
+                    save_checkpoint(folder / CHECKPOINT_NAME, self.state())
+                    saved = time.monotonic()
+                    if stop.requested:
+                        log.close()
+                        raise stop.interrupted(resume_command(plan, workspace))
+        log.close()
+        return self._complete(folder)
+
+    def state(self) -> TrainingState:
+        """All that `restore` needs."""
+        accuracy, step, network = self.best or (None, None, {})
+        return TrainingState(
+            step=self.step_count,
+            network=self.network.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            prototypes=self.prototypes,
+            meters=self.meters,
+            seconds=self.seconds,
+            best_accuracy=accuracy,
+            best_step=step,
+            best_network=network,
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Continue from a saved state."""
+        self.network.load_state_dict(state.network)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
+        self.step_count, self.prototypes = state.step, state.prototypes
+        self.meters, self.seconds = state.meters, state.seconds
+        if state.best_accuracy is not None and state.best_step is not None:
+            self.best = (state.best_accuracy, state.best_step, state.best_network)
+
+    def announce(self, reporter: Reporter) -> None:
+        """Say what is about to be trained, on what and with what."""
+        plan, config = self.plan, self.plan.config
+        synthetic = 0 if plan.cache is None else len(plan.cache.labels)
+        reporter.say(
+            f"training {plan.name}: {config.method}, preset {config.preset}, {config.backbone} "
+            f"({count_parameters(self.network) / 1e6:.2f} M parameters), {self.mixture.real_count:,} real + "
+            f"{synthetic:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
+            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views an image), "
+            f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}"
+        )
+
+    def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
+        real = slice(0, self.mixture.real_count)
+        return class_prototypes(
+            self.mixture.images[real],
+            self.mixture.labels[real],
+            num_classes=self.plan.split.num_classes,
+            network=self.network,
+            views=self.views,
+            precision=self.precision,
+            generator=torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device),
+        )
+
+    @torch.no_grad()
+    def _validate(self, part: Part) -> float:
+        """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
+        self.network.eval()
+        labels = torch.from_numpy(part.labels)
+        correct = torch.zeros(len(labels), dtype=torch.bool)
+        for start in range(0, len(labels), 512):
+            chunk = slice(start, start + 512)
+            images = torch.from_numpy(part.images[chunk]).to(self.plan.device)
+            with self.precision.autocast():
+                logits = self.network(normalise(images, self.views.mean, self.views.std))
+            correct[chunk] = logits.argmax(1).cpu() == labels[chunk]
+        accuracy = float(torch.stack([correct[labels == label].double().mean() for label in labels.unique()]).mean())
+        if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
+            state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+            self.best = (accuracy, self.step_count, state)
+        return accuracy
+
+    def _log_line(self, validation: float | None) -> dict[str, Any]:
+        """The means since the last line; this is where the host waits for the device."""
+        sums = {name: float(value) for name, value in self.meters.items()}
+        self.meters = {}
+        steps = sums.pop("steps")
+        synthetic, trusted = sums.pop("synthetic_images", 0.0), sums.pop("trusted_images", 0.0)
+        losses = {name: value / steps for name, value in sums.items()}
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise SaukitError(
+                f"the loss is not finite at step {self.step_count} ({losses}): "
+                "start over with --force and a smaller --lr, or with --amp off"
+            )
+        done = self.step_count
+        line: dict[str, Any] = {
+            "step": done,
+            "epoch": round(done / self.order.steps_per_epoch, 4),
+            "lr": learning_rate(done - 1, self.plan),
+            "losses": losses,
+        }
+        if self.method.projection:
+            line["trusted_share"] = trusted / synthetic if synthetic else None
+        if validation is not None:
+            line["val_balanced_accuracy"] = validation
+        return line
+
+    def _long_run_warning(self, seconds: float) -> str:
+        advice = "`--preset small` trains a smaller network for a fixed number of steps"
+        if self.plan.config.preset == "small":
+            advice = "give fewer --steps, or a GPU"
+        return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
+
+    def _complete(self, folder: Path) -> Manifest:
+        plan, config, split = self.plan, self.plan.config, self.plan.split
+        card = ModelCard(
+            method=config.method,
+            backbone=_required(config.backbone),
+            classes=split.classes,
+            image_size=split.image_size,
+            mean=split.mean,
+            std=split.std,
+            projection=self.method.projection,
+        )
+        chosen = self.network.state_dict() if self.best is None else self.best[2]
+        save_model(folder / MODEL_NAME, chosen, card)
+        manifest = write_manifest(
+            folder,
+            kind="run",
+            files=[CONFIG_NAME, METRICS_NAME, MODEL_NAME],
+            inputs=plan.inputs,
+            summary={
+                "parameters": count_parameters(self.network),
+                "real_images": self.mixture.real_count,
+                "synthetic_images": len(self.mixture) - self.mixture.real_count,
+                "steps": self.step_count,
+                "epochs": round(self.step_count / self.order.steps_per_epoch, 4),
+                "batch_size": self.order.batch_size,
+                "views_per_step": self.method.views_per_step,
+                "chosen_step": self.step_count if self.best is None else self.best[1],
+                "chosen_by": "last step" if self.best is None else "validation part of the real training images",
+                "seconds": round(self.seconds, 1),
+                "images_per_second": round(self.step_count * self.order.batch_size / max(self.seconds, 1e-9), 1),
+                "peak_memory_bytes": _peak_memory(plan.device),
+            },
+            device=describe_device(plan.device),
+        )
+        (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        return manifest
+
+
+class MetricsLog:
+    """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint."""
+
+    def __init__(self, path: Path, *, keep_steps: int) -> None:
+        kept = []
+        if path.exists():
+            for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not text.endswith("\n") or json.loads(text)["step"] > keep_steps:
+                    break
+                kept.append(text)
+        write_text(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Flush to disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.sync()
+        self._file.close()
+
+
+def learning_rate(step: int, plan: TrainingPlan) -> float:
+    """The learning rate of a step counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step.
+    """
+    base, warmup = _required(plan.config.lr), int(_required(plan.config.warmup) * plan.total_steps)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if plan.config.schedule == "cosine-epoch":
+        step = step // plan.steps_per_epoch * plan.steps_per_epoch
+    return base * 0.5 * (1 + math.cos(math.pi * step / plan.total_steps))
+
+
+def read_complete(folder: Path) -> Manifest:
+    """The verified manifest of a complete run."""
+    return require(folder, kind="run", command="saukit train")
+
+
+def resume_command(plan: TrainingPlan, workspace: Workspace) -> str:
+    """The command that continues an interrupted run."""
+    folder = workspace.run(plan.name)
+    return shlex.join(
+        ["saukit", "train", "-w", str(workspace.root), "--config", str(folder / CONFIG_NAME)]
+        + ["--name", plan.name, "--resume"]
+    )
+
+
+def _describe_line(line: dict[str, Any]) -> str:
+    parts = [f"{name} {value:.3f}" for name, value in line["losses"].items()]
+    if line.get("trusted_share") is not None:
+        parts.append(f"trusted {100 * line['trusted_share']:.0f}%")
+    if "val_balanced_accuracy" in line:
+        parts.append(f"val {100 * line['val_balanced_accuracy']:.1f}")
+    return "  ".join(parts)
+
+
+def _required(value: Any) -> Any:
+    """A field that `resolve` has filled in."""
+    if value is None:
+        raise RuntimeError("the configuration of a plan is resolved")
+    return value
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU what torch allocated at most, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

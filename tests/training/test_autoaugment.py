@@ -1,0 +1,160 @@
+"""AutoAugment's operations against torchvision on PIL images, byte for byte, and its draws against torchvision's."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms import functional as TF
+
+from saukit.training import autoaugment
+from saukit.training.autoaugment import CIFAR10_POLICY, OPERATIONS
+
+CPU = torch.device("cpu")
+REFERENCE = AutoAugment(AutoAugmentPolicy.CIFAR10)
+SIZES = [(8, 8), (32, 32), (50, 36)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors on a busy machine: threads that wait for each other make these tests many times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pictures(height: int, width: int) -> list[Image.Image]:
+    """Photographs, a digit, noise, a sparse, a dark, a two-level and a constant picture."""
+    china, digits, draws = load_sample_image("china.jpg"), load_digits().images, np.random.default_rng(0)
+    noise = draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    arrays = [china[40 * i : 40 * i + 120, 60 * i : 60 * i + 150 + 40 * i] for i in range(4)]
+    arrays += [np.stack([np.uint8(digits[5] * 15.9)] * 3, axis=-1), noise, noise // 16, np.uint8(noise > 230) * 200]
+    arrays += [np.uint8(noise > 128) * 101 + 50, np.full_like(noise, 77)]
+    return [Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR) for array in arrays]
+
+
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    return torch.stack([TF.pil_to_tensor(image) for image in images])
+
+
+class Recorded(AutoAugment):
+    """torchvision's AutoAugment with its draws given from outside."""
+
+    def __init__(self, policies: list[tuple[tuple[str, float, int | None], tuple[str, float, int | None]]]) -> None:
+        super().__init__(AutoAugmentPolicy.CIFAR10)
+        self.policies = policies
+        self.draw = (0, torch.zeros(2), torch.zeros(2))
+
+    def get_params(self, transform_num: int) -> tuple[int, Tensor, Tensor]:  # type: ignore[override]
+        return self.draw
+
+
+def test_policy_is_torchvisions() -> None:
+    for ours, theirs in zip(CIFAR10_POLICY, REFERENCE.policies, strict=True):
+        assert ours == tuple((name, probability, bin_ or 0) for name, probability, bin_ in theirs)
+
+
+@pytest.fixture(params=["rows", "masks"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: request.param == "rows")
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_operation_equals_torchvision_on_pil(name: str, height: int, width: int) -> None:
+    images = pictures(height, width)
+    batch, count = to_tensor(images), len(images)
+    before = batch.clone()
+    for bin_ in range(10):
+        for positive in (False, True):
+            magnitude = None if name in ("AutoContrast", "Equalize", "Invert") else bin_
+            reference = Recorded([((name, 1.0, magnitude), (name, -1.0, magnitude))])
+            reference.draw = (0, torch.tensor([0.5, 0.5]), torch.tensor([int(positive), 0]))
+            expected = images if name == "Identity" else [reference(image) for image in images]
+            result = autoaugment.apply_operation(
+                batch,
+                torch.full((count,), OPERATIONS.index(name)),
+                torch.full((count,), bin_),
+                torch.full((count,), positive),
+            )
+            assert torch.equal(result, to_tensor(expected)), (name, bin_, positive)
+    assert torch.equal(batch, before)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_drawn_sub_policies_equal_torchvision_on_pil(height: int, width: int) -> None:
+    """Both slots at once, every sample with its own sub-policy: the same bytes as torchvision given the same draws."""
+    images = pictures(height, width) * 30
+    count = len(images)
+    parameters = autoaugment.draw_autoaugment(count, device=CPU, generator=torch.Generator().manual_seed(0))
+    result = autoaugment.autoaugment(to_tensor(images), parameters)
+    unsized = ("AutoContrast", "Equalize", "Invert")
+    for i, image in enumerate(images):
+        names = [OPERATIONS[k] for k in parameters.operation[i].tolist()]
+        pair = [
+            (name, 0.0 if name == "Identity" else 1.0, None if name in unsized else bin_)
+            for name, bin_ in zip(names, parameters.magnitude[i].tolist(), strict=True)
+        ]
+        reference = Recorded([(pair[0], pair[1])])
+        reference.draw = (0, torch.tensor([0.5, 0.5]), parameters.positive[i].long())
+        assert torch.equal(result[i], TF.pil_to_tensor(reference(image))), (i, pair)
+
+
+def test_draws_follow_the_policy() -> None:
+    count = 100_000
+    drawn = autoaugment.draw_autoaugment(count, device=CPU, generator=torch.Generator().manual_seed(0))
+    identity = OPERATIONS.index("Identity")
+    assert drawn.operation.shape == drawn.magnitude.shape == drawn.positive.shape == (count, 2)
+    for slot in (0, 1):
+        expected = torch.zeros(len(OPERATIONS), 10)
+        for pair in CIFAR10_POLICY:
+            name, probability, bin_ = pair[slot]
+            expected[OPERATIONS.index(name), bin_] += probability / len(CIFAR10_POLICY)
+            expected[identity, bin_] += (1 - probability) / len(CIFAR10_POLICY)
+        pairs = drawn.operation[:, slot] * 10 + drawn.magnitude[:, slot]
+        observed = torch.bincount(pairs, minlength=expected.numel()).view_as(expected) / count
+        assert (observed - expected).abs().max() < 0.005
+        assert drawn.positive[:, slot].float().mean() == pytest.approx(0.5, abs=0.01)
+    both = drawn.positive.float()
+    assert (both[:, 0] * both[:, 1]).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_slots_come_from_one_sub_policy() -> None:
+    drawn = autoaugment.draw_autoaugment(5000, device=CPU, generator=torch.Generator().manual_seed(1))
+    allowed = {(pair[0][2], pair[1][2]) for pair in CIFAR10_POLICY}
+    assert {tuple(row) for row in drawn.magnitude.tolist()} == allowed
+    pairs = {tuple(OPERATIONS[k] for k in row) for row in drawn.operation.tolist()}
+    applied = {pair for pair in pairs if "Identity" not in pair}
+    assert applied == {(pair[0][0], pair[1][0]) for pair in CIFAR10_POLICY if pair[1][1] > 0}
+
+
+def test_draws_are_determined_by_the_generator() -> None:
+    first, second, third = (
+        autoaugment.draw_autoaugment(64, device=CPU, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first.operation, third.operation)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_result_follows_a_permutation_of_the_batch() -> None:
+    batch = to_tensor(pictures(32, 32) * 8)
+    parameters = autoaugment.draw_autoaugment(len(batch), device=CPU, generator=torch.Generator().manual_seed(2))
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+    permuted = autoaugment.AutoAugmentParameters(*(parameter[order] for parameter in parameters))
+    expected = autoaugment.autoaugment(batch, parameters)[order]
+    assert torch.equal(autoaugment.autoaugment(batch[order], permuted), expected)
+
+
+def test_other_images_are_refused() -> None:
+    zero = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[b, 3, H, W\], got torch.float32 \[2, 3, 8, 8\]"):
+        autoaugment.apply_operation(torch.zeros(2, 3, 8, 8), zero, zero, zero == 0)

@@ -1,0 +1,491 @@
+"""The losses against plain loops that follow the papers, against boolean indexing, and against another library."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import SupConLoss
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saukit.training.losses import (
+    NOISE_STRATEGIES,
+    NoiseStrategy,
+    balanced_softmax_loss,
+    label_check,
+    mixed_cross_entropy,
+    soft_cross_entropy,
+    supervised_contrastive_loss,
+    synthetic_aware_loss,
+)
+
+EXACT = {"rtol": 1e-12, "atol": 1e-14}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors on a busy machine: threads that wait for each other make these tests many times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def unit_vectors(*shape: int, seed: int) -> Tensor:
+    draws = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(draws, dim=-1)
+
+
+def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    value = loss(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+class HostWaits(TorchDispatchMode):
+    """Collects the operations that would make the host wait for an accelerator, or break a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], list) else [])
+        )
+        # lift_fresh is torch.tensor(numbers): on an accelerator a copy from pageable memory.
+        if by_mask or name in {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "lift_fresh"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+# --- oracles: plain loops ----------------------------------------------------------------------------------------
+
+
+def contrastive_loop(
+    z: Tensor, labels: list[int], temperature: float, anchors: list[int], present: list[int]
+) -> Tensor:
+    """Khosla et al. 2020, Eq. 2, term by term."""
+    terms = []
+    for i in anchors:
+        if i not in present:
+            continue
+        others = [a for a in present if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if not positives:
+            continue
+        exponentials = torch.exp(z @ z[i] / temperature)
+        denominator = exponentials[others].sum()
+        logs = [torch.log(exponentials[p] / denominator) for p in positives]
+        terms.append(-torch.stack(logs).sum() / len(positives))
+    return torch.stack(terms).mean() if terms else z.sum() * 0
+
+
+def trusted_loop(
+    z2: Tensor, z3: Tensor, labels: list[int], synthetic: list[bool], prototypes2: Tensor, prototypes3: Tensor
+) -> list[bool]:
+    trusted = []
+    for i in range(len(labels)):
+        votes = []
+        for z, prototypes in ((z2, prototypes2), (z3, prototypes3)):
+            candidates = [(float(z[i] @ z[j]), labels[j]) for j in range(len(labels)) if not synthetic[j]]
+            candidates += [(float(z[i] @ prototypes[k]), k) for k in range(len(prototypes))]
+            votes.append(max(candidates)[1] == labels[i])
+        trusted.append(not synthetic[i] or all(votes))
+    return trusted
+
+
+def synthetic_aware_loop(
+    z2: Tensor,
+    z3: Tensor,
+    labels: list[int],
+    trusted: list[bool],
+    prototypes2: Tensor,
+    prototypes3: Tensor,
+    temperature: float,
+    strategy: str,
+) -> Tensor:
+    """The 2 (b + K) embeddings one after the other, each strategy in its own words."""
+    rows, row_labels, is_anchor = [], [], []
+    own = 10_000
+    for view, (z, prototypes) in enumerate(((z2, prototypes2), (z3, prototypes3))):
+        for i, label in enumerate(labels):
+            if trusted[i]:
+                rows.append(z[i]), row_labels.append(label), is_anchor.append(True)
+            elif strategy == "pos_neg":
+                rows.append(z[i]), row_labels.append(own + i), is_anchor.append(True)
+            elif strategy == "neg_only":  # a label that nobody shares, not even the other view
+                rows.append(z[i]), row_labels.append(own * (view + 1) + i), is_anchor.append(False)
+        for k in range(len(prototypes)):
+            rows.append(prototypes[k]), row_labels.append(k), is_anchor.append(True)
+    anchors = [i for i, yes in enumerate(is_anchor) if yes]
+    return contrastive_loop(torch.stack(rows), row_labels, temperature, anchors, list(range(len(rows))))
+
+
+def scene(classes: int, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A batch near its class centres, with some labels wrong, so that the label check has both to find."""
+    draws = torch.Generator().manual_seed(1000 + seed)
+    centres = unit_vectors(classes, 16, seed=seed)
+    true = torch.randint(classes, (batch,), generator=draws)
+    wrong = torch.rand(batch, generator=draws) < 0.3
+    labels = torch.where(wrong, torch.randint(classes, (batch,), generator=draws), true)
+    synthetic = torch.rand(batch, generator=draws) < 0.6
+    z2, z3 = (F.normalize(centres[true] + 0.5 * unit_vectors(batch, 16, seed=seed + k), dim=1) for k in (1, 2))
+    prototypes2, prototypes3 = (
+        F.normalize(centres + 0.2 * unit_vectors(classes, 16, seed=seed + k), dim=1) for k in (3, 4)
+    )
+    return z2, z3, labels, synthetic, prototypes2, prototypes3
+
+
+# --- cross-entropies ---------------------------------------------------------------------------------------------
+
+
+def test_soft_cross_entropy_is_the_definition() -> None:
+    logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.rand(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    targets = targets / targets.sum(dim=1, keepdim=True)
+
+    def loop(scores: Tensor) -> Tensor:
+        total = scores.new_zeros(())
+        for i in range(5):
+            partition = sum(scores[i, k].exp() for k in range(7))
+            for k in range(7):
+                total = total - targets[i, k] * torch.log(scores[i, k].exp() / partition)
+        return total / 5
+
+    assert_same(
+        value_and_gradients(lambda x: soft_cross_entropy(x, targets), logits), value_and_gradients(loop, logits)
+    )
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_mixed_cross_entropy_is_the_soft_form(lam: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=draws)
+    labels_a, labels_b = torch.randint(4, (2, 6), generator=draws)
+    soft = lam * F.one_hot(labels_a, 4).double() + (1 - lam) * F.one_hot(labels_b, 4).double()
+    expected = value_and_gradients(lambda x: soft_cross_entropy(x, soft), logits)
+    for weight in (lam, torch.tensor(lam, dtype=torch.float64)):
+        assert_same(
+            value_and_gradients(lambda x, w=weight: mixed_cross_entropy(x, labels_a, labels_b, w), logits), expected
+        )
+
+
+def test_balanced_softmax_is_the_definition() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=draws)
+    labels, counts = torch.randint(4, (6,), generator=draws), torch.tensor([500, 90, 12, 1])
+
+    def loop(scores: Tensor) -> Tensor:
+        terms = []
+        for i, label in enumerate(labels.tolist()):
+            weighted = [float(counts[k]) * scores[i, k].exp() for k in range(4)]
+            terms.append(-torch.log(weighted[label] / sum(weighted)))
+        return torch.stack(terms).mean()
+
+    ours = value_and_gradients(lambda x: balanced_softmax_loss(x, labels, counts), logits)
+    assert_same(ours, value_and_gradients(loop, logits))
+    even = balanced_softmax_loss(logits, labels, torch.full((4,), 7))
+    torch.testing.assert_close(even, F.cross_entropy(logits, labels), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropies_are_computed_in_float32(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[60.0, -60.0, 3.0], [0.5, 0.25, -8.0]], dtype=dtype)
+    labels, counts = torch.tensor([1, 2]), torch.tensor([100_000, 10, 1])
+    soft = F.one_hot(labels, 3).to(dtype)
+    for loss, expected in (
+        (soft_cross_entropy(logits, soft), soft_cross_entropy(logits.float(), soft.float())),
+        (mixed_cross_entropy(logits, labels, labels, 0.5), F.cross_entropy(logits.float(), labels)),
+        (balanced_softmax_loss(logits, labels, counts), balanced_softmax_loss(logits.float(), labels, counts)),
+    ):
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected)
+
+
+# --- label check -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("batch", [4, 16, 64])
+def test_label_check_is_the_loop(classes: int, batch: int) -> None:
+    found = set()
+    for seed in range(4):
+        z2, z3, labels, synthetic, prototypes2, prototypes3 = scene(classes, batch, 10 * seed)
+        trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3)
+        expected = trusted_loop(z2, z3, labels.tolist(), synthetic.tolist(), prototypes2, prototypes3)
+        assert trusted.tolist() == expected
+        found |= {(s, t) for s, t in zip(synthetic.tolist(), expected, strict=True)}
+    assert found == {(False, True), (True, True), (True, False)}
+
+
+def test_label_check_asks_real_neighbours_in_both_views() -> None:
+    """Class 0 lies at x, class 1 at y; sample 0 is real, 1 to 4 are synthetic."""
+    x, y = [1.0, 0.0], [0.0, 1.0]
+    near_x, near_y = [0.8, 0.6], [0.6, 0.8]
+    prototypes = torch.tensor([x, y])
+    labels, synthetic = torch.tensor([1, 0, 0, 1, 0]), torch.tensor([False, True, True, True, True])
+    # Sample 0 is a real 1 that lies at near_x: it outvotes the prototype of class 0 there.
+    z2 = torch.tensor([near_x, near_x, x, near_x, x])
+    z3 = torch.tensor([near_x, x, x, near_x, near_y])
+    trusted = label_check(z2, z3, labels, synthetic, prototypes, prototypes)
+    assert trusted.tolist() == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize("all_synthetic", [True, False])
+def test_label_check_of_one_kind_only(all_synthetic: bool) -> None:
+    z2, z3, labels, _, prototypes2, prototypes3 = scene(10, 32, 0)
+    synthetic = torch.full((32,), all_synthetic)
+    trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3)
+    if all_synthetic:
+        nearest2, nearest3 = (z2 @ prototypes2.T).argmax(dim=1), (z3 @ prototypes3.T).argmax(dim=1)
+        assert torch.equal(trusted, (nearest2 == labels) & (nearest3 == labels))
+        assert 0 < trusted.sum() < 32
+    else:
+        assert trusted.all()
+
+
+# --- supervised contrastive loss ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 5, 24])
+@pytest.mark.parametrize("masked", [False, True])
+def test_contrastive_loss_is_the_loop(n: int, masked: bool) -> None:
+    for seed in range(3):
+        draws = torch.Generator().manual_seed(seed)
+        z, labels = unit_vectors(n, 8, seed=seed), torch.randint(3, (n,), generator=draws)
+        anchors, present = torch.rand(2, n, generator=draws) < 0.6
+        rows = list(range(n))
+        masks = {"anchors": anchors, "present": present} if masked else {}
+        chosen = ([i for i in rows if anchors[i]], [i for i in rows if present[i]]) if masked else (rows, rows)
+        ours = value_and_gradients(
+            lambda e, y=labels, m=masks: supervised_contrastive_loss(e, y, temperature=0.2, **m), z
+        )
+        expected = value_and_gradients(lambda e, y=labels, c=chosen: contrastive_loop(e, y.tolist(), 0.2, *c), z)
+        assert_same(ours, expected)
+
+
+def test_contrastive_loss_equals_pytorch_metric_learning() -> None:
+    z = unit_vectors(40, 16, seed=0)
+    labels = torch.randint(6, (40,), generator=torch.Generator().manual_seed(0))
+    other = SupConLoss(temperature=0.1)
+    ours = value_and_gradients(lambda e: supervised_contrastive_loss(e, labels, temperature=0.1), z)
+    expected = value_and_gradients(lambda e: other(F.normalize(e, dim=1), labels), z)
+    torch.testing.assert_close(ours[0], expected[0], rtol=1e-9, atol=0)
+    # That library normalises once more, which removes the radial part of the gradient.
+    tangential = ours[1] - (ours[1] * z).sum(dim=1, keepdim=True) * z
+    torch.testing.assert_close(tangential, expected[1], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "masks"),
+    [
+        ([0, 1, 2, 3], {}),
+        ([0, 0, 1, 1], {"anchors": [False] * 4}),
+        ([0, 0, 1, 1], {"present": [False] * 4}),
+        ([0, 0, 1, 1], {"present": [True, False, False, False]}),
+        ([0, 0, 1, 1], {"anchors": [True, True, False, False], "present": [False, False, True, True]}),
+        ([5], {}),
+    ],
+)
+def test_contrastive_loss_without_anchors_is_zero(labels: list[int], masks: dict[str, list[bool]]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        value, gradient = value_and_gradients(
+            lambda e: supervised_contrastive_loss(
+                e, torch.tensor(labels), temperature=0.1, **{k: torch.tensor(v) for k, v in masks.items()}
+            ),
+            unit_vectors(len(labels), 8, seed=0).to(dtype),
+        )
+        assert value == 0
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.1, 0.01, 0.001])
+def test_contrastive_loss_does_not_overflow_under_autocast(dtype: torch.dtype, temperature: float) -> None:
+    z = unit_vectors(32, 16, seed=0).to(dtype)
+    labels = torch.arange(32) % 4
+    with torch.autocast("cpu", dtype=dtype):
+        value, gradient = value_and_gradients(
+            lambda e: supervised_contrastive_loss(e, labels, temperature=temperature), z
+        )
+    assert value.dtype == torch.float32 and value.isfinite() and gradient.isfinite().all()
+    expected = supervised_contrastive_loss(z.double(), labels, temperature=temperature)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_contrastive_loss_of_equal_embeddings() -> None:
+    """All alike: every term is log(n - 1)."""
+    z = torch.zeros(6, 4)
+    z[:, 0] = 1
+    value = supervised_contrastive_loss(z, torch.tensor([0, 0, 0, 1, 1, 1]), temperature=0.07)
+    assert value.item() == pytest.approx(math.log(5), rel=1e-6)
+
+
+# --- synthetic-aware loss ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", NOISE_STRATEGIES)
+@pytest.mark.parametrize(("classes", "batch"), [(10, 4), (10, 16), (10, 64), (100, 4), (100, 24)])
+def test_synthetic_aware_loss_is_the_loop(strategy: NoiseStrategy, classes: int, batch: int) -> None:
+    z2, z3, labels, synthetic, prototypes2, prototypes3 = scene(classes, batch, 7 * batch)
+    rest = (labels, synthetic, prototypes2, prototypes3)
+    loss, trusted = synthetic_aware_loss(z2, z3, *rest, temperature=0.1, strategy=strategy)
+    expected_trust = trusted_loop(z2, z3, labels.tolist(), synthetic.tolist(), prototypes2, prototypes3)
+    assert loss.dtype == torch.float64
+    assert trusted.tolist() == expected_trust
+    ours = value_and_gradients(
+        lambda a, b: synthetic_aware_loss(a, b, *rest, temperature=0.1, strategy=strategy)[0], z2, z3
+    )
+    expected = value_and_gradients(
+        lambda a, b: synthetic_aware_loop(
+            a, b, labels.tolist(), expected_trust, prototypes2, prototypes3, 0.1, strategy
+        ),
+        z2,
+        z3,
+    )
+    assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("strategy", NOISE_STRATEGIES)
+@pytest.mark.parametrize("synthetic_share", [0.0, 0.5, 1.0])
+def test_synthetic_aware_loss_equals_boolean_indexing(strategy: NoiseStrategy, synthetic_share: float) -> None:
+    z2, z3, labels, _, prototypes2, prototypes3 = scene(10, 48, 3)
+    synthetic = torch.arange(48) < synthetic_share * 48
+    noise = ~label_check(z2, z3, labels, synthetic, prototypes2, prototypes3)
+    classes = torch.arange(10)
+
+    def indexed(a: Tensor, b: Tensor) -> Tensor:
+        keep = ~noise if strategy == "drop" else torch.ones_like(noise)
+        view_labels = torch.cat((labels[keep], classes))
+        z = torch.cat((a[keep], prototypes2, b[keep], prototypes3))
+        own = torch.zeros(int(keep.sum()) + 10, dtype=torch.bool)
+        own[: int(keep.sum())] = noise[keep]
+        view_labels[own] = 100 + torch.arange(int(own.sum()))
+        y, is_noise = view_labels.repeat(2), own.repeat(2)
+        n = len(z)
+        off_diagonal = ~torch.eye(n, dtype=torch.bool)
+        similarity = (z @ z.T / 0.1)[off_diagonal].view(n, n - 1)
+        positive = (y[:, None] == y)[off_diagonal].view(n, n - 1)
+        log_share = similarity.log_softmax(dim=1)
+        rows = ~is_noise if strategy == "neg_only" else torch.ones_like(is_noise)
+        return -((log_share * positive).sum(dim=1) / positive.sum(dim=1))[rows].mean()
+
+    ours = value_and_gradients(
+        lambda a, b: synthetic_aware_loss(
+            a, b, labels, synthetic, prototypes2, prototypes3, temperature=0.1, strategy=strategy
+        )[0],
+        z2,
+        z3,
+    )
+    assert noise.any() == (synthetic_share > 0)
+    assert_same(ours, value_and_gradients(indexed, z2, z3))
+
+
+def test_strategies_differ_only_where_there_is_noise() -> None:
+    inputs = scene(10, 32, 5)
+    losses = {s: synthetic_aware_loss(*inputs, temperature=0.1, strategy=s)[0].item() for s in NOISE_STRATEGIES}
+    assert len(set(losses.values())) == 3
+    z2, z3, labels, _, prototypes2, prototypes3 = inputs
+    real = torch.zeros(32, dtype=torch.bool)
+    clean = {
+        synthetic_aware_loss(z2, z3, labels, real, prototypes2, prototypes3, temperature=0.1, strategy=s)[0].item()
+        for s in NOISE_STRATEGIES
+    }
+    assert len(clean) == 1
+
+
+def test_prototypes_have_no_gradient() -> None:
+    z2, z3, labels, synthetic, prototypes2, prototypes3 = scene(10, 8, 0)
+    z2, z3, prototypes2, prototypes3 = (t.requires_grad_() for t in (z2, z3, prototypes2, prototypes3))
+    loss, _ = synthetic_aware_loss(
+        z2, z3, labels, synthetic, prototypes2, prototypes3, temperature=0.1, strategy="pos_neg"
+    )
+    loss.backward()
+    assert prototypes2.grad is None and prototypes3.grad is None
+    assert z2.grad is not None and z2.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("strategy", NOISE_STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_synthetic_aware_loss_under_autocast(strategy: NoiseStrategy, dtype: torch.dtype) -> None:
+    z2, z3, labels, synthetic, prototypes2, prototypes3 = scene(10, 32, 0)
+    half2, half3 = z2.to(dtype).requires_grad_(), z3.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        loss, _ = synthetic_aware_loss(
+            half2,
+            half3,
+            labels,
+            synthetic,
+            prototypes2.float(),
+            prototypes3.float(),
+            temperature=0.05,
+            strategy=strategy,
+        )
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert half2.grad is not None and half2.grad.isfinite().all()
+    expected, _ = synthetic_aware_loss(
+        half2.detach().double(),
+        half3.detach().double(),
+        labels,
+        synthetic,
+        prototypes2.float().double(),
+        prototypes3.float().double(),
+        temperature=0.05,
+        strategy=strategy,
+    )
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=0)
+
+
+def test_nothing_makes_the_host_wait() -> None:
+    z2, z3, labels, synthetic, prototypes2, prototypes3 = scene(10, 16, 0)
+    logits, counts = unit_vectors(16, 10, seed=1).requires_grad_(), torch.arange(1, 11)
+    lam, z2 = torch.tensor(0.3), z2.requires_grad_()
+    with HostWaits() as waits:
+        loss = mixed_cross_entropy(logits, labels, labels.flip(0), lam) + soft_cross_entropy(logits, logits.detach())
+        loss = loss + balanced_softmax_loss(logits, labels, counts)
+        for strategy in NOISE_STRATEGIES:
+            loss = (
+                loss
+                + synthetic_aware_loss(
+                    z2, z3, labels, synthetic, prototypes2, prototypes3, temperature=0.1, strategy=strategy
+                )[0]
+            )
+        loss.backward()
+    assert waits.found == []
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named() -> None:
+    z, labels = unit_vectors(4, 8, seed=0), torch.zeros(4, dtype=torch.int64)
+    synthetic, prototypes = labels == 0, unit_vectors(3, 8, seed=1)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        supervised_contrastive_loss(z, labels, temperature=0)
+    with pytest.raises(ValueError, match=r"labels must be \[n\] = \[4\], got \[3\]"):
+        supervised_contrastive_loss(z, labels[:3], temperature=0.1)
+    with pytest.raises(ValueError, match=r"present must be \[n\] = \[4\], got \[4, 1\]"):
+        supervised_contrastive_loss(z, labels, temperature=0.1, present=synthetic[:, None])
+    with pytest.raises(ValueError, match="strategy must be one of pos_neg, neg_only, drop, got 'keep'"):
+        synthetic_aware_loss(z, z, labels, synthetic, prototypes, prototypes, temperature=0.1, strategy="keep")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"labels must be \[4\], got \[2\]; prototypes3 must be \[3, 8\], got \[2, 8\]"
+    ):
+        label_check(z, z, labels[:2], synthetic, prototypes, prototypes[:2])
+    with pytest.raises(ValueError, match=r"got \[4, 8\] and \[3, 8\]"):
+        soft_cross_entropy(z, prototypes)
+    with pytest.raises(ValueError, match=r"labels must be \[b\] = \[4\], got \[3\]"):
+        mixed_cross_entropy(z, labels, labels[:3], 0.5)
+    with pytest.raises(ValueError, match=r"class_counts must be \[K\] = \[8\], got \[3\]"):
+        balanced_softmax_loss(z, labels, torch.ones(3))
