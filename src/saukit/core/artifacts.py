@@ -30,6 +30,7 @@ from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
 MANIFEST_NAME = "manifest.json"
+INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 METADATA_KEY = "saukit"
 VERSIONED_PACKAGES = ("saukit", "torch", "torchvision", "diffusers", "safetensors", "numpy", "pillow", "scikit-learn")
 # Pictures may differ by a library's version; they are no part of what an artefact is.
@@ -146,9 +147,7 @@ def write_manifest(
     device: str,
 ) -> Manifest:
     """Hash `files` (paths relative to `folder`) and write the manifest that completes the artefact."""
-    records = {
-        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in sorted(files)
-    }
+    records = {name: _file_record(folder / name) for name in sorted(files)}
     manifest = Manifest(
         kind=kind,
         digest=_content_digest(records),
@@ -160,7 +159,29 @@ def write_manifest(
         versions=package_versions(),
     )
     write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
+    (folder / INPUTS_NAME).unlink(missing_ok=True)
     return manifest
+
+
+@contextlib.contextmanager
+def added_files(folder: Path, *, kind: str, files: Sequence[str]) -> Iterator[None]:
+    """Let the block write `files` into a complete artefact, and have its manifest vouch for them too.
+
+    The manifest lets go of older versions first, so that a kill in between leaves the artefact as valid as it was.
+    """
+    manifest = read_manifest(folder, kind=kind)
+    if manifest is None:
+        raise DataError(f"{folder} holds no complete {kind}")
+
+    def write(records: dict[str, dict[str, Any]]) -> None:
+        document = {**manifest.__dict__, "files": dict(sorted(records.items()))}
+        write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **document})
+
+    kept = {name: record for name, record in manifest.files.items() if name not in files}
+    if kept != manifest.files:
+        write(kept)
+    yield
+    write({**kept, **{name: _file_record(folder / name) for name in files}})
 
 
 def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest | None:
@@ -226,6 +247,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def _content_digest(records: Mapping[str, Mapping[str, Any]]) -> str:

@@ -43,13 +43,15 @@ class Reporter:
         if not self.quiet:
             self._out.print(escape(text))
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of what was asked for; the first column is text, the others are numbers."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
+    ) -> None:
+        """A table of what was asked for; the first `text_columns` columns are text, the others are numbers."""
         if self.quiet:
             return
         table = Table(title=escape(title), title_justify="left", header_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(escape(column), justify="left" if index < text_columns else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         self._out.print(table)

@@ -9,12 +9,21 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
-from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, remove_temporaries, write_text
+from saukit.core.artifacts import (
+    CONFIG_NAME,
+    INPUTS_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    remove_temporaries,
+    write_json,
+    write_text,
+)
 from saukit.core.config import differences, load_config, to_yaml
 from saukit.core.errors import DataError, SaukitError, UsageError
 
@@ -78,33 +87,47 @@ class Workspace:
 State = Literal["new", "partial", "complete"]
 
 
-def prepare(folder: Path, config: object, *, kind: str, force: bool, resume: bool, another: str) -> State:
+def prepare(
+    folder: Path,
+    config: object,
+    *,
+    kind: str,
+    force: bool,
+    resume: bool,
+    another: str,
+    inputs: Mapping[str, str] | None = None,
+) -> State:
     """Apply the rule for running a command again, and leave `folder` ready; call it under the artefact's lock.
 
     complete, same config: "complete", nothing to do. Interrupted, same config, `resume`: "partial", go on from there.
     Nothing there, or `force`: the folder is emptied, config.yaml is written, "new". `another` names the other way on
-    in the error (such as "another --name").
+    in the error (such as "another --name"); `inputs` maps the artefacts it is made from to their digests.
     Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`.
     """
     if force and folder.exists():
         # The manifest goes first: a kill in between leaves an incomplete artefact, not a wrong one.
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder)
-    state = existing_state(folder, config, kind=kind, another=another)
+    state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
     if state == "partial" and not resume:
         raise UsageError(f"{folder} holds an interrupted {kind}: continue it with --resume, or start over with --force")
     if state == "new":
+        write_json(folder / INPUTS_NAME, dict(inputs or {}))
         write_text(folder / CONFIG_NAME, to_yaml(config))
+    if state == "complete":
+        (folder / INPUTS_NAME).unlink(missing_ok=True)
     return state
 
 
-def existing_state(folder: Path, config: Config, *, kind: str, another: str) -> State:
+def existing_state(
+    folder: Path, config: Config, *, kind: str, another: str, inputs: Mapping[str, str] | None = None
+) -> State:
     """What `folder` holds of the artefact that `config` describes; writes nothing.
 
-    Raises: UsageError if it was made by another config, CorruptArtifactError if it is damaged.
+    Raises: UsageError if it was made by another config or from other inputs, CorruptArtifactError if it is damaged.
     """
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != INPUTS_NAME for path in folder.iterdir()):
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
         return "new"
     changed = differences(load_config(type(config), folder / CONFIG_NAME), config)
@@ -113,7 +136,15 @@ def existing_state(folder: Path, config: Config, *, kind: str, another: str) -> 
             f"{folder} was made with another configuration ({'; '.join(changed)}): "
             f"replace it with --force, or give {another}"
         )
-    return "partial" if read_manifest(folder, kind=kind) is None else "complete"
+    manifest = read_manifest(folder, kind=kind)
+    made_from = json.loads((folder / INPUTS_NAME).read_text("utf-8")) if manifest is None else manifest.inputs
+    other = [name for name in {**made_from, **(inputs or {})} if made_from.get(name) != (inputs or {}).get(name)]
+    if other:
+        raise UsageError(
+            f"{folder} was made from another {' and '.join(other)} than this workspace holds now: "
+            f"replace it with --force, or give {another}"
+        )
+    return "partial" if manifest is None else "complete"
 
 
 def require(folder: Path, *, kind: str, command: str) -> Manifest:

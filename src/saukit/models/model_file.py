@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from saukit.core.artifacts import load_tensors, save_tensors
-from saukit.core.errors import CorruptArtifactError
+from saukit.core.config import from_mapping
+from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.models.backbones import BACKBONES
 from saukit.models.dual_branch import DualBranchNet
 
@@ -35,12 +36,11 @@ def load_model(path: Path) -> tuple[DualBranchNet, ModelCard]:
     """The network in eval mode on the CPU, and its card. Raises: CorruptArtifactError if the file is no model."""
     tensors, metadata = load_tensors(path)
     try:
-        fields = metadata["model"]
-        card = ModelCard(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        card = from_mapping(ModelCard, metadata["model"], where=str(path))
         if card.backbone not in BACKBONES:
             raise KeyError(f"backbone {card.backbone!r}")
         network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, UsageError) as error:
         raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
     return network.eval(), card

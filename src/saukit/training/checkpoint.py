@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -51,5 +51,13 @@ def load_checkpoint(path: Path, device: torch.device) -> TrainingState:
         if damaged is not None:
             raise ValueError(f"{damaged} fails its checksum")
         return TrainingState(**torch.load(path, map_location=device, weights_only=True))
-    except (RuntimeError, TypeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        PickleError,
+    ) as error:
         raise CorruptArtifactError(f"{path} is damaged ({error}): start the run over with --force") from None

@@ -76,11 +76,8 @@ def resolve(
     """
     _check(config)
     tiny = image_side <= SMALL_IMAGE_SIDE
-    name: PresetName
-    if config.preset != "auto":
-        name = config.preset
-    else:
-        name = "small" if device_type == "cpu" or tiny else "fast"
+    suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
+    name = suitable if config.preset == "auto" else config.preset
     preset = PRESETS[name]
     lengths_given = config.epochs is not None or config.steps is not None
     return replace(

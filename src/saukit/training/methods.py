@@ -44,9 +44,7 @@ class Views:
 
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1: random crop with padding, horizontal flip."""
-        view = crop_flip_view(
-            images, self.mean, self.std, padding=self._padding, flip=self.flip, generator=generator
-        )
+        view = crop_flip_view(images, self.mean, self.std, padding=self._padding, flip=self.flip, generator=generator)
         return view.contiguous(memory_format=torch.channels_last)
 
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,7 +90,7 @@ class Step:
     def logits(self, images: Tensor) -> Tensor:
         """One forward pass of the classifier in autocast; float32 [b, K]."""
         with self.precision.autocast():
-            logits = self.network(images)
+            logits: Tensor = self.network(images)
         return logits.float()
 
     def embeddings(self, images: Tensor) -> Tensor:
@@ -125,7 +123,7 @@ def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
     yield "mixup", mixed_cross_entropy(mixed, batch.labels, batch.partner_labels, lam)
 
     # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
-    box, kept_share = draw_cutmix_box(*first.shape[-2:], lam, generator=generator)
+    box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=generator)
     cut = step.logits(cutmix(first, second, box))
     yield "cutmix", mixed_cross_entropy(cut, batch.labels, batch.partner_labels, kept_share)
 

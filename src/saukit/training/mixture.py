@@ -11,7 +11,7 @@ from torch import Tensor
 from saukit.core.artifacts import format_bytes
 from saukit.core.errors import EnvironmentFault
 from saukit.core.seeding import torch_generator
-from saukit.data.split import Split
+from saukit.data.split import Part, Split
 from saukit.synthesis.cache import SyntheticImages
 
 
@@ -48,7 +48,7 @@ def build_mixture(split: Split, cache: SyntheticImages | None, device: torch.dev
 
     Raises: EnvironmentFault if the images do not fit in the device's memory.
     """
-    parts = [split.train] if cache is None else [split.train, cache]
+    parts: list[Part | SyntheticImages] = [split.train] if cache is None else [split.train, cache]
     needed = sum(part.images.nbytes for part in parts)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

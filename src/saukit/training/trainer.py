@@ -11,8 +11,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from saukit.training.config import TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, Step, Views, class_prototypes
 from saukit.training.mixture import BatchOrder, build_mixture
 
+T = TypeVar("T")
 MODEL_NAME = "model.safetensors"
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
@@ -83,6 +85,7 @@ class TrainingResult:
     state: State
     name: str
     folder: Path
+    config: TrainConfig
     manifest: Manifest
 
 
@@ -156,7 +159,7 @@ def fit(
                 trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
                 reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
             manifest = trainer.run(folder, workspace, reporter)
-    return TrainingResult(state, plan.name, folder, manifest)
+    return TrainingResult(state, plan.name, folder, plan.config, manifest)
 
 
 def estimate_seconds(plan: TrainingPlan, *, measured_steps: int = 3) -> float:
@@ -182,9 +185,7 @@ class Trainer:
         self.order = BatchOrder(self.mixture, _required(config.batch_size), config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
-            network = DualBranchNet(
-                _required(config.backbone), split.num_classes, projection=self.method.projection
-            )
+            network = DualBranchNet(_required(config.backbone), split.num_classes, projection=self.method.projection)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -234,7 +235,7 @@ class Trainer:
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         for name, loss in self.method.step(self.order.batch(step_index), step):
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             metrics[name] = loss.detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -343,7 +344,8 @@ class Trainer:
             with self.precision.autocast():
                 logits = self.network(normalise(images, self.views.mean, self.views.std))
             correct[chunk] = logits.argmax(1).cpu() == labels[chunk]
-        accuracy = float(torch.stack([correct[labels == label].double().mean() for label in labels.unique()]).mean())
+        per_class = [correct[part.labels == label].double().mean() for label in np.unique(part.labels)]
+        accuracy = float(torch.stack(per_class).mean())
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
             state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
             self.best = (accuracy, self.step_count, state)
@@ -466,11 +468,9 @@ def read_complete(folder: Path) -> Manifest:
 
 def resume_command(plan: TrainingPlan, workspace: Workspace) -> str:
     """The command that continues an interrupted run."""
-    folder = workspace.run(plan.name)
-    return shlex.join(
-        ["saukit", "train", "-w", str(workspace.root), "--config", str(folder / CONFIG_NAME)]
-        + ["--name", plan.name, "--resume"]
-    )
+    config = workspace.run(plan.name) / CONFIG_NAME
+    command = ["saukit", "train", "-w", str(workspace.root), "--config", str(config), "--name", plan.name, "--resume"]
+    return shlex.join(command)
 
 
 def _describe_line(line: dict[str, Any]) -> str:
@@ -482,7 +482,7 @@ def _describe_line(line: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _required(value: Any) -> Any:
+def _required(value: T | None) -> T:
     """A field that `resolve` has filled in."""
     if value is None:
         raise RuntimeError("the configuration of a plan is resolved")

@@ -1,0 +1,80 @@
+"""`saukit doctor`: versions, devices, arithmetic, disk and extras."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from typing import Any
+
+from saukit.cli.options import DEFAULT_WORKSPACE, DebugOption, JsonOption, QuietOption, WorkspaceOption
+from saukit.core.console import Reporter
+
+EXTRAS = {"clip": ("transformers",), "text2image": ("transformers", "accelerate", "peft")}
+
+
+def command(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what this machine has for saukit; fails with exit code 5 if a required package cannot be used.
+
+    [bold]Example[/bold]
+
+      saukit doctor
+    """
+    from saukit.core.artifacts import format_bytes, package_versions
+    from saukit.core.errors import EnvironmentFault
+
+    reporter = Reporter(quiet=quiet, json_output=json)
+    problems = [problem for package in ("torch", "torchvision", "diffusers") if (problem := _import_problem(package))]
+    existing = next(parent for parent in [workspace, *workspace.absolute().parents] if parent.exists())
+    document: dict[str, Any] = {
+        "versions": package_versions(),
+        "processor": platform.processor() or platform.machine(),
+        "devices": [] if problems else _devices(),
+        "free_disk_bytes": shutil.disk_usage(existing).free,
+        "extras": {name: all(map(_installed, packages)) for name, packages in EXTRAS.items()},
+        "problems": problems,
+    }
+    rows = [[name, version] for name, version in document["versions"].items()]
+    rows += [[device["name"], f"amp {device['amp']}, {device['about']}"] for device in document["devices"]]
+    rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing.absolute()}"]]
+    rows += [
+        [f"extra {name}", "installed" if there else f"not installed: pip install 'saukit[{name}]'"]
+        for name, there in document["extras"].items()
+    ]
+    reporter.table("saukit doctor", ["what", "here"], rows, text_columns=2)
+    reporter.document(document)
+    if problems:
+        raise EnvironmentFault("; ".join(problems) + ": install torch and torchvision together, then diffusers")
+
+
+def _import_problem(package: str) -> str | None:
+    try:
+        importlib.import_module(package)
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return f"{package} cannot be imported ({str(error).splitlines()[0]})"
+    return None
+
+
+def _devices() -> list[dict[str, str]]:
+    import torch
+
+    from saukit.core.artifacts import format_bytes
+    from saukit.core.device import describe_device, resolve_amp
+
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    rows = []
+    for device in devices:
+        memory = "" if device.type == "cpu" else f", {format_bytes(torch.cuda.mem_get_info(device)[1])}"
+        rows.append(
+            {"name": str(device), "amp": resolve_amp("auto", device), "about": describe_device(device) + memory}
+        )
+    return rows
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

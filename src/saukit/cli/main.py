@@ -1,0 +1,82 @@
+"""The `saukit` program: its commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from saukit import __version__
+from saukit.cli import demo, doctor, evaluate, make_lt, synth, train
+from saukit.core.errors import EnvironmentFault, SaukitError
+
+app = typer.Typer(
+    name="saukit",
+    help="Long-tailed image recognition with synthetic data.",
+    epilog="Start with `saukit demo`, or: saukit make-lt, saukit synth, saukit train, saukit eval.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("make-lt", context_settings={"allow_extra_args": True})(make_lt.command)
+app.command("synth")(synth.command)
+app.command("train")(train.command)
+app.command("eval")(evaluate.command)
+app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"saukit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Long-tailed image recognition with synthetic data."""
+
+
+def run() -> None:
+    """Run the program; exit codes as README.md lists them."""
+    try:
+        app()
+    except SaukitError as error:
+        _fail(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MemoryError, OSError, RuntimeError) as error:
+        fault = _environment_fault(error)
+        if fault is None:
+            raise
+        _fail(fault)
+
+
+def _fail(error: SaukitError) -> NoReturn:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    sys.exit(error.exit_code)
+
+
+def _environment_fault(error: Exception) -> EnvironmentFault | None:
+    """A full disk or memory, in words; None for anything else, which is a bug."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(f"the disk is full ({error.filename}): free some space and run the command again")
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
+    return None

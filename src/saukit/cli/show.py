@@ -1,0 +1,170 @@
+"""How the results of the stages look on the terminal and as JSON documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saukit.core.artifacts import format_bytes
+from saukit.core.config import to_mapping
+from saukit.core.console import Reporter, format_duration, format_share
+from saukit.data.charts import counts_chart
+from saukit.data.shots import GROUP_NAMES, ShotGroups
+from saukit.evaluation.config import Selection
+
+if TYPE_CHECKING:
+    from saukit.core.workspace import State
+    from saukit.data.plan import SplitPlan
+    from saukit.data.split import SplitResult
+    from saukit.evaluation.evaluate import EvalResult
+    from saukit.synthesis.generate import SynthesisResult
+    from saukit.training.trainer import TrainingResult
+
+
+def show_split_plan(plan: SplitPlan, reporter: Reporter) -> None:
+    """What make-lt would write."""
+    from saukit.cli.options import DryRun
+
+    DryRun("make-lt", plan.config, plan.summary).show(reporter)
+    for line in counts_chart(plan.classes, plan.train_counts, plan.groups):
+        reporter.result(line)
+
+
+def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
+    """A split: its bar chart, its groups, where it is."""
+    summary = result.summary
+    for line in counts_chart(summary["classes"], summary["counts"], result.groups):
+        reporter.result(line)
+    _show_groups(result.groups, summary["classes"], summary["counts"], reporter)
+    reporter.result(
+        f"{summary['source']}: {summary['train_images']:,} training, {summary['val_images']:,} validation and "
+        f"{summary['test_images']:,} test images of {summary['image_size']} pixels; "
+        f"largest / smallest class {summary['imb_reached']:.4g}"
+    )
+    _show_state(result.state, folder, reporter)
+    reporter.document(_document(result.state, folder, result.config, summary))
+
+
+def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
+    """A cache: how many images, how long it took, where the sample grid is."""
+    summary = result.manifest.summary
+    reporter.result(
+        f"{summary['images']:,} synthetic images; training {format_duration(summary['train_seconds'])}, "
+        f"sampling {format_duration(summary['sample_seconds'])} "
+        f"({summary['images_per_second']:.1f} images/s on {result.manifest.device})"
+    )
+    reporter.result(f"look at {result.samples}: real images on the left, synthetic ones on the right")
+    _show_state(result.state, result.folder, reporter)
+    reporter.document(_document(result.state, result.folder, result.config, summary))
+
+
+def show_run(result: TrainingResult, reporter: Reporter) -> None:
+    """A run: what was trained, how fast, where it is."""
+    summary = result.manifest.summary
+    reporter.result(
+        f"{result.name}: {summary['steps']:,} steps in {format_duration(summary['seconds'])} "
+        f"({summary['images_per_second']:,.0f} images/s on {result.manifest.device}), "
+        f"peak memory {format_bytes(summary['peak_memory_bytes'])}; "
+        f"the model of the {summary['chosen_by']} is kept (step {summary['chosen_step']:,})"
+    )
+    _show_state(result.state, result.folder, reporter)
+    reporter.document({"name": result.name, **_document(result.state, result.folder, result.config, summary)})
+
+
+def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter) -> None:
+    """A run's accuracies: overall, by shot group, and by class for what was selected."""
+    document = result.document
+    name = document["run"]["name"]
+    if selection == "all":
+        top5 = format_share(document["top5"])
+        reporter.table(
+            f"{name} on {document['test_images']:,} test images",
+            ["top-1", "top-5", "balanced accuracy", "calibration error"],
+            [
+                [
+                    format_share(document["top1"]),
+                    top5,
+                    format_share(document["balanced_accuracy"]),
+                    format_share(document["ece"]),
+                ]
+            ],
+        )
+    chosen = GROUP_NAMES if selection == "all" else (selection,)
+    reporter.table(
+        f"{name}: accuracy by shot group, % ({document['groups_rule']})",
+        ["group", "classes", "real training images", "test images", "top-1"],
+        [_group_row(group, document["groups"][group]) for group in chosen],
+        text_columns=2,
+    )
+    reporter.table(
+        f"{name}: accuracy by class, %",
+        ["class", "group", "real training images", "test images", "top-1"],
+        [
+            [
+                str(entry["class"]),
+                entry["group"],
+                f"{entry['train_images']:,}",
+                f"{entry['test_images']:,}",
+                format_share(entry["top1"]),
+            ]
+            for entry in document["per_class"]
+            if entry["group"] in chosen
+        ],
+        text_columns=2,
+    )
+    for group in chosen:
+        if document["groups"][group] is None:
+            reporter.result(f"{group}: no class of this split belongs to it ({document['groups_rule']})")
+    if not result.computed:
+        reporter.result("evaluated earlier; --force evaluates again")
+    reporter.result(", ".join(map(str, result.files)))
+    extra = {} if selection == "all" else {"selected": {"split": selection, **(document["groups"][selection] or {})}}
+    reporter.document({**document, **extra})
+
+
+def comparison_rows(documents: list[dict[str, Any]]) -> list[list[str]]:
+    """One row a run: top-1, balanced accuracy and the accuracy of each shot group, in %."""
+    return [
+        [
+            document["run"]["name"],
+            format_share(document["top1"]),
+            format_share(document["balanced_accuracy"]),
+            *(format_share((document["groups"][group] or {}).get("top1")) for group in GROUP_NAMES),
+        ]
+        for document in documents
+    ]
+
+
+def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
+    if group is None:
+        return [name, "-", "-", "-", "-"]
+    classes = ", ".join(group["classes"]) if len(group["classes"]) <= 12 else f"{len(group['classes'])} classes"
+    return [name, classes, f"{group['train_images']:,}", f"{group['images']:,}", format_share(group["top1"])]
+
+
+def _show_groups(groups: ShotGroups, classes: list[str], counts: list[int], reporter: Reporter) -> None:
+    reporter.table(
+        f"shot groups ({groups.rule})",
+        ["group", "classes", "real training images"],
+        [
+            [name, _shortened([classes[c] for c in rows]), f"{sum(counts[c] for c in rows):,}"]
+            for name in GROUP_NAMES
+            if (rows := groups.members.get(name))
+        ],
+        text_columns=2,
+    )
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{len(names)} classes: {', '.join(names[:6])}, ..."
+
+
+def _show_state(state: State, folder: Path, reporter: Reporter) -> None:
+    if state == "complete":
+        reporter.result(f"nothing to do: {folder} holds just this already, and every file is as it was written")
+    else:
+        reporter.result(f"written to {folder}")
+
+
+def _document(state: State, folder: Path, config: object, summary: dict[str, Any]) -> dict[str, Any]:
+    return {"state": state, "folder": str(folder), "config": to_mapping(config), **summary}

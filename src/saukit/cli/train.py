@@ -1,0 +1,126 @@
+"""`saukit train`: train a network on the split, and on the synthetic cache if there is one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from saukit.cli.options import (
+    DEFAULT_WORKSPACE,
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    DryRun,
+    DryRunOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    WorkspaceOption,
+    build_config,
+    open_device,
+    open_workspace,
+)
+from saukit.core.config import Amp
+from saukit.core.console import Reporter, format_duration
+from saukit.training.config import Method, Noise, Schedule, TrainConfig
+
+
+def command(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name.", show_default="method, +synth, and a seed other than 0")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="What a step computes.")] = TrainConfig.method,
+    synthetic: Annotated[
+        bool | None,
+        typer.Option(
+            "--synthetic/--no-synthetic", help="Train on the synthetic cache too.", show_default="if there is one"
+        ),
+    ] = TrainConfig.synthetic,
+    preset: Annotated[
+        Literal["auto", "paper", "fast", "small"],
+        typer.Option(help="Network and budget: paper is SAU's, fast is for a GPU, small for a processor."),
+    ] = TrainConfig.preset,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="resnet32-w64, resnet32-w16, convnet-small or resnext50.", show_default="of the preset"),
+    ] = TrainConfig.backbone,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the mixed training set.", show_default="of the preset")
+    ] = TrainConfig.epochs,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps, however many images there are.", show_default="of the preset"),
+    ] = TrainConfig.steps,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a batch.", show_default="of the preset")
+    ] = TrainConfig.batch_size,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="of the preset")
+    ] = TrainConfig.lr,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of SGD.", show_default="of the preset")
+    ] = TrainConfig.weight_decay,
+    schedule: Annotated[
+        Schedule | None, typer.Option(help="Cosine by the epoch or by the step.", show_default="of the preset")
+    ] = TrainConfig.schedule,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps with a rising rate.", show_default="of the preset")
+    ] = TrainConfig.warmup,
+    noise: Annotated[
+        Noise, typer.Option(help="SAU: what becomes of synthetic images whose label is not trusted.")
+    ] = TrainConfig.noise,
+    temperature: Annotated[
+        float, typer.Option(help="SAU: temperature of the contrastive loss.")
+    ] = TrainConfig.temperature,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror images at random.", show_default="by the data set"),
+    ] = TrainConfig.flip,
+    select: Annotated[
+        Literal["last", "val"], typer.Option(help="Keep the last step, or the best on the validation part.")
+    ] = TrainConfig.select,
+    amp: Annotated[Amp, typer.Option(help="Arithmetic of the forward passes.")] = TrainConfig.amp,
+    seed: Annotated[int, typer.Option(help="Training seed; it never changes the data.")] = TrainConfig.seed,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same bits.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    config: ConfigOption = None,
+    device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train the dual-branch network (SAU) or a baseline.
+
+    [bold]Examples[/bold]
+
+      saukit train
+
+      saukit train --method balanced-softmax --no-synthetic
+
+      saukit train --config saukit_work/runs/ce/config.yaml --seed 1
+    """
+    reporter = Reporter(quiet=quiet, json_output=json)
+    train_config = build_config(context, TrainConfig, config)
+
+    from saukit.cli.show import show_run
+    from saukit.training.trainer import estimate_seconds, fit, plan_training
+
+    opened, where = open_workspace(workspace), open_device(device)
+    if dry_run:
+        plan = plan_training(train_config, opened, name=name, device=where)
+        facts = {
+            "name": plan.name,
+            "training_images": plan.training_images,
+            "steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "estimated_time": format_duration(estimate_seconds(plan)),
+        }
+        DryRun("train", plan.config, facts).show(reporter)
+        return
+    show_run(
+        fit(train_config, opened, name=name, device=where, force=force, resume=resume, reporter=reporter), reporter
+    )

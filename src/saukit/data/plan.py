@@ -1,0 +1,163 @@
+"""From a configuration and a source to the images of each part of a split; nothing is decoded or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saukit.core.errors import DataError, UsageError
+from saukit.data.config import DEFAULT_TEST_FRACTION, SplitConfig, settled
+from saukit.data.long_tail import (
+    class_counts,
+    fitting_counts,
+    named_classes,
+    named_counts,
+    select_ldam,
+    stratified_part,
+)
+from saukit.data.shots import ShotGroups, shot_groups
+from saukit.data.sources import Integers, Pixels, Source, open_source
+
+BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What `make_split` would write: `config` with every field resolved, and images of each class and part."""
+
+    config: SplitConfig
+    classes: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    val_counts: tuple[int, ...]
+    test_counts: tuple[int, ...]
+    groups: ShotGroups
+    bytes: int
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The plan as a JSON-able document; it stands in the manifest too."""
+        return {
+            "source": self.config.dataset,
+            "image_size": self.config.image_size,
+            "classes": list(self.classes),
+            "counts": list(self.train_counts),
+            "train_images": sum(self.train_counts),
+            "val_images": sum(self.val_counts),
+            "test_images": sum(self.test_counts),
+            "imb_reached": max(self.train_counts) / min(self.train_counts),
+            "groups_rule": self.groups.rule,
+            "groups": {name: [self.classes[i] for i in members] for name, members in self.groups.members.items()},
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions in the source: train and val in its training order, test in its test order."""
+
+    train: Integers
+    val: Integers
+    test: Integers
+
+
+def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
+    """What `make_split` would write; opens the source but decodes no image and writes nothing.
+
+    Raises: UsageError or DataError, as `make_split` would, except for images that only decoding shows to be bad.
+    """
+    source = open_source(settled(config), root)
+    resolved = resolve(settled(config), source)
+    return plan_of(resolved, source, choose(resolved, source, None))
+
+
+def resolve(config: SplitConfig, source: Source) -> SplitConfig:
+    """The settled `config` with what only the source tells."""
+    if source.test_labels is not None and config.test_fraction is not None:
+        raise UsageError(f"this {config.dataset} has a test set of its own: leave test_fraction out")
+    fraction = config.test_fraction
+    if source.test_labels is None and fraction is None:
+        fraction = DEFAULT_TEST_FRACTION
+    counts = config.counts
+    if counts is not None:
+        found = named_classes(counts, source.classes)
+        counts = {source.classes[index]: counts[key] for key, index in sorted(found.items(), key=lambda item: item[1])}
+    size = source.image_size if config.image_size is None else config.image_size
+    return replace(config, image_size=size, test_fraction=fraction, counts=counts)
+
+
+def choose(config: SplitConfig, source: Source, pixels: Pixels | None) -> Choice:
+    """Which images go where, among those that can be read (all, as long as `pixels` is not known)."""
+    num_classes = len(source.classes)
+    pool = np.arange(len(source.train_labels)) if pixels is None else np.flatnonzero(pixels.train_ok)
+    if source.test_labels is None:
+        labels = source.train_labels[pool]
+        _need_images(source.classes, labels, 2, "to give one to the test set and keep one to train on")
+        assert config.test_fraction is not None
+        rest, part = stratified_part(labels, config.test_fraction, num_classes, seed=config.seed, purpose="test part")
+        pool, test = pool[rest], pool[part]
+    else:
+        test = np.arange(len(source.test_labels)) if pixels is None else np.flatnonzero(pixels.test_ok)
+        _need_images(source.classes, source.test_labels[test], 1, "in the test set")
+        _need_images(source.classes, source.train_labels[pool], 1, "to train on")
+    labels = source.train_labels[pool]
+    available = class_counts(labels, num_classes)
+    if config.profile == "none":
+        train = pool
+    else:
+        if config.counts is not None:
+            counts = named_counts(config.counts, source.classes, available)
+        else:
+            assert config.imb is not None and config.profile is not None
+            counts = fitting_counts(config.profile, config.imb, available)
+        train = pool[select_ldam(labels, counts, config.seed)]
+    val = train[:0]
+    if config.val_fraction > 0:
+        kept, part = stratified_part(
+            source.train_labels[train], config.val_fraction, num_classes, seed=config.seed, purpose="val part"
+        )
+        if not len(part):
+            raise DataError("no class has two images, so none can give one to the validation part: leave it out")
+        train, val = train[kept], train[part]
+    return Choice(train, val, test)
+
+
+def _need_images(classes: tuple[str, ...], labels: Integers, least: int, purpose: str) -> None:
+    counts = class_counts(labels, len(classes))
+    short = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < least]
+    if short:
+        raise DataError(
+            f"each class needs at least {least} readable image{'s' if least > 1 else ''} {purpose}; "
+            f"too few in: {shortened(short)}; add images, or remove these classes"
+        )
+
+
+def plan_of(config: SplitConfig, source: Source, choice: Choice) -> SplitPlan:
+    """The plan for a choice of images."""
+    labels = source.train_labels
+    test_labels = labels if source.test_labels is None else source.test_labels
+    counts = [
+        tuple(int(count) for count in class_counts(part, len(source.classes)))
+        for part in (labels[choice.train], labels[choice.val], test_labels[choice.test])
+    ]
+    assert config.image_size is not None
+    images = sum(map(sum, counts))
+    return SplitPlan(
+        config=config,
+        classes=source.classes,
+        train_counts=counts[0],
+        val_counts=counts[1],
+        test_counts=counts[2],
+        groups=shot_groups(counts[0], config.groups),
+        bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
+    )
+
+
+def shortened(items: Sequence[str], separator: str = ", ") -> str:
+    """The first items of a long list, and how many more there are."""
+    more = f"{separator}and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return separator.join(items[:LISTED]) + more

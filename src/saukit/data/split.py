@@ -1,0 +1,373 @@
+"""A long-tailed split: planned from a source, written as data, read back verified.
+
+    split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png
+
+Class counts and shot groups are those of `train`: the real training images that are left once the validation part is
+taken. A split is written beside its place and swapped in at the end, so that a full disk or a kill leaves an earlier
+one untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from saukit.core.artifacts import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    check_disk_space,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+    sync_folder,
+    write_manifest,
+    write_text,
+)
+from saukit.core.config import load_config, to_yaml
+from saukit.core.console import Reporter
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
+from saukit.core.workspace import Workspace, existing_state, require
+from saukit.data.charts import save_counts_chart
+from saukit.data.config import SplitConfig, settled
+from saukit.data.long_tail import class_counts
+from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolve, shortened
+from saukit.data.shots import GROUP_NAMES, ShotGroups
+from saukit.data.sources import TABLE, Channels, Images, Integers, Pixels, Source, check_root, open_source
+
+__all__ = ["Part", "Split", "SplitPlan", "SplitResult", "load_split", "load_test", "make_split", "plan_split"]
+
+KIND = "split"
+COMMAND = "saukit make-lt"
+CHART_NAME = "counts.png"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one part of a split.
+
+    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; source_indices int64 [N], positions in the source's own order
+    of the part (of the whole source, where that has no test set of its own).
+    """
+
+    images: Images
+    labels: Integers
+    source_indices: Integers
+
+
+@dataclass(frozen=True)
+class Split:
+    """What training may see of a split: its training part and its validation part, never its test set.
+
+    mean, std: per channel, for pixels in [0, 1]. flip: whether a mirrored image keeps its class.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    train: Part
+    val: Part | None
+    mean: Channels
+    std: Channels
+    flip: bool
+    groups: ShotGroups
+    manifest: Manifest
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.train.images.shape[2:]
+        return height, width
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def class_counts(self) -> Integers:
+        """Training images of each class, int64 [K]."""
+        return class_counts(self.train.labels, self.num_classes)
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What `make_split` did: "new" if it wrote the split, "complete" if the same one was there already.
+
+    summary: of `SplitPlan`, and skipped (unreadable images left out), mean, std, flip; root and source_files (a hash
+    of names and sizes in a folder) are for information, and to notice another folder under the same configuration.
+    """
+
+    state: Literal["new", "complete"]
+    config: SplitConfig
+    manifest: Manifest
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The manifest's summary."""
+        return self.manifest.summary
+
+    @property
+    def groups(self) -> ShotGroups:
+        """The shot groups of the summary."""
+        index = {name: position for position, name in enumerate(self.summary["classes"])}
+        members = {group: [index[name] for name in names] for group, names in self.summary["groups"].items()}
+        return _groups(self.summary["groups_rule"], members)
+
+
+def load_split(workspace: Workspace) -> Split:
+    """The verified split of `workspace`, without its test set.
+
+    Raises: DataError if there is none, CorruptArtifactError if a file of it is damaged.
+    """
+    manifest = require(workspace.split, kind=KIND, command=COMMAND)
+    train, metadata = _load_part(workspace.split, "train")
+    has_val = "val.safetensors" in manifest.files
+    try:
+        return Split(
+            source=metadata["source"],
+            classes=tuple(metadata["classes"]),
+            train=train,
+            val=_load_part(workspace.split, "val")[0] if has_val else None,
+            mean=_channels(metadata["mean"]),
+            std=_channels(metadata["std"]),
+            flip=metadata["flip"],
+            groups=_groups(metadata["groups_rule"], metadata["groups"]),
+            manifest=manifest,
+        )
+    except KeyError as error:
+        raise CorruptArtifactError(
+            f"{workspace.split}/train.safetensors has no {error}; remake it with --force"
+        ) from None
+
+
+def load_test(workspace: Workspace) -> Part:
+    """The verified test set of the split of `workspace`. Raises: as `load_split`."""
+    require(workspace.split, kind=KIND, command=COMMAND)
+    return _load_part(workspace.split, "test")[0]
+
+
+def make_split(
+    config: SplitConfig, workspace: Workspace, *, root: Path | None, force: bool, reporter: Reporter
+) -> SplitResult:
+    """Write the split that `config` describes, or find that it is there already.
+
+    Raises: UsageError if a split of another configuration is there and not `force`; DataError for sources that are
+    missing or unreadable; EnvironmentFault if memory or disk do not suffice. An earlier split is then as it was.
+    """
+    config = settled(config)
+    with _no_empty_folder(workspace.root), workspace.lock(workspace.split):
+        _recover(workspace)
+        if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
+            return ready
+        source = open_source(config, root)
+        resolved = resolve(config, source)
+        ready = _existing(resolved, workspace, source, force=force)
+        if ready is not None:
+            return ready
+        choice = choose(resolved, source, None)  # before any decoding, so that a bad ratio is told at once
+        plan = plan_of(resolved, source, choice)
+        check_disk_space(workspace.root, plan.bytes)
+        assert resolved.image_size is not None
+        if source.size_reason is not None and config.image_size is None:
+            reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
+        pixels = source.load(resolved.image_size, reporter)
+        if pixels.bad:
+            _refuse_or_tell(pixels, resolved, reporter)
+            choice = choose(resolved, source, pixels)
+            plan = plan_of(resolved, source, choice)
+        manifest = _write(workspace, plan, source, choice, pixels, check_root(config.dataset, root))
+    return SplitResult("new", resolved, manifest)
+
+
+def _refuse_or_tell(pixels: Pixels, config: SplitConfig, reporter: Reporter) -> None:
+    listed = shortened([f"{file} ({reason})" for file, reason in pixels.bad], "\n  ")
+    count = f"{len(pixels.bad)} image{'s' if len(pixels.bad) > 1 else ''} cannot be read"
+    if not config.skip_bad:
+        raise DataError(
+            f"{count}; nothing was written. Mend or remove them, or leave them out with --skip-bad:\n  {listed}"
+        )
+    reporter.warn(f"{count}, left out:\n  {listed}")
+
+
+def _write(
+    workspace: Workspace, plan: SplitPlan, source: Source, choice: Choice, pixels: Pixels, root: Path | None
+) -> Manifest:
+    """Write the artefact into the staging folder, vouch for it, and swap it in."""
+    staging, config = _staging(workspace), plan.config
+    labels = source.train_labels
+    test_labels = labels if source.test_labels is None else source.test_labels
+    assert config.image_size is not None
+    staging.mkdir(parents=True)
+    try:
+        train = pixels.read("train", choice.train, config.image_size)
+        mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(train)
+        metadata = {
+            "source": config.dataset,
+            "classes": list(plan.classes),
+            "mean": list(mean),
+            "std": list(std),
+            "flip": source.flip,
+            "groups_rule": plan.groups.rule,
+            "groups": {name: list(members) for name, members in plan.groups.members.items()},
+        }
+        _save_part(staging, "train", train, labels[choice.train], choice.train, metadata)
+        del train
+        parts = {"test": (choice.test, test_labels)}
+        if len(choice.val):
+            parts["val"] = (choice.val, labels)
+        for name, (positions, of) in parts.items():
+            images = pixels.read("test" if name == "test" else "train", positions, config.image_size)
+            _save_part(staging, name, images, of[positions], positions, metadata)
+        save_counts_chart(staging / CHART_NAME, plan.classes, plan.train_counts, plan.groups)
+        write_text(staging / CONFIG_NAME, to_yaml(config))
+        summary = {
+            **plan.summary,
+            "skipped": len(pixels.bad),
+            "mean": list(mean),
+            "std": list(std),
+            "flip": source.flip,
+            "root": None if root is None else str(root),
+            "source_files": source.fingerprint,
+        }
+        manifest = write_manifest(
+            staging,
+            kind=KIND,
+            files=[path.name for path in staging.iterdir()],
+            inputs={},
+            summary=summary,
+            device="cpu",
+        )
+        _swap_in(workspace)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _save_part(
+    folder: Path, name: str, images: Images, labels: Integers, positions: Integers, metadata: Mapping[str, Any]
+) -> None:
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "images": images,
+        "labels": labels,
+        "source_indices": positions.astype(np.int64),
+    }
+    save_tensors(folder / f"{name}.safetensors", tensors, {**metadata, "part": name})
+
+
+def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
+    path = folder / f"{name}.safetensors"
+    tensors, metadata = load_tensors(path)
+    try:
+        return Part(tensors["images"], tensors["labels"], tensors["source_indices"]), metadata
+    except KeyError as error:
+        raise CorruptArtifactError(f"{path} has no {error}; remake the split with --force") from None
+
+
+def _statistics(images: Images) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel for pixels in [0, 1], in float64 from exact integer counts."""
+    means, deviations = [], []
+    values = np.arange(256) / 255
+    for channel in range(3):
+        histogram = np.bincount(images[:, channel].ravel(), minlength=256)
+        mean = float(histogram @ values / histogram.sum())
+        deviation = float(np.sqrt(histogram @ (values - mean) ** 2 / histogram.sum()))
+        means.append(mean)
+        deviations.append(deviation if deviation > 0 else 1.0)  # a channel of one value: leave its scale alone
+    return _channels(means), _channels(deviations)
+
+
+def _groups(rule: str, members: Mapping[str, Sequence[int]]) -> ShotGroups:
+    """Shot groups from a file, where the order of keys is not kept."""
+    return ShotGroups(rule, {name: tuple(members[name]) for name in GROUP_NAMES if name in members})
+
+
+def _channels(values: list[float]) -> Channels:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _same_without_looking(config: SplitConfig, workspace: Workspace, root: Path | None) -> SplitResult | None:
+    """The split that is there, if `config` names its configuration without a look at the source; so a workspace
+    that was carried to another machine needs no source to say that there is nothing to do."""
+    if config.dataset == "folder" or not (workspace.split / CONFIG_NAME).exists():
+        return None
+    known = TABLE[config.dataset]
+    if known.dataset is None:
+        check_root(config.dataset, root)
+    resolved = replace(config, image_size=config.image_size or known.image_size)
+    if load_config(SplitConfig, workspace.split / CONFIG_NAME) != resolved:
+        return None
+    return _complete(resolved, workspace)
+
+
+def _existing(config: SplitConfig, workspace: Workspace, source: Source, *, force: bool) -> SplitResult | None:
+    """The split that is there, if it is complete and the one that `config` and `source` describe."""
+    started = (workspace.split / CONFIG_NAME).exists()
+    if started and (force or not (workspace.split / MANIFEST_NAME).exists()):
+        return None
+    if existing_state(workspace.split, config, kind=KIND, another="another --workspace") != "complete":
+        return None
+    ready = _complete(config, workspace)
+    if ready is not None and source.fingerprint != ready.summary["source_files"]:
+        raise UsageError(
+            f"{workspace.split} was made from other files ({ready.summary['root']}, or they have changed since): "
+            "replace it with --force, or give another --workspace"
+        )
+    return ready
+
+
+def _complete(config: SplitConfig, workspace: Workspace) -> SplitResult | None:
+    manifest = read_manifest(workspace.split, kind=KIND)
+    return None if manifest is None else SplitResult("complete", config, manifest)
+
+
+@contextlib.contextmanager
+def _no_empty_folder(root: Path) -> Iterator[None]:
+    """If the block fails, leave no workspace behind that was not there before."""
+    existed = root.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+        raise
+
+
+def _staging(workspace: Workspace) -> Path:
+    return workspace.root / ".split.new"
+
+
+def _replaced(workspace: Workspace) -> Path:
+    return workspace.root / ".split.old"
+
+
+def _swap_in(workspace: Workspace) -> None:
+    """Put the staging folder in the split's place; the earlier split goes only once that is done."""
+    old = _replaced(workspace)
+    try:
+        if workspace.split.exists():
+            workspace.split.rename(old)
+        _staging(workspace).rename(workspace.split)
+        sync_folder(workspace.root)
+    except OSError as error:
+        _recover(workspace)
+        raise EnvironmentFault(f"cannot replace {workspace.split}: {error.strerror}; check the folder") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(workspace: Workspace) -> None:
+    """Undo what a killed writer left: call it only under the split's lock."""
+    old = _replaced(workspace)
+    if old.exists() and not workspace.split.exists():
+        old.rename(workspace.split)
+    for folder in (old, _staging(workspace)):
+        if folder.exists():
+            shutil.rmtree(folder)

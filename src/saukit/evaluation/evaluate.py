@@ -1,0 +1,163 @@
+"""The evaluation stage: a run's accuracies on the test set, per class and shot group, as results.json and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, write_json
+from saukit.core.config import load_config, to_mapping
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError
+from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.data.shots import GROUP_NAMES
+from saukit.data.split import Part, Split, load_split, load_test
+from saukit.evaluation.charts import draw_confusion, draw_per_class
+from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.metrics import (
+    balanced_accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    group_accuracy,
+    per_class_accuracy,
+    top_k_accuracy,
+)
+from saukit.models.dual_branch import DualBranchNet
+from saukit.models.model_file import ModelCard, load_model
+from saukit.training.augment import normalise
+from saukit.training.config import TrainConfig
+from saukit.training.trainer import MODEL_NAME
+
+RESULTS_NAME = "results.json"
+PER_CLASS_NAME = "per_class.png"
+CONFUSION_NAME = "confusion.png"
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A run's results.json as a document, whether it was there already, and where its pictures are."""
+
+    document: dict[str, Any]
+    folder: Path
+    computed: bool
+
+    @property
+    def files(self) -> list[Path]:
+        """results.json and the two pictures."""
+        return [self.folder / name for name in (RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME)]
+
+
+def evaluate(
+    config: EvalConfig, workspace: Workspace, *, device: torch.device, force: bool, reporter: Reporter
+) -> EvalResult:
+    """Evaluate a run's model on the split's test set, whole, and write results.json and two pictures beside it.
+
+    Raises: DataError without a split or a run, or if the run belongs to another split.
+    """
+    name = choose_run(workspace, config.run)
+    folder = workspace.run(name)
+    run = require(folder, kind="run", command=f"saukit train --name {name}")
+    split = load_split(workspace)
+    require_made_from(run, folder, split=split.manifest, command=f"saukit train --name {name}")
+    if RESULTS_NAME in run.files and not force:
+        document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+        return EvalResult(document, folder, computed=False)
+
+    network, card = load_model(folder / MODEL_NAME)
+    if card.classes != split.classes:
+        raise DataError(
+            f"the model of {folder} knows {len(card.classes)} classes, this split has {split.num_classes}: "
+            "train again on this split"
+        )
+    test = load_test(workspace)
+    reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
+    probabilities = predict_probabilities(network, card, test.images, device=device)
+    training = load_config(TrainConfig, folder / CONFIG_NAME)
+    document = result_document(probabilities, test, split)
+    document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
+    confusion = confusion_matrix(probabilities, test.labels)
+    with workspace.lock(folder), added_files(folder, kind="run", files=[RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME]):
+        write_json(folder / RESULTS_NAME, document)
+        draw_per_class(
+            folder / PER_CLASS_NAME,
+            title=f"{name}: accuracy per class, real training images below",
+            classes=split.classes,
+            accuracies=[entry["top1"] for entry in document["per_class"]],
+            counts=split.class_counts.tolist(),
+            members=split.groups.members,
+        )
+        draw_confusion(folder / CONFUSION_NAME, title=f"{name}: confusion", classes=split.classes, confusion=confusion)
+    return EvalResult(document, folder, computed=True)
+
+
+def choose_run(workspace: Workspace, name: str | None) -> str:
+    """The run to evaluate: `name`, or the one completed last. Raises: DataError that lists the runs there are."""
+    names = workspace.run_names()
+    if name is None and not names:
+        raise DataError(f"no run is complete in {workspace.root / 'runs'}: run `saukit train` first")
+    if name is not None and name not in names:
+        known = f"complete runs: {', '.join(names)}" if names else "no run is complete"
+        raise DataError(f"no complete run {name!r} in {workspace.root / 'runs'} ({known})")
+    return name if name is not None else names[-1]
+
+
+def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: Split) -> dict[str, Any]:
+    """The figures of results.json, all accuracies in [0, 1]; a group without classes is null.
+
+    Shapes: probabilities [n, K], in the order of the test part.
+    """
+    confusion = confusion_matrix(probabilities, test.labels)
+    accuracies = per_class_accuracy(confusion)
+    group_of = {c: name for name, rows in split.groups.members.items() for c in rows}
+    counts = split.class_counts
+    groups: dict[str, Mapping[str, Any] | None] = {}
+    for name, group in group_accuracy(confusion, split.groups.members, GROUP_NAMES).items():
+        if group is None:
+            groups[name] = None
+            continue
+        rows = group["classes"]
+        groups[name] = {**group, "classes": [split.classes[c] for c in rows], "train_images": int(counts[rows].sum())}
+    return {
+        "format_version": FORMAT_VERSION,
+        "top1": float(np.mean(probabilities.argmax(1) == test.labels)),
+        "top5": top_k_accuracy(probabilities, test.labels, 5),
+        "balanced_accuracy": balanced_accuracy(accuracies),
+        "ece": expected_calibration_error(probabilities, test.labels),
+        "test_images": len(test.labels),
+        "groups": groups,
+        "groups_rule": split.groups.rule,
+        "per_class": [
+            {
+                "class": split.classes[c],
+                "group": group_of[c],
+                "train_images": int(counts[c]),
+                "test_images": int(confusion[c].sum()),
+                "top1": accuracies[c],
+            }
+            for c in range(split.num_classes)
+        ],
+        "confusion": confusion.tolist(),
+        "split": {"digest": split.manifest.digest, "source": split.source},
+    }
+
+
+@torch.no_grad()
+def predict_probabilities(
+    network: DualBranchNet, card: ModelCard, images: npt.NDArray[np.uint8], *, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Class probabilities [n, K] of images uint8 [n, 3, H, W], by the classifier alone, in float32."""
+    network = network.to(device).eval()
+    mean, std = (torch.tensor(values, device=device) for values in (card.mean, card.std))
+    rows = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = torch.from_numpy(images[start : start + BATCH_SIZE]).to(device)
+        rows.append(network(normalise(batch, mean, std)).float().softmax(1).cpu().numpy())
+    return np.concatenate(rows)

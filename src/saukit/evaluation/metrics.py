@@ -1,0 +1,77 @@
+"""Accuracies from probabilities: over all images, per class and per shot group, and the calibration error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ECE_BINS = 15
+Probabilities = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.int64]
+
+
+def top_k_accuracy(probabilities: Probabilities, labels: Labels, k: int) -> float | None:
+    """Share of images whose label is among the k most probable classes; None where k classes are all there are.
+
+    Shapes: probabilities [n, K]; labels [n].
+    """
+    from sklearn.metrics import top_k_accuracy_score
+
+    classes = probabilities.shape[1]
+    if k >= classes:
+        return None
+    if classes == 2:  # scikit-learn takes one score an image there
+        return float(np.mean(probabilities.argmax(1) == labels))
+    return float(top_k_accuracy_score(labels, probabilities, k=k, labels=np.arange(classes)))
+
+
+def confusion_matrix(probabilities: Probabilities, labels: Labels) -> npt.NDArray[np.int64]:
+    """Counts [K, K]: row = true class, column = predicted class."""
+    from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+
+    classes = np.arange(probabilities.shape[1])
+    matrix: npt.NDArray[np.int64] = sklearn_confusion_matrix(labels, probabilities.argmax(1), labels=classes)
+    return matrix
+
+
+def per_class_accuracy(confusion: npt.NDArray[np.int64]) -> list[float | None]:
+    """Share of each class's images that are recognised; None for a class without test images."""
+    totals = confusion.sum(1)
+    return [float(confusion[c, c] / totals[c]) if totals[c] else None for c in range(len(confusion))]
+
+
+def balanced_accuracy(accuracies: Sequence[float | None]) -> float:
+    """The mean of the accuracies of the classes that have test images."""
+    return float(np.mean([accuracy for accuracy in accuracies if accuracy is not None]))
+
+
+def group_accuracy(
+    confusion: npt.NDArray[np.int64], members: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> dict[str, dict[str, Any] | None]:
+    """For each group of `names`: its classes, its test images and the share of them that is recognised.
+
+    A group without classes is None: absent, not zero.
+    """
+    groups: dict[str, dict[str, Any] | None] = {}
+    for name in names:
+        rows = list(members.get(name, ()))
+        images = int(confusion[rows].sum()) if rows else 0
+        correct = int(confusion[rows, rows].sum()) if rows else 0
+        groups[name] = {"classes": rows, "images": images, "top1": correct / images} if images else None
+    return groups
+
+
+def expected_calibration_error(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| over equal-width bins, weighted.
+
+    A confidence on a bin's edge belongs to the bin below it, as in the paper.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    sizes = np.bincount(index, minlength=bins)
+    gaps = np.bincount(index, confidence, bins) - np.bincount(index, correct, bins)
+    return float(np.abs(gaps[sizes > 0]).sum() / len(labels))
