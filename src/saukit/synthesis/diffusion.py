@@ -18,7 +18,7 @@ folded into channels (`Geometry`). So `generator/unet` draws folded images; `man
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -197,6 +197,17 @@ def starting_noise(seeds: npt.NDArray[np.int64], shape: tuple[int, int, int]) ->
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
+def solve(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """The images at t = 0 of the paths that are `noise` [n, c, h, w] at t = 1, by DPM-Solver++ 2M."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    x = noise
+    for timestep, t in zip(scheduler.timesteps, scheduler.sigmas[:-1].tolist(), strict=True):
+        x = scheduler.step(velocity(x, t), timestep, x).prev_sample
+    return x
+
+
 @torch.no_grad()
 def draw_images(
     unet: Velocity,
@@ -215,15 +226,14 @@ def draw_images(
     Precision: the network in autocast; guidance and the solver in float32.
     Raises: SaukitError if the network's output is not finite.
     """
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(0)
-    x = starting_noise(seeds, geometry.shape).to(device)
+    noise = starting_noise(seeds, geometry.shape).to(device)
     classes = torch.from_numpy(labels).to(device)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return guided_velocity(unet, x, t, classes, null_class=null_class, guidance=guidance)
+
     with precision.autocast():  # once around all steps: the weights are cast once
-        for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
-            velocity = guided_velocity(unet, x, sigma, classes, null_class=null_class, guidance=guidance)
-            x = scheduler.step(velocity, timestep, x).prev_sample
+        x = solve(velocity, noise, steps)
     if not math.isfinite(float(x.sum())):
         raise SaukitError(
             "the generator drew an image that is not finite: run `saukit synth --force` with --amp off or more steps"
