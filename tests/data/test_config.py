@@ -10,7 +10,8 @@ from saukit.data.sources import TABLE
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(1, 1), (100, 100), (0.01, 100), (0.1, 10), (0.02, 50), (1 / 49, 49), (1 / 3, 3), (0.4, 2.5)]
+    ("given", "expected"),
+    [(1, 1), (100, 100), (0.01, 100), (0.1, 10), (0.02, 50), (1 / 49, 49), (1 / 3, 3), (0.4, 2.5)],
 )
 def test_a_ratio_and_its_inverse_mean_the_same(given: float, expected: float) -> None:
     assert ratio(given) == expected
@@ -27,7 +28,9 @@ def test_the_table_has_a_line_for_each_known_name() -> None:
 
 
 def test_an_unknown_dataset_lists_the_known_and_the_closest() -> None:
-    with pytest.raises(UsageError, match=r"'cifar-10' \(did you mean cifar10\?\): choose one of digits, cifar10, .*folder"):
+    with pytest.raises(
+        UsageError, match=r"'cifar-10' \(did you mean cifar10\?\): choose one of digits, cifar10, .*folder"
+    ):
         settled(SplitConfig("cifar-10"))
     with pytest.raises(UsageError, match=r"unknown dataset 'qqq': choose"):
         settled(SplitConfig("qqq"))

@@ -103,7 +103,7 @@ def test_named_counts_list_everything_that_does_not_fit() -> None:
         named_counts({"cat": 0, "dog": 6, "eel": 8}, CLASSES, np.array([5, 6, 7]))
     with pytest.raises(UsageError, match=r"unknown classes 'cow', '3': there are cat, dog, eel$"):
         named_classes({"cow": 1, "3": 2, "cat": 1}, CLASSES)
-    with pytest.raises(UsageError, match="counts name a class twice: dog$"):
+    with pytest.raises(UsageError, match=r"counts name a class twice: dog$"):
         named_classes({"dog": 1, "1": 2}, CLASSES)
 
 

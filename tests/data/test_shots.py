@@ -65,5 +65,5 @@ def test_an_unknown_rule_names_the_known(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["20,100", "10,0", "10,-3"])
 def test_thresholds_in_the_wrong_order_are_refused(rule: str) -> None:
-    with pytest.raises(UsageError, match="the first number .many above. must not be below the second"):
+    with pytest.raises(UsageError, match=r"the first number .many above. must not be below the second"):
         shot_groups([1, 2, 3], rule)

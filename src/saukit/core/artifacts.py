@@ -59,7 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _write_fault(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a parent that is a file would hide the error above
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,7 +80,7 @@ def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: 
     from safetensors.numpy import save_file
 
     text = json.dumps({"format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={METADATA_KEY: text})
@@ -97,10 +98,12 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata is no mapping")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path} is missing") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CorruptArtifactError(f"{path} is not a saukit tensor file: {error}") from None
     _check_format(metadata.get("format_version"), path)
     return tensors, metadata
@@ -169,6 +172,8 @@ def added_files(folder: Path, *, kind: str, files: Sequence[str]) -> Iterator[No
 
     The manifest lets go of older versions first, so that a kill in between leaves the artefact as valid as it was.
     """
+    if data := [name for name in files if name.endswith(CONTENT_SUFFIXES)]:
+        raise ValueError(f"{', '.join(data)}: data files make the digest, they cannot be added later")
     manifest = read_manifest(folder, kind=kind)
     if manifest is None:
         raise DataError(f"{folder} holds no complete {kind}")
@@ -194,9 +199,12 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         document = json.loads(path.read_text(encoding="utf-8"))
         _check_format(document.pop("format_version", None), path)
         manifest = Manifest(**document)
-    except FileNotFoundError:
+        for record in manifest.files.values():
+            if not isinstance(record["sha256"], str) or not isinstance(record["bytes"], int):
+                raise ValueError("a file's record holds no hash and size")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CorruptArtifactError(f"{path} is damaged: {error}; remake the artefact with --force") from None
     if manifest.kind != kind:
         raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")

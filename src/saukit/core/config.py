@@ -122,4 +122,6 @@ def _describe(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if origin is tuple:
         return "a list, each " + _describe(arguments[0])
-    return "a mapping" if origin is dict else names.get(hint, str(hint))
+    if origin is dict:
+        return f"a mapping of {_describe(arguments[0])} to {_describe(arguments[1])}"
+    return names.get(hint, str(hint))

@@ -26,8 +26,8 @@ class Reporter:
     def __init__(self, *, quiet: bool = False, json_output: bool = False) -> None:
         self.quiet = quiet
         self.json_output = json_output
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._out = self._err if json_output else Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        self._out = self._err if json_output else Console(highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line of progress."""

@@ -25,7 +25,7 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.config import differences, load_config, to_yaml
-from saukit.core.errors import DataError, SaukitError, UsageError
+from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageError
 
 Config = TypeVar("Config")
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -49,7 +49,7 @@ class Workspace:
 
     def run(self, name: str) -> Path:
         """The run called `name`. Raises: UsageError if that cannot be a folder's name."""
-        if not RUN_NAME.match(name):
+        if not RUN_NAME.fullmatch(name):
             raise UsageError(f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first")
         return self.root / "runs" / name
 
@@ -67,11 +67,16 @@ class Workspace:
         """Hold the one writer's lock of `artifact`, and clear what a killed writer left half-written in it.
 
         The lock belongs to the process, so a killed one holds nothing; the file goes when the lock is given back.
-        Raises: SaukitError that names the process that holds it.
+        Raises: SaukitError that names the process that holds it, EnvironmentFault if the folder cannot be written to.
         """
         path = self.root / f".{artifact.relative_to(self.root).as_posix().replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked_file(path, artifact)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked_file(path, artifact)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot write to the workspace {self.root}: {error.strerror or error}; give another --workspace"
+            ) from error
         try:
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -104,10 +109,8 @@ def prepare(
     in the error (such as "another --name"); `inputs` maps the artefacts it is made from to their digests.
     Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`.
     """
-    if force and folder.exists():
-        # The manifest goes first: a kill in between leaves an incomplete artefact, not a wrong one.
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+    if force:
+        _remove_artifact(folder)
     state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
     if state == "partial" and not resume:
         raise UsageError(f"{folder} holds an interrupted {kind}: continue it with --resume, or start over with --force")
@@ -126,6 +129,7 @@ def existing_state(
 
     Raises: UsageError if it was made by another config or from other inputs, CorruptArtifactError if it is damaged.
     """
+    manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
         if folder.exists() and any(path.name != INPUTS_NAME for path in folder.iterdir()):
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
@@ -136,8 +140,7 @@ def existing_state(
             f"{folder} was made with another configuration ({'; '.join(changed)}): "
             f"replace it with --force, or give {another}"
         )
-    manifest = read_manifest(folder, kind=kind)
-    made_from = json.loads((folder / INPUTS_NAME).read_text("utf-8")) if manifest is None else manifest.inputs
+    made_from = _inputs_in_the_making(folder, kind) if manifest is None else manifest.inputs
     other = [name for name in {**made_from, **(inputs or {})} if made_from.get(name) != (inputs or {}).get(name)]
     if other:
         raise UsageError(
@@ -145,6 +148,30 @@ def existing_state(
             f"replace it with --force, or give {another}"
         )
     return "partial" if manifest is None else "complete"
+
+
+def _remove_artifact(folder: Path) -> None:
+    """Remove what saukit wrote; a folder that it did not write stays, for `existing_state` to complain of.
+
+    The manifest goes first and config.yaml last: a kill in between leaves an incomplete artefact, not a wrong one.
+    """
+    if not ((folder / CONFIG_NAME).exists() or (folder / MANIFEST_NAME).exists()):
+        return
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CONFIG_NAME:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
+def _inputs_in_the_making(folder: Path, kind: str) -> dict[str, str]:
+    try:
+        inputs: dict[str, str] = json.loads((folder / INPUTS_NAME).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):  # such as after a kill while --force removed it
+        raise UsageError(f"{folder} holds only remains of a {kind}: start over with --force") from None
+    return inputs
 
 
 def require(folder: Path, *, kind: str, command: str) -> Manifest:

@@ -106,13 +106,9 @@ def decode_image(path: Path, size: int) -> Images:
     if picture.size != (size, size):
         width, height = picture.size
         side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        picture = picture.resize(
-            (size, size),
-            Image.Resampling.BICUBIC,
-            box=(left, top, left + side, top + side),
-            reducing_gap=REDUCING_GAP,
-        )
+        left, top = (width - side) // 2, (height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        picture = square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
 
 

@@ -40,7 +40,7 @@ CIFAR_STD: Channels = (0.2470, 0.2435, 0.2616)
 class Pixels:
     """The decoded images of a source.
 
-    read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train" or "test".
+    read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", or "test" where there is one.
     train_ok, test_ok: which images could be read, bool [N]; bad: (file, reason) of those that could not.
     """
 
@@ -162,7 +162,7 @@ def _from_arrays(
     test: tuple[Images, Integers] | None,
 ) -> Source:
     """Images are grey [N, H, W], channels last [N, H, W, 3] or channels first [N, 3, H, W]."""
-    parts = {"train": train[0], "test": train[0] if test is None else test[0]}
+    parts = {"train": train[0]} if test is None else {"train": train[0], "test": test[0]}
 
     def read(part: str, positions: Integers, size: int) -> Images:
         chosen = parts[part][positions]

@@ -223,7 +223,8 @@ def _write(
         if len(choice.val):
             parts["val"] = (choice.val, labels)
         for name, (positions, of) in parts.items():
-            images = pixels.read("test" if name == "test" else "train", positions, config.image_size)
+            own_test = name == "test" and source.test_labels is not None
+            images = pixels.read("test" if own_test else "train", positions, config.image_size)
             _save_part(staging, name, images, of[positions], positions, metadata)
         save_counts_chart(staging / CHART_NAME, plan.classes, plan.train_counts, plan.groups)
         write_text(staging / CONFIG_NAME, to_yaml(config))
