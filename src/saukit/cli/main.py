@@ -69,14 +69,16 @@ def _fail(error: SaukitError) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
     sys.exit(error.exit_code)
 
 
 def _environment_fault(error: Exception) -> EnvironmentFault | None:
     """A full disk or memory, in words; None for anything else, which is a bug."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentFault(f"the disk is full ({error.filename}): free some space and run the command again")
+        where = f" ({error.filename})" if error.filename else ""
+        return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
     return None

@@ -23,7 +23,13 @@ from saukit.cli.options import (
 )
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
-from saukit.data.config import Profile, SplitConfig
+from saukit.data.config import Profile, SplitConfig, ratio
+
+DISPLACES = {
+    "counts": ("profile", "imb"),
+    "profile": ("counts",),
+    "dataset": ("counts", "image_size", "test_fraction"),
+}
 
 
 def command(
@@ -90,8 +96,12 @@ def command(
     """
     reporter = Reporter(quiet=quiet, json_output=json)
     open_device(device)  # nothing here runs on it, but a device that is not there is an error in every command
+    if context.args and not counts:
+        raise UsageError(f"unexpected argument {context.args[0]!r}: class counts follow --counts")
     context.params["counts"] = parse_counts([*(counts or []), *context.args])
-    split_config = build_config(context, SplitConfig, config)
+    if imb is not None:
+        ratio(imb)  # it has the better words for NaN
+    split_config = build_config(context, SplitConfig, config, displaces=DISPLACES)
 
     from saukit.cli.show import show_split, show_split_plan
     from saukit.data.split import make_split, plan_split

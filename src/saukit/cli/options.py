@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -49,15 +50,24 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=COMMON)]
 
 
-def build_config(context: typer.Context, config_type: type[Config], file: Path | None) -> Config:
+def build_config(
+    context: typer.Context,
+    config_type: type[Config],
+    file: Path | None,
+    *,
+    displaces: Mapping[str, Sequence[str]] | None = None,
+) -> Config:
     """The configuration of a command: defaults, then `file`, then the options that were given.
 
+    `displaces` maps an option to the fields of `file` that it replaces by their defaults: `--epochs` wins over the
+    file's `steps`, and a preset over the values that the file's own preset filled in.
     Raises: UsageError for a bad file or a value of the wrong type.
     """
     names = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     given = {name: value for name, value in context.params.items() if name in names and was_given(context, name)}
     base: Config = config_type() if file is None else load_config(config_type, file)
-    values = {field: getattr(base, field) for field in names} | given
+    gone = {field for name in given for field in (displaces or {}).get(name, ())}
+    values = {field: getattr(config_type if field in gone else base, field) for field in names} | given
     return from_mapping(config_type, values, where="options")
 
 
@@ -68,9 +78,12 @@ def was_given(context: typer.Context, name: str) -> bool:
 
 
 def open_workspace(path: Path) -> Workspace:
-    """The workspace at `path`."""
+    """The workspace at `path`. Raises: UsageError if that is a file."""
+    from saukit.core.errors import UsageError
     from saukit.core.workspace import Workspace
 
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"the workspace {path} is a file: give a folder as --workspace")
     return Workspace(path)
 
 

@@ -25,6 +25,8 @@ from saukit.core.config import Amp
 from saukit.core.console import Reporter, format_duration
 from saukit.synthesis.config import SynthConfig
 
+DISPLACES = {"preset": ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")}
+
 
 def command(
     context: typer.Context,
@@ -74,11 +76,12 @@ def command(
       saukit synth --resume
     """
     reporter = Reporter(quiet=quiet, json_output=json)
-    synth_config = build_config(context, SynthConfig, config)
+    synth_config = build_config(context, SynthConfig, config, displaces=DISPLACES)
 
     from saukit.cli.show import show_synthesis
     from saukit.data.split import load_split
-    from saukit.synthesis.generate import estimate_seconds, plan_synthesis, synthesize
+    from saukit.synthesis.generate import estimate_seconds, synthesize
+    from saukit.synthesis.plan import plan_synthesis
 
     opened, where = open_workspace(workspace), open_device(device)
     if dry_run:

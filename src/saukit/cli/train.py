@@ -25,6 +25,9 @@ from saukit.core.config import Amp
 from saukit.core.console import Reporter, format_duration
 from saukit.training.config import Method, Noise, Schedule, TrainConfig
 
+PRESET_FIELDS = ("backbone", "epochs", "steps", "batch_size", "lr", "weight_decay", "schedule", "warmup")
+DISPLACES = {"preset": PRESET_FIELDS, "epochs": ("steps",), "steps": ("epochs",)}
+
 
 def command(
     context: typer.Context,
@@ -104,7 +107,7 @@ def command(
       saukit train --config saukit_work/runs/ce/config.yaml --seed 1
     """
     reporter = Reporter(quiet=quiet, json_output=json)
-    train_config = build_config(context, TrainConfig, config)
+    train_config = build_config(context, TrainConfig, config, displaces=DISPLACES)
 
     from saukit.cli.show import show_run
     from saukit.training.trainer import estimate_seconds, fit, plan_training

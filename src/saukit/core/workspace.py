@@ -153,11 +153,12 @@ def existing_state(
 def _remove_artifact(folder: Path) -> None:
     """Remove what saukit wrote; a folder that it did not write stays, for `existing_state` to complain of.
 
-    The manifest goes first and config.yaml last: a kill in between leaves an incomplete artefact, not a wrong one.
+    What vouches for it goes first and config.yaml last: a kill in between leaves remains, not a wrong artefact.
     """
     if not ((folder / CONFIG_NAME).exists() or (folder / MANIFEST_NAME).exists()):
         return
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in (MANIFEST_NAME, INPUTS_NAME):
+        (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

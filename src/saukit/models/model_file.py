@@ -41,6 +41,6 @@ def load_model(path: Path) -> tuple[DualBranchNet, ModelCard]:
             raise KeyError(f"backbone {card.backbone!r}")
         network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    except (KeyError, TypeError, RuntimeError, UsageError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, UsageError) as error:
         raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
     return network.eval(), card

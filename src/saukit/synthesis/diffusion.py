@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TIME_SCALE = 1000.0  # the network's clock: 1000 t
 GUIDANCE_INTERVAL = (0.2, 0.8)  # in t; measured on digits, see tests/synthesis/test_quality.py
 CLASS_DROPOUT = 0.1
+HEAD_CHANNELS = 64  # of an attention head; on a CPU wider heads are quicker
 
 
 class Velocity(Protocol):
@@ -94,6 +95,7 @@ def build_unet(preset: Preset, image_size: tuple[int, int], num_classes: int, se
 
     geometry = Geometry.of(image_size, preset)
     channels, height, width = geometry.shape
+    attended = [preset.channels[-1], *(c for c, on in zip(preset.channels, preset.attention, strict=True) if on)]
     with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator
         torch.manual_seed(derive_seed(seed, "synth-init"))
         unet: UNet2DModel = UNet2DModel(
@@ -104,7 +106,7 @@ def build_unet(preset: Preset, image_size: tuple[int, int], num_classes: int, se
             layers_per_block=preset.layers_per_block,
             down_block_types=tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in preset.attention),
             up_block_types=tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(preset.attention)),
-            attention_head_dim=64,
+            attention_head_dim=min(HEAD_CHANNELS, *attended),
             norm_num_groups=16,
             dropout=preset.dropout,
             num_class_embeds=num_classes + 1,

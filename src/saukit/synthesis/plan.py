@@ -7,6 +7,7 @@ only if it makes the same batches. The plan is a pure function of the configurat
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -130,8 +131,8 @@ def make_plan(
 
 def _shard_images(total: int, batch: int) -> int:
     """A multiple of `batch`: about 512, less if that gave under 8 shards, more if it gave over 256."""
-    wanted = max(min(MIN_SHARD_IMAGES, -(-total // MIN_SHARDS)), -(-total // MAX_SHARDS))
-    return batch * max(1, round(wanted / batch))
+    small = max(1, round(min(MIN_SHARD_IMAGES, total / MIN_SHARDS) / batch))
+    return batch * max(small, math.ceil(total / MAX_SHARDS / batch))
 
 
 def _check_counts(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import math
-import pickle
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import atomic_path
 from saukit.core.device import Precision
-from saukit.core.errors import CorruptArtifactError, SaukitError
+from saukit.core.errors import SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
+from saukit.core.state import load_state, save_state
 from saukit.synthesis.config import Preset, SynthConfig
 from saukit.synthesis.diffusion import (
     TIME_SCALE,
@@ -52,7 +49,10 @@ WEIGHT_DECAY = 0.01
 
 
 class BalancedImages:
-    """Training images on a device, drawn so that each class is equally likely, whatever its count."""
+    """Training images on a device, drawn so that each class is equally likely, whatever its count.
+
+    `grey`: whether no image has any colour.
+    """
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class BalancedImages:
         counts = np.bincount(labels, minlength=num_classes)
         self.images = torch.from_numpy(images).to(device)
         self.flip = flip
+        self.grey = bool((images == images[:, :1]).all())
         self._order = torch.from_numpy(order).to(device)
         self._counts = torch.from_numpy(counts).to(device)
         self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
@@ -192,12 +193,7 @@ class GeneratorTrainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        with atomic_path(path) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # how torch reports a failed write
-                full = shutil.disk_usage(path.parent).free < 1 << 20
-                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        save_state(path, state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `save` wrote."""
@@ -240,7 +236,7 @@ def draw_batch(
     steps = steps if steps is not None else plan.config.sampler_steps
     guidance = guidance if guidance is not None else plan.config.guidance
     assert steps is not None and guidance is not None
-    return draw_images(
+    images = draw_images(
         trainer.average,
         trainer.geometry,
         plan.labels[batch],
@@ -251,6 +247,10 @@ def draw_batch(
         precision=trainer.precision,
         device=trainer.device,
     )
+    if trainer.data.grey:  # a tint that no real image has would tell which images are synthetic
+        grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
+        images = np.broadcast_to(grey, images.shape).copy()
+    return images
 
 
 def build_trainer(
@@ -265,10 +265,4 @@ def build_trainer(
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     """What `GeneratorTrainer.save` wrote; None if nothing is there. Raises: CorruptArtifactError if it is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error}): start over with `saukit synth --force`") from None
-    return state
+    return load_state(path, device) if path.exists() else None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import atomic_path
-from saukit.core.errors import CorruptArtifactError
+from saukit.core.state import load_state, save_state
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -38,26 +35,9 @@ class TrainingState:
 
 def save_checkpoint(path: Path, state: TrainingState) -> None:
     """Write the state, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(state.__dict__, temporary)
+    save_state(path, state.__dict__)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> TrainingState:
     """Read a state back onto `device`. Raises: CorruptArtifactError if the file is damaged."""
-    try:
-        # torch.load does not look at the checksums that torch.save wrote.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} fails its checksum")
-        return TrainingState(**torch.load(path, map_location=device, weights_only=True))
-    except (
-        RuntimeError,
-        TypeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        PickleError,
-    ) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error}): start the run over with --force") from None
+    return TrainingState(**load_state(path, device))

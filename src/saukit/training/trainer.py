@@ -151,6 +151,7 @@ def fit(
         )
         if state == "complete":
             manifest = read_complete(folder)
+            (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
         else:
             trainer = Trainer(plan)
             check_disk_space(folder, 20 * count_parameters(trainer.network))
