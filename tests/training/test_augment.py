@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from saukit.training import augment, autoaugment
+from saukit.training import augment, autoaugment, mixing
 
 CPU = torch.device("cpu")
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465])
@@ -129,50 +129,6 @@ def test_cutout_centres_cover_every_pixel() -> None:
     counts = torch.bincount(centre_y * 10 + centre_x, minlength=80)
     assert len(counts) == 80
     assert (counts - 100).abs().max() < 50
-
-
-# --- mixing ------------------------------------------------------------------------------------------------------
-
-
-def test_mixup_is_the_weighted_sum() -> None:
-    x_a, x_b = torch.randn(2, 4, 3, 8, 8, generator=generator())
-    torch.testing.assert_close(augment.mixup(x_a, x_b, torch.tensor(0.3)), 0.3 * x_a + 0.7 * x_b)
-    assert augment.mixup(x_a.bfloat16(), x_b.bfloat16(), torch.tensor(0.3)).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_cutmix_weight_is_the_share_of_pixels_counted(height: int, width: int) -> None:
-    x_a, x_b = torch.zeros(2, 3, height, width), torch.ones(2, 3, height, width)
-    draws, clipped = generator(), 0
-    for _ in range(100):
-        lam = augment.draw_beta_one_one(device=CPU, generator=draws)
-        box, weight = augment.draw_cutmix_box(height, width, lam, generator=draws)
-        mixed = augment.cutmix(x_a, x_b, box)
-        assert (mixed[0, 0] == 0).float().mean().item() == pytest.approx(weight.item(), abs=1e-6)
-        rows, columns = (mixed[0, 0].amax(dim=1) == 1).sum(), (mixed[0, 0].amax(dim=0) == 1).sum()
-        side = math.sqrt(1 - lam.item())
-        assert rows <= int(side * height) and columns <= int(side * width)
-        unclipped = rows == int(side * height) and columns == int(side * width)
-        clipped += not unclipped
-        if unclipped:
-            assert mixed[0, 0].sum() == int(side * height) * int(side * width)
-    assert 20 < clipped < 95
-
-
-def test_cutmix_corner_weights() -> None:
-    for seed in range(20):
-        _, nothing_pasted = augment.draw_cutmix_box(8, 6, torch.tensor(1.0), generator=generator(seed))
-        assert nothing_pasted == 1
-        box, weight = augment.draw_cutmix_box(8, 6, torch.tensor(0.0), generator=generator(seed))
-        assert weight == 1 - (box.bottom - box.top) * (box.right - box.left) / 48
-        assert box.bottom - box.top >= 4 and box.right - box.left >= 3  # a full-size box loses at most half a side
-
-
-def test_lam_is_uniform() -> None:
-    draws = generator()
-    lam = torch.stack([augment.draw_beta_one_one(device=CPU, generator=draws) for _ in range(4000)])
-    assert lam.mean() == pytest.approx(0.5, abs=0.02)
-    assert lam.var() == pytest.approx(1 / 12, abs=0.005)
 
 
 # --- SimCLR's pieces ---------------------------------------------------------------------------------------------
@@ -369,8 +325,8 @@ def test_nothing_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with HostWaits() as waits:
             v1, v2, _ = (view(name, images, 0) for name in ("v1", "v2", "v3"))
-            box, _ = augment.draw_cutmix_box(32, 32, lam, generator=draws)
-            augment.mixup(v1, augment.cutmix(v1, v2, box), augment.draw_beta_one_one(device=CPU, generator=draws))
+            box, _ = mixing.draw_cutmix_box(32, 32, lam, generator=draws)
+            mixing.mixup(v1, mixing.cutmix(v1, v2, box), mixing.draw_beta_one_one(device=CPU, generator=draws))
     assert waits.found == []
 
 

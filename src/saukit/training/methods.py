@@ -19,14 +19,11 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.training.augment import (
     autoaugment_view,
     crop_flip_view,
-    cutmix,
-    draw_beta_one_one,
-    draw_cutmix_box,
-    mixup,
     simclr_view,
 )
 from saukit.training.config import Method, Noise
 from saukit.training.losses import balanced_softmax_loss, mixed_cross_entropy, synthetic_aware_loss
+from saukit.training.mixing import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.mixture import Batch
 
 

@@ -1,0 +1,119 @@
+"""A checkpoint comes back as it was, or not at all."""
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saukit.core.errors import CorruptArtifactError, EnvironmentFault
+from saukit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def state() -> TrainingState:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=draw)
+    return TrainingState(
+        step=17,
+        network={"weight": weight, "tracked": torch.tensor(3)},
+        optimizer={"state": {0: {"momentum_buffer": weight * 2}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        scaler={},
+        prototypes=(weight[:2], weight[2:]),
+        meters={"ce": torch.tensor(0.1, dtype=torch.float64)},
+        seconds=1.25,
+        best_accuracy=0.5,
+        best_step=12,
+        best_network={"weight": weight + 1},
+    )
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, tuple | list):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_every_field_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint.pt", state())
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt", CPU)
+    assert same(vars(loaded), vars(state()))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+    """In every byte, the archive's directory among them: a bit there makes torch.load return memory as it finds it."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state())
+    content = path.read_bytes()
+    draw = random.Random(0)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+            load_checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1000, -1, -30])
+def test_a_cut_off_file_is_damaged(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+        load_checkpoint(path, CPU)
+
+
+def with_digest(path: Path, document: Any) -> None:
+    """Write a document as `save_checkpoint` would."""
+    torch.save(document, path)
+    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+
+
+@pytest.mark.parametrize("document", [{"step": 1}, {"step": 1, "colour": 2}, [1, 2], 7])
+def test_something_else_that_torch_saved_is_damaged(tmp_path: Path, document: Any) -> None:
+    with_digest(tmp_path / "checkpoint.pt", document)
+    with pytest.raises(CorruptArtifactError, match=r"is damaged \(.*argument.*\)"):
+        load_checkpoint(tmp_path / "checkpoint.pt", CPU)
+
+
+class Trap:
+    """A pickle that would write a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
+    with_digest(tmp_path / "checkpoint.pt", Trap(tmp_path / "sprung"))
+    with pytest.raises(CorruptArtifactError, match=r"is damaged \(Weights only load failed"):
+        load_checkpoint(tmp_path / "checkpoint.pt", CPU)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    assert (tmp_path / "sprung").exists()  # so the trap works
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state())
+    before = path.read_bytes()
+
+    def full(document: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(EnvironmentFault, match=r"no space left to write .*checkpoint\.pt; free some space"):
+        save_checkpoint(path, state())
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -1,0 +1,153 @@
+"""What a training configuration becomes: presets by device and image size, and every problem at once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from saukit.core.errors import UsageError
+from saukit.training.config import PRESETS, TrainConfig, default_run_name, resolve
+
+
+def resolved(config: TrainConfig, **facts: Any) -> TrainConfig:
+    given = {"cache_exists": True, "image_side": 32, "default_flip": True, "device_type": "cpu", "amp": "off"}
+    return resolve(config, **{**given, **facts})
+
+
+# The figures of the paper and of the issue, written out by hand.
+EXPECTED = {
+    "paper": {
+        "epochs": 200,
+        "steps": None,
+        "lr": 0.01,
+        "weight_decay": 5e-3,
+        "warmup": 0.0,
+        "schedule": "cosine-epoch",
+    },
+    "fast": {"epochs": 50, "steps": None, "lr": 0.05, "weight_decay": 1e-3, "warmup": 0.05, "schedule": "cosine-step"},
+    "small": {
+        "epochs": None,
+        "steps": 1500,
+        "lr": 0.05,
+        "weight_decay": 5e-4,
+        "warmup": 0.05,
+        "schedule": "cosine-step",
+    },
+}
+BACKBONE_AT_32 = {"paper": "resnet32-w64", "fast": "resnet32-w64", "small": "resnet32-w16"}
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize("side", [8, 16, 17, 32, 64])
+@pytest.mark.parametrize("preset", sorted(EXPECTED))
+def test_a_preset_fills_in_its_row_and_the_image_size_chooses_the_network(
+    preset: Any, side: int, device_type: str
+) -> None:
+    config = resolved(TrainConfig(preset=preset), image_side=side, device_type=device_type)
+    assert {name: getattr(config, name) for name in EXPECTED[preset]} == EXPECTED[preset]
+    assert config.batch_size == 128
+    assert config.backbone == ("convnet-small" if side <= 16 else BACKBONE_AT_32[preset])
+
+
+@pytest.mark.parametrize(
+    ("device_type", "side", "preset"),
+    [("cpu", 8, "small"), ("cpu", 32, "small"), ("cpu", 64, "small"), ("cuda", 8, "small"), ("cuda", 32, "fast")],
+)
+def test_auto_is_small_on_a_processor_and_for_tiny_images(device_type: str, side: int, preset: str) -> None:
+    assert resolved(TrainConfig(), device_type=device_type, image_side=side).preset == preset
+
+
+@pytest.mark.parametrize("preset", sorted(EXPECTED))
+def test_what_is_given_wins_over_the_preset(preset: Any) -> None:
+    given: dict[str, Any] = {
+        "backbone": "resnet32-w16",
+        "batch_size": 7,
+        "lr": 0.3,
+        "weight_decay": 0.0,
+        "schedule": "cosine-step",
+        "warmup": 0.25,
+        "flip": False,
+        "synthetic": False,
+        "steps": 11,
+    }
+    config = resolved(TrainConfig(preset=preset, **given), image_side=8)
+    assert {name: getattr(config, name) for name in given} == given
+    assert config.epochs is None
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 3}])
+@pytest.mark.parametrize("preset", sorted(EXPECTED))
+def test_a_length_that_is_given_replaces_the_presets(preset: Any, length: dict[str, int]) -> None:
+    config = resolved(TrainConfig(preset=preset, **length))
+    assert (config.epochs, config.steps) == (length.get("epochs"), length.get("steps"))
+
+
+def test_data_decide_what_was_left_open() -> None:
+    assert resolved(TrainConfig(), cache_exists=True).synthetic is True
+    assert resolved(TrainConfig(), cache_exists=False).synthetic is False
+    assert resolved(TrainConfig(), default_flip=False).flip is False
+    assert resolved(TrainConfig(), default_flip=True).flip is True
+    assert resolved(TrainConfig(amp="auto"), amp="bf16").amp == "bf16"
+
+
+@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("preset", ["auto", *EXPECTED])
+def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, side: int) -> None:
+    once = resolved(TrainConfig(preset=preset), image_side=side)
+    left = {name for name, value in vars(once).items() if value is None}
+    assert left in ({"epochs"}, {"steps"})
+    # On another machine and without a cache the saved configuration still means the same.
+    assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
+
+
+def test_exactly_one_length_in_each_preset() -> None:
+    assert {name: (row.epochs is None) != (row.steps is None) for name, row in PRESETS.items()} == dict.fromkeys(
+        EXPECTED, True
+    )
+
+
+def test_every_problem_is_listed() -> None:
+    bad = TrainConfig(
+        epochs=0,
+        steps=-1,
+        batch_size=1,
+        lr=0.0,
+        temperature=float("nan"),
+        weight_decay=-0.1,
+        warmup=1.0,
+        backbone="resnet18",
+    )
+    with pytest.raises(UsageError) as caught:
+        resolved(bad)
+    assert str(caught.value).split("; ") == [
+        "epochs and steps both say how long to train: give one of them",
+        "epochs must be at least 1, got 0",
+        "steps must be at least 1, got -1",
+        "batch_size must be at least 2 (BatchNorm needs two images), got 1",
+        "lr must be positive, got 0.0",
+        "temperature must be positive, got nan",
+        "weight_decay must be at least 0, got -0.1",
+        "warmup must be a share of the steps, at least 0 and below 1, got 1.0",
+        "unknown backbone 'resnet18': one of resnet32-w64, resnet32-w16, convnet-small, resnext50",
+    ]
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_a_batch_of_nothing_is_refused(value: int) -> None:
+    with pytest.raises(UsageError, match=f"^batch_size must be at least 1, got {value}$"):
+        resolved(TrainConfig(batch_size=value))
+
+
+@pytest.mark.parametrize("field", ["lr", "weight_decay", "warmup"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_are_none_are_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"^{field} must be .*, got {value}$"):
+        resolved(replace(TrainConfig(), **{field: value}))
+
+
+def test_run_names_tell_method_data_and_seed() -> None:
+    assert default_run_name(TrainConfig(synthetic=True)) == "sau+synth"
+    assert default_run_name(TrainConfig(method="ce", synthetic=False)) == "ce"
+    assert default_run_name(TrainConfig(method="balanced-softmax", synthetic=True, seed=3)) == (
+        "balanced-softmax+synth-seed3"
+    )

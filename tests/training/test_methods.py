@@ -1,0 +1,371 @@
+"""The methods against a plain re-computation, image by image, in float32 on a tiny network."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saukit.core.device import Precision
+from saukit.models.dual_branch import DualBranchNet
+from saukit.training.methods import METHODS, Step, Views, class_prototypes
+from saukit.training.mixture import Batch
+
+CLASSES, SIDE, BATCH = 3, 8, 12
+NOISES = ("pos_neg", "neg_only", "drop")
+pytestmark = pytest.mark.usefixtures("narrow_projection")
+
+
+def views(*, flip: bool = True) -> Views:
+    return Views(mean=torch.tensor([0.4, 0.5, 0.6]), std=torch.tensor([0.2, 0.3, 0.25]), side=SIDE, flip=flip)
+
+
+def network(seed: int, *, projection: bool = True) -> DualBranchNet:
+    torch.manual_seed(seed)
+    return DualBranchNet("convnet-small", CLASSES, projection=projection).train()
+
+
+def batch(seed: int) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+
+    def images() -> Tensor:
+        return torch.randint(256, (BATCH, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+
+    def labels() -> Tensor:
+        return torch.randint(CLASSES, (BATCH,), generator=draw)
+
+    return Batch(images(), labels(), torch.rand(BATCH, generator=draw) < 0.6, images(), labels())
+
+
+def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    one, other = (F.normalize(torch.randn(CLASSES, dimensions, generator=draw), dim=1) for _ in range(2))
+    return one, other
+
+
+def step_of(net: DualBranchNet, seed: int, **fields: Any) -> Step:
+    given: dict[str, Any] = {
+        "network": net,
+        "views": views(),
+        "precision": Precision("off", "cpu"),
+        "class_counts": torch.tensor([50.0, 10.0, 2.0]),
+        "prototypes": unit_rows(99, 16) if net.projection is not None else None,
+        "noise": "pos_neg",
+        "temperature": 0.1,
+        "generator": torch.Generator().manual_seed(seed),
+        "metrics": {},
+    }
+    return Step(**{**given, **fields})
+
+
+# --- plain loops --------------------------------------------------------------------------------------------------
+
+
+def plain_cross_entropy(logits: Tensor, target: list[float]) -> float:
+    largest = max(logits.tolist())
+    log_sum = largest + math.log(sum(math.exp(value - largest) for value in logits.tolist()))
+    return -sum(share * (value - log_sum) for share, value in zip(target, logits.tolist(), strict=True))
+
+
+def one_hot_mix(label_a: int, label_b: int, share: float) -> list[float]:
+    target = [0.0] * CLASSES
+    target[label_a] += share
+    target[label_b] += 1 - share
+    return target
+
+
+def plain_trust(z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, Tensor]) -> list[bool]:
+    trusted = []
+    for i in range(BATCH):
+        agrees = True
+        for z, rows in ((z2, prototypes[0]), (z3, prototypes[1])):
+            candidates = [(float(z[i] @ z[j]), int(data.labels[j])) for j in range(BATCH) if not data.synthetic[j]]
+            candidates += [(float(z[i] @ rows[k]), k) for k in range(CLASSES)]
+            agrees = agrees and max(candidates)[1] == int(data.labels[i])
+        trusted.append(agrees or not bool(data.synthetic[i]))
+    return trusted
+
+
+def plain_contrastive(
+    z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, Tensor], trusted: list[bool], noise: str
+) -> float:
+    """Khosla et al. 2020, Eq. 2, over rows (vector, label, may be an anchor)."""
+    rows: list[tuple[Tensor, object, bool]] = []
+    for view, (z, prototype) in enumerate(((z2, prototypes[0]), (z3, prototypes[1]))):
+        for i in range(BATCH):
+            if trusted[i]:
+                rows.append((z[i], int(data.labels[i]), True))
+            elif noise == "pos_neg":
+                rows.append((z[i], f"own label of {i}", True))
+            elif noise == "neg_only":
+                rows.append((z[i], f"nobody's label {i} {view}", False))
+        rows += [(prototype[k], k, True) for k in range(CLASSES)]
+    terms = []
+    for i, (anchor, label, may) in enumerate(rows):
+        positives = [j for j, row in enumerate(rows) if j != i and row[1] == label]
+        if not may or not positives:
+            continue
+        similarity = [float(anchor.double() @ row[0].double()) / 0.1 for row in rows]
+        log_sum = math.log(sum(math.exp(value) for j, value in enumerate(similarity) if j != i))
+        terms.append(-sum(similarity[j] - log_sum for j in positives) / len(positives))
+    return sum(terms) / len(terms)
+
+
+def plain_sau(net: DualBranchNet, data: Batch, step: Step) -> dict[str, float]:
+    """Section 2 of the design with nothing of the package but the four views and the network."""
+    generator, prototypes = step.generator, step.prototypes
+    assert prototypes is not None
+    first = step.views.crop_flip(data.images, generator)
+    second = step.views.crop_flip(data.partner_images, generator)
+    lam = float(torch.rand((), generator=generator))
+    mixed = torch.stack([lam * first[i] + (1 - lam) * second[i] for i in range(BATCH)])
+    centre_y, centre_x = (int(torch.randint(SIDE, (), generator=generator)) for _ in range(2))
+    half = int(math.sqrt(1 - lam) * SIDE)
+    pasted = [
+        (y, x)
+        for y in range(centre_y - half // 2, centre_y - half // 2 + half)
+        for x in range(centre_x - half // 2, centre_x - half // 2 + half)
+        if 0 <= y < SIDE and 0 <= x < SIDE
+    ]
+    cut = first.clone()
+    for y, x in pasted:
+        cut[:, :, y, x] = second[:, :, y, x]
+    kept = 1 - len(pasted) / SIDE**2
+    view2 = step.views.autoaugment(data.images, generator)
+    view3 = step.views.simclr(data.images, generator)
+    with torch.no_grad():
+        logits_mixed, logits_cut = net(mixed), net(cut)
+        z2, z3 = net.project(view2), net.project(view3)
+    labels = [data.labels.tolist(), data.partner_labels.tolist()]
+    trusted = plain_trust(z2, z3, data, prototypes)
+
+    def mean_loss(logits: Tensor, share: float) -> float:
+        return (
+            sum(plain_cross_entropy(logits[i], one_hot_mix(labels[0][i], labels[1][i], share)) for i in range(BATCH))
+            / BATCH
+        )
+
+    return {
+        "mixup": mean_loss(logits_mixed, lam),
+        "cutmix": mean_loss(logits_cut, kept),
+        "contrastive": plain_contrastive(z2, z3, data, prototypes, trusted, step.noise),
+        "lam": lam,
+        "kept": kept,
+        "trusted": sum(good and bool(data.synthetic[i]) for i, good in enumerate(trusted)),
+    }
+
+
+# --- the methods --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("seed", range(6))
+def test_sau_is_l_mix_plus_l_sc(seed: int, noise: Any) -> None:
+    net = network(seed)
+    expected = plain_sau(copy.deepcopy(net), batch(seed), step_of(net, seed, noise=noise))
+    step = step_of(net, seed, noise=noise)
+    found = {name: float(loss) for name, loss in METHODS["sau"].step(batch(seed), step)}
+    assert list(found) == ["mixup", "cutmix", "contrastive"]
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
+    assert int(step.metrics["trusted_images"]) == expected["trusted"]
+    assert int(step.metrics["synthetic_images"]) == int(batch(seed).synthetic.sum())
+
+
+def test_the_grid_above_has_clipped_boxes_and_both_kinds_of_synthetic_images() -> None:
+    """Otherwise it could not tell lam' from lam, nor a label check from none."""
+    runs = [plain_sau(network(seed), batch(seed), step_of(network(seed), seed)) for seed in range(6)]
+    assert max(abs(run["kept"] - run["lam"]) for run in runs) > 0.1
+    trusted, synthetic = sum(run["trusted"] for run in runs), sum(int(batch(s).synthetic.sum()) for s in range(6))
+    assert 0 < trusted < synthetic
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_noise_strategies_give_three_losses(noise: Any) -> None:
+    losses = {}
+    for name in NOISES:
+        pairs = METHODS["sau"].step(batch(0), step_of(network(0), 0, noise=name))
+        losses[name] = float(dict(pairs)["contrastive"])
+    assert [name for name in NOISES if losses[name] == losses[noise]] == [noise]
+
+
+def test_cross_entropy_is_that_of_v1_of_a() -> None:
+    net = network(1, projection=False)
+    data, step = batch(1), step_of(net, 1)
+    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(1))
+    logits = copy.deepcopy(net)(seen)
+    expected = sum(
+        plain_cross_entropy(logits[i], one_hot_mix(label, label, 1.0)) for i, label in enumerate(data.labels.tolist())
+    )
+    found = [(name, float(loss)) for name, loss in METHODS["ce"].step(data, step)]
+    assert found == [("ce", pytest.approx(expected / BATCH, rel=1e-5))]
+
+
+def test_balanced_softmax_adds_the_log_counts_of_the_mixture() -> None:
+    net = network(2, projection=False)
+    data, step = batch(2), step_of(net, 2)
+    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(2))
+    logits = copy.deepcopy(net)(seen)
+    prior = [math.log(50), math.log(10), math.log(2)]
+    expected = 0.0
+    for i, label in enumerate(data.labels.tolist()):
+        shifted = torch.tensor([value + add for value, add in zip(logits[i].tolist(), prior, strict=True)])
+        expected += plain_cross_entropy(shifted, one_hot_mix(label, label, 1.0))
+    found = [(name, float(loss)) for name, loss in METHODS["balanced-softmax"].step(data, step)]
+    assert found == [("balanced_softmax", pytest.approx(expected / BATCH, rel=1e-5))]
+
+
+@pytest.mark.parametrize(("method", "projection"), [("sau", True), ("ce", False), ("balanced-softmax", False)])
+def test_each_method_uses_the_views_it_says(method: Any, projection: bool) -> None:
+    entry = METHODS[method]
+    assert entry.projection is projection
+    net = network(0, projection=projection)
+    passes = []
+    net.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    list(entry.step(batch(0), step_of(net, 0)))
+    assert passes == [BATCH] * entry.views_per_step
+
+
+def test_a_step_waits_for_backward_before_the_next_forward_pass() -> None:
+    net = network(0)
+    passes = []
+    net.backbone.register_forward_hook(lambda module, inputs, output: passes.append(1))
+    losses = METHODS["sau"].step(batch(0), step_of(net, 0))
+    assert [(next(losses)[0], len(passes)) for _ in range(3)] == [("mixup", 1), ("cutmix", 2), ("contrastive", 4)]
+
+
+def test_sau_without_prototypes_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="SAU needs prototypes"):
+        list(METHODS["sau"].step(batch(0), step_of(network(0), 0, prototypes=None)))
+
+
+def test_a_step_leaves_the_statistics_of_four_separate_passes() -> None:
+    """BatchNorm of each view on its own; one pass over all four views together would leave others."""
+    net, data = network(4), batch(4)
+    separate, together = copy.deepcopy(net), copy.deepcopy(net)
+    taken: list[Tensor] = []
+    handle = net.backbone.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].detach().clone()))
+    list(METHODS["sau"].step(data, step_of(net, 4)))
+    handle.remove()
+    with torch.no_grad():
+        separate(taken[0])
+        separate(taken[1])
+        separate.project(taken[2])
+        separate.project(taken[3])
+        together(torch.cat(taken))
+    statistics = {name: value for name, value in net.named_buffers() if name.startswith("backbone")}
+    assert all(torch.equal(value, dict(separate.named_buffers())[name]) for name, value in net.named_buffers())
+    counts = {name: int(value) for name, value in net.named_buffers() if name.endswith("num_batches_tracked")}
+    assert {count for name, count in counts.items() if name.startswith("backbone")} == {4}
+    assert {count for name, count in counts.items() if name.startswith("projection")} == {2}
+    means = [name for name in statistics if name.endswith("running_mean")]
+    assert not any(torch.allclose(statistics[name], dict(together.named_buffers())[name]) for name in means)
+
+
+def test_the_same_generator_gives_the_same_losses_and_another_gives_others() -> None:
+    runs = [[float(loss) for _, loss in METHODS["sau"].step(batch(0), step_of(network(0), s))] for s in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert all(one != other for one, other in zip(runs[0], runs[2], strict=True))
+
+
+# --- views and prototypes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", ["crop_flip", "autoaugment", "simclr"])
+def test_views_are_channels_last_and_keep_the_size(view: str) -> None:
+    images = batch(0).images
+    seen: Tensor = getattr(views(), view)(images, torch.Generator().manual_seed(0))
+    assert seen.shape == images.shape
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+    assert seen.dtype == torch.float32
+
+
+def test_crops_move_by_an_eighth_and_cutout_takes_a_quarter_at_most() -> None:
+    """At 32 pixels that is the paper's padding of 4 and Cutout of 16."""
+    wide = Views(mean=torch.zeros(3), std=torch.ones(3), side=32, flip=False)
+    marked = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
+    marked[:, :, 16, 16] = 255
+    seen = wide.crop_flip(marked, torch.Generator().manual_seed(0))
+    places = seen[:, 0].flatten(1).argmax(1)
+    rows, columns = places // 32, places % 32
+    assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (12, 20, 12, 20)
+    narrow = Views(mean=torch.full((3,), -1.0), std=torch.ones(3), side=32, flip=False)
+    holes = (narrow.autoaugment(marked, torch.Generator().manual_seed(0)) == 0).all(1).flatten(1).sum(1)
+    assert int(holes.max()) == 16 * 16
+    assert int(holes.min()) >= 8 * 8
+
+
+@pytest.fixture
+def set_of_images() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(7)
+    images = torch.randint(256, (70, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+    labels = torch.cat((torch.zeros(50), torch.ones(19), torch.full((1,), 2.0))).long()
+    return images, labels[torch.randperm(70, generator=draw)]
+
+
+def test_prototypes_are_normalised_class_means_in_eval_mode(set_of_images: tuple[Tensor, Tensor]) -> None:
+    images, labels = set_of_images
+    net = network(5)
+    with torch.no_grad():  # statistics that differ from a batch's own
+        net.project(torch.randn(16, 3, SIDE, SIDE) * 3)
+    before = copy.deepcopy(net.state_dict())
+    found = class_prototypes(
+        images,
+        labels,
+        num_classes=CLASSES,
+        network=net,
+        views=views(),
+        precision=Precision("off", "cpu"),
+        generator=torch.Generator().manual_seed(3),
+        batch_size=32,
+    )
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+    oracle, draw = copy.deepcopy(net).eval(), torch.Generator().manual_seed(3)
+    vectors: dict[tuple[int, int], list[Tensor]] = {}
+    for start in (0, 32, 64):
+        chunk = images[start : start + 32]
+        seen = (views().autoaugment(chunk, draw), views().simclr(chunk, draw))
+        for view, pixels in enumerate(seen):
+            for row, image in enumerate(pixels):
+                with torch.no_grad():
+                    vector = oracle.project(image[None])[0]
+                vectors.setdefault((view, int(labels[start + row])), []).append(vector)
+    for view in range(2):
+        for label in range(CLASSES):
+            of_class = vectors[view, label]
+            mean = sum(of_class[1:], start=of_class[0]) / len(of_class)
+            assert torch.allclose(found[view][label], mean / mean.norm(), atol=2e-5)
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
+
+
+def test_prototypes_leave_an_eval_network_in_eval_mode(set_of_images: tuple[Tensor, Tensor]) -> None:
+    net = network(5).eval()
+    class_prototypes(
+        *set_of_images,
+        num_classes=CLASSES,
+        network=net,
+        views=views(),
+        precision=Precision("off", "cpu"),
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert not net.training
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_loss_reaches_the_weights(method: Any) -> None:
+    entry = METHODS[method]
+    net = network(0, projection=entry.projection)
+    gradients: Callable[[], list[float]] = lambda: [  # noqa: E731
+        float(p.grad.abs().sum()) if p.grad is not None else 0.0 for p in net.backbone.parameters()
+    ]
+    before = gradients()
+    for _, loss in entry.step(batch(0), step_of(net, 0)):
+        loss.backward()
+        after = gradients()
+        assert all(now != then for now, then in zip(after, before, strict=True))
+        before = after

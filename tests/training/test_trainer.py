@@ -1,0 +1,571 @@
+"""The loop: rates, what it sees, what it learns, stopping and going on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import metrics, timeless_metrics, tiny, tree
+from torch import Tensor
+
+import saukit.data.split as split_room
+from saukit.core.console import Reporter
+from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.split import load_split, make_split
+from saukit.models.model_file import load_model
+from saukit.training import trainer as room
+from saukit.training.augment import normalise
+from saukit.training.checkpoint import CHECKPOINT_NAME
+from saukit.training.config import TrainConfig
+from saukit.training.trainer import Trainer, TrainingPlan, fit, learning_rate, plan_training
+
+CPU = torch.device("cpu")
+QUIET = Reporter(quiet=True)
+pytestmark = pytest.mark.usefixtures("narrow_projection")
+
+
+def train(root: Path, config: TrainConfig, *, name: str | None = None, **options: Any) -> room.TrainingResult:
+    given = {"force": False, "resume": False, "reporter": QUIET, **options}
+    return fit(config, Workspace(root), name=name, device=CPU, **given)
+
+
+def plan_of(root: Path, config: TrainConfig) -> TrainingPlan:
+    return plan_training(config, Workspace(root), name=None, device=CPU)
+
+
+# --- the learning rate --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
+def test_learning_rate_follows_the_formula(shared_work: Path, schedule: Any, warmup: float) -> None:
+    """392 images in batches of 64: six steps an epoch, five epochs."""
+    config = tiny(steps=None, epochs=5, batch_size=64, lr=0.3, schedule=schedule, warmup=warmup, synthetic=False)
+    plan = plan_of(shared_work, config)
+    assert (plan.steps_per_epoch, plan.total_steps) == (6, 30)
+    rising = {0.0: 0, 0.1: 3, 0.5: 15}[warmup]
+    for step in range(30):
+        if step < rising:
+            expected = 0.3 * (step + 1) / rising
+        elif schedule == "cosine-epoch":
+            expected = 0.3 * (1 + math.cos(math.pi * (step // 6) / 5)) / 2
+        else:
+            expected = 0.3 * (1 + math.cos(math.pi * step / 30)) / 2
+        assert learning_rate(step, plan) == pytest.approx(expected, rel=1e-12), step
+
+
+def test_the_optimiser_gets_that_rate_and_the_log_says_so(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "LOG_EVERY_STEPS", 1)
+    used: list[float] = []
+    advance = Trainer.advance
+
+    def recording(trainer: Trainer) -> None:
+        advance(trainer)
+        used.append(trainer.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(Trainer, "advance", recording)
+    config = tiny(steps=9, batch_size=128, schedule="cosine-epoch", warmup=0.0, lr=0.1)
+    run = train(split_work, config)
+    # Three epochs of three steps: the rate changes twice.
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
+    assert used == pytest.approx(expected)
+    assert [line["lr"] for line in metrics(run.folder)] == used
+
+
+# --- what a run sees ----------------------------------------------------------------------------------------------
+
+
+def test_prototypes_see_the_real_training_images_of_the_split_and_nothing_else(
+    shared_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = room.class_prototypes
+
+    def recording(images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.append((images.clone(), labels.clone()))
+        return original(images, labels, **options)
+
+    monkeypatch.setattr(room, "class_prototypes", recording)
+    config = tiny(method="sau", synthetic=True, batch_size=128, steps=7)
+    trainer = Trainer(plan_of(shared_work, config))
+    assert len(trainer.mixture) == 454
+    before = {}
+    for _ in range(7):
+        trainer.advance()
+        before[trainer.step_count] = trainer.prototypes
+    split = load_split(Workspace(shared_work))
+    assert len(seen) == 3  # at steps 0, 3 and 6: the start of each epoch of 454 // 128 steps
+    assert before[1] is before[3] and before[3] is not before[4]
+    for images, labels in seen:
+        assert np.array_equal(images.numpy(), split.train.images)
+        assert np.array_equal(labels.numpy(), split.train.labels)
+    assert split.class_counts.tolist()[-1] == 2  # not the 140 and more images of that class outside the split
+
+
+def test_the_seed_changes_the_run_and_never_the_data(split_work: Path) -> None:
+    before = tree(split_work / "split")
+    runs = {name: train(split_work, tiny(seed=seed), name=name) for name, seed in (("a", 0), ("b", 0), ("c", 1))}
+    weights = {name: (run.folder / "model.safetensors").read_bytes() for name, run in runs.items()}
+    assert weights["a"] == weights["b"] != weights["c"]
+    assert timeless_metrics(runs["a"].folder) == timeless_metrics(runs["b"].folder)
+    assert runs["a"].manifest.inputs == runs["c"].manifest.inputs
+    assert tree(split_work / "split") == before
+    mixtures = [Trainer(plan_of(split_work, tiny(seed=seed))).mixture for seed in (0, 1)]
+    assert torch.equal(mixtures[0].images, mixtures[1].images)
+
+
+def test_global_random_state_neither_matters_nor_changes(split_work: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    train(split_work, tiny(method="sau"), name="a")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    train(split_work, tiny(method="sau"), name="b")
+    runs = split_work / "runs"
+    assert (runs / "a" / "model.safetensors").read_bytes() == (runs / "b" / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_its_four_files_and_a_summary(split_work: Path) -> None:
+    run = train(split_work, tiny(steps=50, batch_size=128))
+    assert run.state == "new"
+    assert sorted(tree(run.folder)) == ["config.yaml", "manifest.json", "metrics.jsonl", "model.safetensors"]
+    summary = run.manifest.summary
+    assert (summary["steps"], summary["batch_size"], summary["chosen_step"]) == (50, 128, 50)
+    assert summary["epochs"] == pytest.approx(50 / 3, abs=1e-4)
+    assert (summary["real_images"], summary["synthetic_images"]) == (392, 0)
+    assert summary["chosen_by"] == "last step"
+    lines = metrics(run.folder)
+    assert [line["step"] for line in lines] == [20, 40, 50]
+    assert all(set(line["losses"]) == {"ce"} and line["images_per_second"] > 0 for line in lines)
+
+
+def test_log_lines_are_means_over_their_own_steps(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "LOG_EVERY_STEPS", 1)
+    single = [line["losses"]["ce"] for line in metrics(train(split_work, tiny(steps=10), name="a").folder)]
+    monkeypatch.setattr(room, "LOG_EVERY_STEPS", 4)
+    grouped = [line["losses"]["ce"] for line in metrics(train(split_work, tiny(steps=10), name="b").folder)]
+    assert grouped == pytest.approx([np.mean(single[:4]), np.mean(single[4:8]), np.mean(single[8:])])
+
+
+def test_the_log_of_sau_tells_the_share_trusted(work: Path) -> None:
+    mixed = train(work, tiny(method="sau", synthetic=True, steps=20, batch_size=64), name="mixed")
+    real = train(work, tiny(method="sau", synthetic=False, steps=20), name="real")
+    (line,) = metrics(mixed.folder)
+    assert set(line["losses"]) == {"mixup", "cutmix", "contrastive"}
+    assert 0 <= line["trusted_share"] <= 1
+    assert metrics(real.folder)[0]["trusted_share"] is None
+
+
+def test_an_unfinished_cache_is_no_reason_to_train_without_it_in_silence(work: Path) -> None:
+    (work / "synth" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"synth .* is not complete: run `saukit synth` first"):
+        train(work, tiny(), name="a")
+
+
+# --- what it learns -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sixty_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A split of digits with 64 training images."""
+    root = tmp_path_factory.mktemp("sixty-four")
+    counts = {str(digit): 7 if digit < 4 else 6 for digit in range(10)}
+    make_split(SplitConfig(counts=counts), Workspace(root), root=None, force=False, reporter=QUIET)
+    return root
+
+
+def training_loss(trainer: Trainer) -> float:
+    """Cross entropy of the training images as they are, in eval mode."""
+    part = trainer.plan.split.train
+    trainer.network.eval()
+    with torch.no_grad():
+        seen = normalise(torch.from_numpy(part.images), trainer.views.mean, trainer.views.std)
+        return float(torch.nn.functional.cross_entropy(trainer.network(seen), torch.from_numpy(part.labels)))
+
+
+def test_cross_entropy_overfits_64_images(sixty_four: Path) -> None:
+    trainer = Trainer(plan_of(sixty_four, tiny(steps=120, batch_size=64, weight_decay=0.0)))
+    assert len(trainer.mixture) == 64
+    first = training_loss(trainer)
+    for _ in range(120):
+        trainer.advance()
+    assert first > 1.5
+    assert training_loss(trainer) < 0.02
+
+
+def test_sau_learns_to_classify_64_images(sixty_four: Path) -> None:
+    trainer = Trainer(plan_of(sixty_four, tiny(method="sau", steps=60, batch_size=64)))
+    first, mixing = training_loss(trainer), []
+    for _ in range(60):
+        trainer.meters = {}
+        trainer.advance()
+        mixing.append(float(trainer.meters["mixup"] + trainer.meters["cutmix"]))
+    assert training_loss(trainer) < 0.25 * first
+    assert np.mean(mixing[-20:]) < 0.75 * np.mean(mixing[:5])
+
+
+# --- interrupted and resumed --------------------------------------------------------------------------------------
+
+
+class Broken(Exception):
+    """A crash in the middle of a run."""
+
+
+def crash(monkeypatch: pytest.MonkeyPatch, *, saved_at: int | None, at: int) -> None:
+    """Have the next run save its state after step `saved_at`, and break when `at` steps are done."""
+    original = Trainer.advance
+
+    def advance(trainer: Trainer) -> None:
+        if trainer.step_count == at:
+            raise Broken
+        original(trainer)
+        # A negative age saves after this step; afterwards nothing is old enough.
+        room.CHECKPOINT_SECONDS = -1.0 if trainer.step_count == saved_at else 1e9
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+
+
+CASES: list[dict[str, Any]] = [
+    {"method": "ce"},
+    {"method": "sau", "synthetic": True},
+    {"method": "sau", "synthetic": True, "amp": "bf16"},
+    {"method": "balanced-softmax", "schedule": "cosine-epoch", "batch_size": 64},
+]
+
+
+@pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
+@pytest.mark.parametrize(
+    "crashes",
+    [[(1, 1)], [(10, 13)], [(14, 14), (None, 20), (26, 28)], [(None, 3)]],
+    ids=["first step", "between log lines", "three times", "before any checkpoint"],
+)
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
+    work: Path, fields: dict[str, Any], crashes: list[tuple[int | None, int]]
+) -> None:
+    config = tiny(**{"steps": 31, "synthetic": False, **fields})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "LOG_EVERY_STEPS", 6)
+        undisturbed = train(work, config, name="undisturbed")
+        for number, (saved_at, at) in enumerate(crashes):
+            with pytest.MonkeyPatch.context() as inner:
+                inner.setattr(room, "CHECKPOINT_SECONDS", 1e9)
+                crash(inner, saved_at=saved_at, at=at)
+                with pytest.raises(Broken):
+                    train(work, config, name="disturbed", resume=number > 0)
+            assert not (work / "runs" / "disturbed" / "manifest.json").exists()
+        resumed = train(work, config, name="disturbed", resume=True)
+    assert resumed.state == "partial"
+    one, other = undisturbed.folder, resumed.folder
+    assert (other / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+    assert (other / "config.yaml").read_bytes() == (one / "config.yaml").read_bytes()
+    assert timeless_metrics(other) == timeless_metrics(one)
+    assert resumed.manifest.digest == undisturbed.manifest.digest
+    assert sorted(tree(other)) == sorted(tree(one))
+
+
+def test_resuming_really_starts_at_the_checkpoint(split_work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHECKPOINT_SECONDS", 1e9)
+        crash(patch, saved_at=7, at=9)
+        with pytest.raises(Broken):
+            train(split_work, tiny(steps=12), name="a")
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = Trainer.advance
+        patch.setattr(Trainer, "advance", lambda self: (steps.append(self.step_count), original(self))[1])
+        train(split_work, tiny(steps=12), name="a", resume=True, reporter=Reporter())
+    assert steps == [7, 8, 9, 10, 11]
+    assert "resuming a at step 7 of 12" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_asks_for_resume_or_force(split_work: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash(patch, saved_at=None, at=2)
+        with pytest.raises(Broken):
+            train(split_work, tiny(), name="a")
+    with pytest.raises(UsageError, match=r"holds an interrupted run: continue it with --resume, or .* --force"):
+        train(split_work, tiny(), name="a")
+    with pytest.raises(UsageError, match=r"another configuration \(lr: 0\.05 -> 0\.1\)"):
+        train(split_work, tiny(lr=0.1), name="a", resume=True)
+    assert train(split_work, tiny(), name="a", force=True).state == "new"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_tells_the_command_that_goes_on(split_work: Path, number: int) -> None:
+    config = tiny(method="sau", steps=9)
+    undisturbed = train(split_work, config, name="undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        original = Trainer.advance
+
+        def advance(trainer: Trainer) -> None:
+            original(trainer)
+            if trainer.step_count == 4:
+                os.kill(os.getpid(), number)
+
+        patch.setattr(Trainer, "advance", advance)
+        with pytest.raises(Interrupted) as caught:
+            train(split_work, config, name="a")
+    folder = split_work / "runs" / "a"
+    command = shlex.split(str(caught.value).removeprefix("stopped and saved; continue with: "))
+    assert command == [
+        "saukit", "train", "-w", str(split_work), "--config", str(folder / "config.yaml"), "--name", "a", "--resume",
+    ]  # fmt: skip
+    assert caught.value.exit_code == 128 + number
+    assert (folder / CHECKPOINT_NAME).exists()
+    assert not list(split_work.glob(".*.lock"))
+    train(split_work, config, name="a", resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (undisturbed.folder / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_that_a_kill_left_in_a_complete_run_goes(split_work: Path) -> None:
+    run = train(split_work, tiny(), name="a")
+    names = sorted(tree(run.folder))
+    (run.folder / CHECKPOINT_NAME).write_bytes(b"left by a kill between the manifest and its removal")
+    again = train(split_work, tiny(), name="a")
+    assert again.state == "complete"
+    assert sorted(tree(run.folder)) == names
+
+
+def test_a_damaged_checkpoint_is_told_and_not_used(split_work: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHECKPOINT_SECONDS", -1.0)
+        original = Trainer.advance
+
+        def advance(trainer: Trainer) -> None:
+            if trainer.step_count == 3:
+                raise Broken
+            original(trainer)
+
+        patch.setattr(Trainer, "advance", advance)
+        with pytest.raises(Broken):
+            train(split_work, tiny(), name="a")
+    path = split_work / "runs" / "a" / CHECKPOINT_NAME
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+        train(split_work, tiny(), name="a", resume=True)
+    assert path.read_bytes() == content
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+def never_the_test_set(patch: pytest.MonkeyPatch) -> None:
+    original = split_room.load_tensors
+
+    def refusing(path: Path) -> Any:
+        assert path.name != "test.safetensors", "training loaded the test set"
+        return original(path)
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("training loaded the test set")
+
+    patch.setattr(split_room, "load_tensors", refusing)
+    patch.setattr(split_room, "load_test", refuse)
+
+
+def validation_accuracy(root: Path, folder: Path) -> float:
+    """Balanced accuracy of the saved model on the validation part, image by image."""
+    split = load_split(Workspace(root))
+    network, card = load_model(folder / "model.safetensors")
+    assert split.val is not None
+    right: dict[int, list[bool]] = {}
+    for image, label in zip(split.val.images, split.val.labels.tolist(), strict=True):
+        pixels = normalise(torch.from_numpy(image[None]), torch.tensor(card.mean), torch.tensor(card.std))
+        with torch.no_grad():
+            right.setdefault(label, []).append(int(network(pixels).argmax()) == label)
+    return float(np.mean([np.mean(hits) for hits in right.values()]))
+
+
+def test_select_val_keeps_the_best_step_and_never_sees_test_images(
+    val_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_the_test_set(monkeypatch)
+    run = train(val_work, tiny(select="val", steps=40, batch_size=64, lr=0.4, warmup=0.0))
+    measured = {line["step"]: line["val_balanced_accuracy"] for line in metrics(run.folder)}
+    assert sorted(measured) == list(range(4, 41, 4))  # ten times in all
+    best = max(measured.values())
+    first_best = min(step for step, accuracy in measured.items() if accuracy == best)
+    assert run.manifest.summary["chosen_step"] == first_best
+    assert run.manifest.summary["chosen_by"] == "validation part of the real training images"
+    assert validation_accuracy(val_work, run.folder) == pytest.approx(best)
+    assert len(set(measured.values())) > 3
+
+
+def test_of_equal_steps_the_first_is_kept(val_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With validation accuracies put into its hands: a classifier that says 0, the truth, the truth, and 1."""
+    weights: list[Tensor] = []
+    original = Trainer._validate
+    answers = ["always 0", "the truth", "the truth", "always 1"]
+
+    def validate(trainer: Trainer, part: Any) -> float:
+        answer = answers[len(weights)]
+        weights.append(trainer.network.classifier.weight.detach().clone())
+        truth = torch.nn.functional.one_hot(torch.from_numpy(part.labels), 10).float()
+        said = {"always 0": torch.eye(10)[0].expand_as(truth), "always 1": torch.eye(10)[1].expand_as(truth)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer.network, "forward", lambda images: said.get(answer, truth))
+            accuracy = original(trainer, part)
+        assert accuracy == pytest.approx(1.0 if answer == "the truth" else 1 / len(np.unique(part.labels)))
+        return accuracy
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    run = train(val_work, tiny(select="val", steps=4, batch_size=64))
+    assert run.manifest.summary["chosen_step"] == 2
+    network, _ = load_model(run.folder / "model.safetensors")
+    assert [torch.equal(network.classifier.weight, weight) for weight in weights] == [False, True, False, False]
+
+
+def test_select_last_validates_for_the_log_only(val_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_the_test_set(monkeypatch)
+    last = train(val_work, tiny(steps=8, lr=0.4), name="last")
+    chosen = train(val_work, tiny(steps=8, lr=0.4, select="val"), name="val")
+    assert timeless_metrics(last.folder) == timeless_metrics(chosen.folder)
+    assert last.manifest.summary["chosen_by"] == "last step"
+    assert validation_accuracy(val_work, last.folder) == pytest.approx(
+        metrics(last.folder)[-1]["val_balanced_accuracy"]
+    )
+
+
+def test_the_best_step_survives_a_crash(val_work: Path) -> None:
+    config = tiny(select="val", steps=40, batch_size=64, lr=0.4, warmup=0.0)
+    undisturbed = train(val_work, config, name="undisturbed")
+    crash_at = undisturbed.manifest.summary["chosen_step"] + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHECKPOINT_SECONDS", 1e9)
+        crash(patch, saved_at=min(crash_at, 39), at=min(crash_at, 39))
+        with pytest.raises(Broken):
+            train(val_work, config, name="disturbed")
+    resumed = train(val_work, config, name="disturbed", resume=True)
+    assert resumed.manifest.summary["chosen_step"] == undisturbed.manifest.summary["chosen_step"]
+    assert resumed.manifest.digest == undisturbed.manifest.digest
+    assert timeless_metrics(resumed.folder) == timeless_metrics(undisturbed.folder)
+
+
+def test_select_val_needs_a_validation_part(split_work: Path) -> None:
+    with pytest.raises(DataError, match=r"--select val needs a validation part: .*make-lt --val-fraction 0\.1"):
+        train(split_work, tiny(select="val"))
+    assert not (split_work / "runs").exists()
+
+
+# --- trouble ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(split_work: Path) -> None:
+    with pytest.raises(
+        SaukitError, match=r"not finite at step 20 .*--force and a smaller --lr, or with --amp off"
+    ) as e:
+        train(split_work, tiny(steps=60, lr=1e30))
+    assert e.value.exit_code == 1
+    assert not (split_work / "runs" / "ce" / "manifest.json").exists()
+    assert train(split_work, tiny(steps=60), force=True).manifest.summary["steps"] == 60
+
+
+@pytest.mark.parametrize(
+    ("preset", "advice"),
+    [("fast", "`--preset small` trains a smaller network"), ("small", "give fewer --steps, or a GPU")],
+)
+def test_a_run_that_would_take_days_says_so_once(
+    split_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], preset: Any, advice: str
+) -> None:
+    monkeypatch.setattr(room, "LONG_RUN_SECONDS", 1e-9)
+    train(split_work, tiny(steps=14, preset=preset))
+    said = capsys.readouterr().err
+    assert said.count("warning: this run would take") == 1
+    assert advice in said
+
+
+def test_a_run_of_seconds_warns_of_nothing(split_work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(split_work, tiny(steps=14))
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_network_too_deep_for_the_images_names_the_right_one(split_work: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"resnet32-w16 needs images of at least 16 pixels, .*--backbone convnet-small"
+    ):
+        train(split_work, tiny(backbone="resnet32-w16"))
+
+
+def test_an_estimate_writes_nothing(split_work: Path) -> None:
+    before = tree(split_work)
+    plan = plan_of(split_work, tiny(method="sau", steps=1000))
+    seconds = room.estimate_seconds(plan)
+    assert 0 < seconds < 1000 * 5
+    assert tree(split_work) == before
+
+
+def test_the_plan_knows_images_steps_and_inputs(shared_work: Path) -> None:
+    plan = plan_of(shared_work, tiny(steps=None, epochs=3, batch_size=128))
+    assert (plan.name, plan.training_images, plan.steps_per_epoch, plan.total_steps) == ("ce+synth", 454, 3, 9)
+    assert sorted(plan.inputs) == ["split", "synth"]
+    alone = plan_of(shared_work, tiny(synthetic=False, batch_size=5000, steps=None, epochs=2))
+    assert (alone.name, alone.batch_size, alone.total_steps, sorted(alone.inputs)) == ("ce", 392, 2, ["split"])
+
+
+def test_a_run_of_another_split_is_not_taken_for_this_one(split_work: Path) -> None:
+    train(split_work, tiny(), name="a")
+    make_split(SplitConfig(imb=20), Workspace(split_work), root=None, force=True, reporter=QUIET)
+    with pytest.raises(UsageError, match=r"was made from another split than this workspace holds now: .*--force"):
+        train(split_work, tiny(), name="a")
+
+
+def test_a_cache_of_another_split_is_refused(work: Path) -> None:
+    make_split(SplitConfig(imb=20), Workspace(work), root=None, force=True, reporter=QUIET)
+    with pytest.raises(DataError, match=r"synth was made from another split .*`saukit synth --force`"):
+        train(work, tiny(), name="a")
+    assert train(work, tiny(synthetic=False), name="a").state == "new"
+
+
+def test_the_manifest_vouches_for_every_file(split_work: Path) -> None:
+    run = train(split_work, tiny(), name="a")
+    document = json.loads((run.folder / "manifest.json").read_text())
+    assert sorted(document["files"]) == ["config.yaml", "metrics.jsonl", "model.safetensors"]
+    model = run.folder / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors was changed after it was written"):
+        train(split_work, tiny(), name="a")
+
+
+def test_a_workspace_can_be_carried_away(work: Path, tmp_path: Path) -> None:
+    here = train(work, tiny(method="sau"), name="a")
+    moved = shutil.move(work, tmp_path / "elsewhere")
+    there = train(Path(moved), replace(here.config), name="b")
+    moved_model = tmp_path / "elsewhere" / "runs" / "a" / "model.safetensors"
+    assert (there.folder / "model.safetensors").read_bytes() == moved_model.read_bytes()
+
+
+def test_wall_clock_of_a_resumed_run_adds_up(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(room.time, "monotonic", lambda: clock[0])
+    original: Callable[[Trainer], None] = Trainer.advance
+
+    def second_long(trainer: Trainer) -> None:
+        if trainer.step_count == 6 and clock[0] < 10:
+            raise Broken
+        original(trainer)
+        clock[0] += 1.0
+
+    monkeypatch.setattr(Trainer, "advance", second_long)
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 2.5)
+    with pytest.raises(Broken):
+        train(split_work, tiny(steps=10), name="a")  # saved at step 3 and step 6
+    clock[0] = 1000.0
+    run = train(split_work, tiny(steps=10), name="a", resume=True)
+    assert run.manifest.summary["seconds"] == 10.0
