@@ -30,7 +30,8 @@ from saukit.training import trainer as room
 from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import Trainer, TrainingPlan, fit, learning_rate, plan_training
+from saukit.training.plan import TrainingPlan, learning_rate, plan_training
+from saukit.training.trainer import Trainer, fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

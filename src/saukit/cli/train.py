@@ -110,7 +110,8 @@ def command(
     train_config = build_config(context, TrainConfig, config, displaces=DISPLACES)
 
     from saukit.cli.show import show_run
-    from saukit.training.trainer import estimate_seconds, fit, plan_training
+    from saukit.training.plan import plan_training
+    from saukit.training.trainer import estimate_seconds, fit
 
     opened, where = open_workspace(workspace), open_device(device)
     if dry_run:

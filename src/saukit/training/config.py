@@ -63,7 +63,7 @@ PRESETS: dict[PresetName, Preset] = {
     "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0),
     "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),
     # A budget for a processor; minutes, not days.
-    "small": Preset("resnet32-w16", None, 1500, 128, 0.05, 5e-4, "cosine-step", 0.05),
+    "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
 }
 
 

@@ -2,80 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import resource
 import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import CONFIG_NAME, Manifest, check_disk_space, write_manifest, write_text
+from saukit.core.artifacts import CONFIG_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter, format_duration
-from saukit.core.device import Precision, describe_device, resolve_amp
-from saukit.core.errors import DataError, SaukitError, UsageError
+from saukit.core.device import Precision, describe_device
+from saukit.core.errors import SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
-from saukit.core.workspace import State, Workspace, existing_state, prepare, require
-from saukit.data.split import Part, Split, load_split
-from saukit.models.backbones import BACKBONES, count_parameters
+from saukit.core.workspace import State, Workspace, prepare, require
+from saukit.data.split import Part
+from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import ModelCard, save_model
-from saukit.synthesis.cache import SyntheticImages, load_cache
 from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
-from saukit.training.config import TrainConfig, default_run_name, resolve
+from saukit.training.config import TrainConfig
 from saukit.training.methods import METHODS, Step, Views, class_prototypes
+from saukit.training.metrics_log import MetricsLog
 from saukit.training.mixture import BatchOrder, build_mixture
+from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
 
-T = TypeVar("T")
 MODEL_NAME = "model.safetensors"
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
 CHECKPOINT_SECONDS = 30.0
 LONG_RUN_SECONDS = 24 * 3600.0
 MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """All that is known before the first step: what --dry-run shows and what `fit` carries out."""
-
-    config: TrainConfig
-    name: str
-    split: Split
-    cache: SyntheticImages | None
-    device: torch.device
-    inputs: dict[str, str]
-
-    @property
-    def training_images(self) -> int:
-        """Real and synthetic images of the mixed training set."""
-        return len(self.split.train.labels) + (0 if self.cache is None else len(self.cache.labels))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the mixed training set."""
-        return self.training_images // self.batch_size
-
-    @property
-    def batch_size(self) -> int:
-        """Images a batch; a set smaller than the batch is one batch."""
-        return min(_required(self.config.batch_size), self.training_images)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        if self.config.steps is not None:
-            return self.config.steps
-        return _required(self.config.epochs) * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -87,40 +51,6 @@ class TrainingResult:
     folder: Path
     config: TrainConfig
     manifest: Manifest
-
-
-def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
-    """Load and verify what a run needs, and resolve its configuration.
-
-    Raises: DataError if there is no split, no cache where one is asked for, or no validation part with `select: val`;
-    UsageError for values that make no sense.
-    """
-    split = load_split(workspace)
-    resolved = resolve(
-        config,
-        cache_exists=workspace.synth.exists(),
-        image_side=min(split.image_size),
-        default_flip=split.flip,
-        device_type=device.type,
-        amp=resolve_amp(config.amp, device),
-    )
-    backbone = _required(resolved.backbone)
-    if min(split.image_size) < BACKBONES[backbone].smallest_side:
-        raise UsageError(
-            f"backbone {backbone} needs images of at least {BACKBONES[backbone].smallest_side} pixels, "
-            f"this split has {split.image_size[0]} x {split.image_size[1]}: use --backbone convnet-small"
-        )
-    if resolved.select == "val" and split.val is None:
-        raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
-    cache = load_cache(workspace, split) if resolved.synthetic else None
-    inputs = {"split": split.manifest.digest} | ({} if cache is None else {"synth": cache.manifest.digest})
-    return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs)
-
-
-def run_state(plan: TrainingPlan, workspace: Workspace) -> State:
-    """What the workspace holds of this run; writes nothing. Raises: as `core.workspace.existing_state`."""
-    folder = workspace.run(plan.name)
-    return existing_state(folder, plan.config, kind="run", another="another --name", inputs=plan.inputs)
 
 
 def fit(
@@ -183,16 +113,16 @@ class Trainer:
         config, split, device = plan.config, plan.split, plan.device
         self.method = METHODS[config.method]
         self.mixture = build_mixture(split, plan.cache, device)
-        self.order = BatchOrder(self.mixture, _required(config.batch_size), config.seed)
+        self.order = BatchOrder(self.mixture, required(config.batch_size), config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
-            network = DualBranchNet(_required(config.backbone), split.num_classes, projection=self.method.projection)
+            network = DualBranchNet(required(config.backbone), split.num_classes, projection=self.method.projection)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
-            lr=_required(config.lr),
+            lr=required(config.lr),
             momentum=MOMENTUM,
-            weight_decay=_required(config.weight_decay),
+            weight_decay=required(config.weight_decay),
             fused=True,
         )
         if config.amp == "auto":
@@ -203,7 +133,7 @@ class Trainer:
             mean=torch.tensor(split.mean, device=device),
             std=torch.tensor(split.std, device=device),
             side=min(split.image_size),
-            flip=_required(config.flip),
+            flip=required(config.flip),
         )
         self.generator = torch.Generator(device)
         self.prototypes: tuple[Tensor, Tensor] | None = None
@@ -387,7 +317,7 @@ class Trainer:
         plan, config, split = self.plan, self.plan.config, self.plan.split
         card = ModelCard(
             method=config.method,
-            backbone=_required(config.backbone),
+            backbone=required(config.backbone),
             classes=split.classes,
             image_size=split.image_size,
             mean=split.mean,
@@ -421,47 +351,6 @@ class Trainer:
         return manifest
 
 
-class MetricsLog:
-    """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint."""
-
-    def __init__(self, path: Path, *, keep_steps: int) -> None:
-        kept = []
-        if path.exists():
-            for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not text.endswith("\n") or json.loads(text)["step"] > keep_steps:
-                    break
-                kept.append(text)
-        write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def append(self, line: dict[str, Any]) -> None:
-        """Write one line."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Flush to disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Flush and close."""
-        self.sync()
-        self._file.close()
-
-
-def learning_rate(step: int, plan: TrainingPlan) -> float:
-    """The learning rate of a step counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
-
-    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step.
-    """
-    base, warmup = _required(plan.config.lr), int(_required(plan.config.warmup) * plan.total_steps)
-    if step < warmup:
-        return base * (step + 1) / warmup
-    if plan.config.schedule == "cosine-epoch":
-        step = step // plan.steps_per_epoch * plan.steps_per_epoch
-    return base * 0.5 * (1 + math.cos(math.pi * step / plan.total_steps))
-
-
 def read_complete(folder: Path) -> Manifest:
     """The verified manifest of a complete run."""
     return require(folder, kind="run", command="saukit train")
@@ -481,13 +370,6 @@ def _describe_line(line: dict[str, Any]) -> str:
     if "val_balanced_accuracy" in line:
         parts.append(f"val {100 * line['val_balanced_accuracy']:.1f}")
     return "  ".join(parts)
-
-
-def _required(value: T | None) -> T:
-    """A field that `resolve` has filled in."""
-    if value is None:
-        raise RuntimeError("the configuration of a plan is resolved")
-    return value
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,0 +1,101 @@
+"""What a training run will be, before its first step: its data, its resolved configuration, its schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from saukit.core.device import resolve_amp
+from saukit.core.errors import DataError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.split import Split, load_split
+from saukit.models.backbones import BACKBONES
+from saukit.synthesis.cache import SyntheticImages, load_cache
+from saukit.training.config import TrainConfig, default_run_name, resolve
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that is known before the first step: what --dry-run shows and what `fit` carries out."""
+
+    config: TrainConfig
+    name: str
+    split: Split
+    cache: SyntheticImages | None
+    device: torch.device
+    inputs: dict[str, str]
+
+    @property
+    def training_images(self) -> int:
+        """Real and synthetic images of the mixed training set."""
+        return len(self.split.train.labels) + (0 if self.cache is None else len(self.cache.labels))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the mixed training set."""
+        return self.training_images // self.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch; a set smaller than the batch is one batch."""
+        return min(required(self.config.batch_size), self.training_images)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.config.steps is not None:
+            return self.config.steps
+        return required(self.config.epochs) * self.steps_per_epoch
+
+
+def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
+    """Load and verify what a run needs, and resolve its configuration.
+
+    Raises: DataError if there is no split, no cache where one is asked for, or no validation part with `select: val`;
+    UsageError for values that make no sense.
+    """
+    split = load_split(workspace)
+    resolved = resolve(
+        config,
+        cache_exists=workspace.synth.exists(),
+        image_side=min(split.image_size),
+        default_flip=split.flip,
+        device_type=device.type,
+        amp=resolve_amp(config.amp, device),
+    )
+    backbone = required(resolved.backbone)
+    if min(split.image_size) < BACKBONES[backbone].smallest_side:
+        raise UsageError(
+            f"backbone {backbone} needs images of at least {BACKBONES[backbone].smallest_side} pixels, "
+            f"this split has {split.image_size[0]} x {split.image_size[1]}: use --backbone convnet-small"
+        )
+    if resolved.select == "val" and split.val is None:
+        raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
+    cache = load_cache(workspace, split) if resolved.synthetic else None
+    inputs = {"split": split.manifest.digest} | ({} if cache is None else {"synth": cache.manifest.digest})
+    return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs)
+
+
+def learning_rate(step: int, plan: TrainingPlan) -> float:
+    """The learning rate of a step counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step.
+    """
+    base, warmup = required(plan.config.lr), int(required(plan.config.warmup) * plan.total_steps)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if plan.config.schedule == "cosine-epoch":
+        step = step // plan.steps_per_epoch * plan.steps_per_epoch
+    return base * 0.5 * (1 + math.cos(math.pi * step / plan.total_steps))
+
+
+def required(value: T | None) -> T:
+    """A field that `resolve` has filled in."""
+    if value is None:
+        raise RuntimeError("the configuration of a plan is resolved")
+    return value

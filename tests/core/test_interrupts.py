@@ -1,0 +1,98 @@
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from saukit.core.interrupts import StopRequest
+
+# A command of saukit that works until asked to stop; `hang` makes it work on after that.
+SCRIPT = """
+import sys, time
+from saukit.cli import main
+from saukit.core.interrupts import StopRequest
+
+def work():
+    with StopRequest() as stop:
+        print("working", flush=True)
+        while not stop.requested:
+            time.sleep(0.005)
+        print("noted", stop.signal_number, flush=True)
+        while {hang}:
+            time.sleep(0.005)
+        print("saved", flush=True)
+        raise stop.interrupted("saukit train --resume")
+
+main.app = work
+main.run()
+"""
+
+
+@contextmanager
+def working(*, hang: bool) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", SCRIPT.format(hang=hang)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "working\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_noted_then_work_is_saved_and_the_exit_code_tells(
+    number: signal.Signals, code: int
+) -> None:
+    with working(hang=False) as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert out == f"noted {int(number)}\nsaved\n"
+    assert err == "error: stopped and saved; continue with: saukit train --resume\n"
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)],
+)
+def test_the_second_signal_ends_the_process_at_once(first: signal.Signals, second: signal.Signals) -> None:
+    with working(hang=True) as process:
+        assert process.stdout is not None
+        process.send_signal(first)
+        assert process.stdout.readline() == f"noted {int(first)}\n"
+        process.send_signal(second)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == -second
+    assert (out, err) == ("", "")
+
+
+def test_nothing_is_requested_without_a_signal_and_the_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest() as stop:
+        during = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        assert not stop.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+    assert all(one != other for one, other in zip(during, before, strict=True))
+    error = stop.interrupted("saukit synth --resume")
+    assert (error.exit_code, str(error)) == (143, "stopped and saved; continue with: saukit synth --resume")
+
+
+def test_in_another_thread_signals_are_left_to_the_main_one() -> None:
+    handlers: list[object] = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            handlers.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGINT), False]

@@ -1,0 +1,410 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from saukit.core.artifacts import Manifest, write_manifest, write_text
+from saukit.core.config import load_config, to_yaml
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.core.workspace import State, Workspace, existing_state, prepare, require, require_made_from
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stands for any stage's configuration."""
+
+    epochs: int = 200
+    lr: float = 0.1
+    seed: int = 0
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "work")
+
+
+def complete(
+    folder: Path, *, kind: str = "run", config: object = None, inputs: dict[str, str] | None = None
+) -> Manifest:
+    write_text(folder / "config.yaml", to_yaml(config or Recipe()))
+    write_text(folder / "model.safetensors", "weights")
+    files = ["config.yaml", "model.safetensors"]
+    return write_manifest(folder, kind=kind, files=files, inputs=inputs or {}, summary={}, device="cpu")
+
+
+# Names
+
+
+def test_where_things_are(workspace: Workspace) -> None:
+    assert workspace.split == workspace.root / "split"
+    assert workspace.synth == workspace.root / "synth"
+    for name in ("sau+synth", "ce-seed1", "a", "7", "A.b_c"):
+        assert workspace.run(name) == workspace.root / "runs" / name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", ".hidden", "-rf", "a b", "ö", "a\n", "a\x00", "+a"]
+)
+def test_names_that_cannot_be_a_folder(workspace: Workspace, name: str) -> None:
+    message = f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        workspace.run(name)
+
+
+def test_runs_are_listed_by_the_time_they_were_completed(workspace: Workspace) -> None:
+    assert workspace.run_names() == []
+    for name in ("b", "c", "a"):
+        complete(workspace.run(name))
+    write_text(workspace.run("aa") / "config.yaml", "seed: 0\n")  # interrupted: no manifest
+    assert workspace.run_names() == ["b", "c", "a"]
+    (workspace.run("b") / "model.safetensors").unlink()  # a list reads no files
+    complete(workspace.run("c"))
+    assert workspace.run_names() == ["b", "a", "c"]
+
+
+# The lock
+
+HOLDER = """
+import sys
+from pathlib import Path
+from saukit.core.workspace import Workspace
+workspace = Workspace(Path(sys.argv[1]))
+with workspace.lock(workspace.run("a")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLDER, str(workspace.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def locks(workspace: Workspace) -> list[str]:
+    return [path.name for path in workspace.root.rglob("*.lock")]
+
+
+def test_a_second_process_is_kept_out_and_told_by_whom(workspace: Workspace) -> None:
+    folder = workspace.run("a")
+    with holder(workspace) as process:
+        for _ in range(2):  # being refused takes nothing from the holder
+            with pytest.raises(SaukitError) as caught, workspace.lock(folder):
+                pass
+            assert str(caught.value) == (
+                f"{folder} is being written by process {process.pid} on {os.uname().nodename}: "
+                f"wait for it, or stop it ({workspace.root / '.runs-a.lock'})"
+            )
+            assert caught.value.exit_code == 1
+        with workspace.lock(workspace.run("b")), workspace.lock(workspace.synth):  # other artefacts are free
+            pass
+        process.communicate("", timeout=20)
+        assert process.returncode == 0
+    assert locks(workspace) == []
+    with workspace.lock(folder):
+        assert locks(workspace) == [".runs-a.lock"]
+        content = json.loads((workspace.root / ".runs-a.lock").read_text())
+        assert content == {"pid": os.getpid(), "host": os.uname().nodename}
+    assert locks(workspace) == []
+
+
+def test_a_killed_holder_blocks_nothing_and_its_halves_are_cleared(workspace: Workspace) -> None:
+    folder = workspace.run("a")
+    write_text(folder / "config.yaml", "seed: 0\n")
+    (folder / ".checkpoint.pt.4242.partial").write_text("half")
+    (folder / "mine.partial").write_text("mine")
+    other = workspace.synth / ".shard.4242.partial"  # another artefact's: its own writer may be at it
+    write_text(workspace.synth / "config.yaml", "seed: 0\n")
+    other.write_text("half")
+    with holder(workspace) as process:
+        assert not (folder / ".checkpoint.pt.4242.partial").exists()
+        (folder / f".checkpoint.pt.{process.pid}.partial").write_text("half")
+        process.kill()
+        process.wait(timeout=20)
+    assert locks(workspace) == [".runs-a.lock"]
+    with workspace.lock(folder):
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "mine.partial"]
+    assert locks(workspace) == []
+    assert other.exists()
+
+
+def test_a_failure_inside_gives_the_lock_back(workspace: Workspace) -> None:
+    with pytest.raises(KeyboardInterrupt), workspace.lock(workspace.split):
+        raise KeyboardInterrupt
+    assert locks(workspace) == []
+    with workspace.lock(workspace.split):
+        pass
+
+
+def test_many_writers_are_never_inside_together(workspace: Workspace) -> None:
+    # The lock file is removed by each holder, which a careless waiter would not notice.
+    inside, together, done = [0], [0], [0]
+
+    def write() -> None:
+        mine = 0
+        until = time.monotonic() + 20
+        while mine < 60 and time.monotonic() < until:
+            try:
+                with workspace.lock(workspace.split):
+                    inside[0] += 1
+                    together[0] = max(together[0], inside[0])
+                    time.sleep(0)
+                    inside[0] -= 1
+                    mine += 1
+                    done[0] += 1
+            except SaukitError:
+                time.sleep(0)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (together[0], done[0]) == (1, 4 * 60)
+    assert locks(workspace) == []
+
+
+def test_a_workspace_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("mine")
+    workspace = Workspace(tmp_path / "work")
+    message = rf"^cannot write to the workspace {re.escape(str(workspace.root))}: .+; give another --workspace$"
+    with pytest.raises(EnvironmentFault, match=message), workspace.lock(workspace.split):
+        pass
+    assert (tmp_path / "work").read_text() == "mine"
+
+
+# Running a command again
+
+INPUTS = {"split": "a" * 64, "synth": "b" * 64}
+
+
+def made(folder: Path, state: State) -> None:
+    """Leave `folder` as a command would that got that far, with something in it to recognise it by."""
+    if state == "new":
+        return
+    assert (
+        prepare(folder, Recipe(), kind="run", force=False, resume=False, another="another --name", inputs=INPUTS)
+        == "new"
+    )
+    write_text(folder / "checkpoint.pt", "half")
+    if state == "complete":
+        write_text(folder / "model.safetensors", "weights")
+        files = ["config.yaml", "model.safetensors"]
+        write_manifest(folder, kind="run", files=files, inputs=INPUTS, summary={}, device="cpu")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+Expected = Literal["new", "partial", "complete", "interrupted", "other config", "other inputs"]
+TABLE: list[tuple[State, str, bool, bool, Expected]] = [
+    # what is there, the command now, --force, --resume: what happens
+    *[("new", "same", force, resume, "new") for force in (False, True) for resume in (False, True)],
+    ("partial", "same", False, False, "interrupted"),
+    ("partial", "same", False, True, "partial"),
+    ("partial", "config", False, False, "other config"),
+    ("partial", "config", False, True, "other config"),
+    ("partial", "inputs", False, False, "other inputs"),
+    ("partial", "inputs", False, True, "other inputs"),
+    ("complete", "same", False, False, "complete"),
+    ("complete", "same", False, True, "complete"),
+    ("complete", "config", False, False, "other config"),
+    ("complete", "config", False, True, "other config"),
+    ("complete", "inputs", False, False, "other inputs"),
+    ("complete", "inputs", False, True, "other inputs"),
+    *[
+        (before, now, True, resume, "new")
+        for before in ("partial", "complete")
+        for now in ("same", "config", "inputs")
+        for resume in (False, True)
+    ],
+]
+
+
+@pytest.mark.parametrize(("before", "now", "force", "resume", "expected"), TABLE)
+def test_the_rule_for_running_a_command_again(
+    workspace: Workspace, before: State, now: str, force: bool, resume: bool, expected: Expected
+) -> None:
+    folder = workspace.run("a")
+    made(folder, before)
+    config = Recipe(epochs=50, lr=0.2) if now == "config" else Recipe()
+    inputs = {**INPUTS, "synth": "c" * 64} if now == "inputs" else INPUTS
+    earlier = contents(folder)
+
+    def act() -> State:
+        return prepare(folder, config, kind="run", force=force, resume=resume, another="another --name", inputs=inputs)
+
+    if expected in ("new", "partial", "complete"):
+        assert act() == expected
+        if expected == "new":  # emptied, and begun with this configuration and these inputs
+            assert sorted(contents(folder)) == ["config.yaml", "inputs.json"]
+            assert load_config(Recipe, folder / "config.yaml") == config
+            assert json.loads((folder / "inputs.json").read_text()) == inputs
+        else:
+            assert contents(folder) == earlier
+        return
+    messages = {
+        "interrupted": "holds an interrupted run: continue it with --resume, or start over with --force",
+        "other config": "was made with another configuration (epochs: 200 -> 50; lr: 0.1 -> 0.2): "
+        "replace it with --force, or give another --name",
+        "other inputs": "was made from another synth than this workspace holds now: "
+        "replace it with --force, or give another --name",
+    }
+    with pytest.raises(UsageError) as caught:
+        act()
+    assert str(caught.value) == f"{folder} {messages[expected]}"
+    assert contents(folder) == earlier
+
+
+def state_with(folder: Path, inputs: dict[str, str]) -> State:
+    return existing_state(folder, Recipe(), kind="run", another="another --name", inputs=inputs)
+
+
+@pytest.mark.parametrize("before", ["partial", "complete"])
+def test_every_input_that_differs_is_named(workspace: Workspace, before: State) -> None:
+    folder = workspace.run("a")
+    made(folder, before)
+    assert state_with(folder, INPUTS) == before
+    for inputs, named in (
+        ({"split": "c", "synth": "c"}, "split and synth"),
+        ({"split": INPUTS["split"]}, "synth"),  # one less
+        ({**INPUTS, "teacher": "c"}, "teacher"),  # one more
+    ):
+        with pytest.raises(UsageError, match=f"was made from another {named} than this workspace holds now"):
+            state_with(folder, inputs)
+
+
+def test_looking_writes_nothing(workspace: Workspace) -> None:
+    assert state_with(workspace.run("a"), INPUTS) == "new"
+    assert not workspace.root.exists()
+
+
+def test_a_kill_before_the_first_config_is_as_if_nothing_had_been(workspace: Workspace) -> None:
+    folder = workspace.run("a")
+    folder.mkdir(parents=True)
+    assert state_with(folder, INPUTS) == "new"
+    write_text(folder / "inputs.json", json.dumps({"split": "of another time"}))
+    assert state_with(folder, INPUTS) == "new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_saukit_did_not_write_is_left_alone(workspace: Workspace, force: bool) -> None:
+    folder = workspace.run("a")
+    write_text(folder / "thesis.tex", "years of work")
+    message = f"{folder} exists but saukit did not write it: move it away, or give another --name"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        prepare(folder, Recipe(), kind="run", force=force, resume=True, another="another --name")
+    assert contents(folder) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_damage_is_told_as_damage_and_force_mends_it(workspace: Workspace, name: str, how: str) -> None:
+    folder = workspace.run("a")
+    made(folder, "complete")
+    path = folder / name
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"200", b"300").replace(b"weights", b"weighty"))
+    reason = "is missing" if how == "missing" else "was changed after it was written"
+    message = f"{folder} is damaged: {name} {reason}; remake the artefact with --force"
+    with pytest.raises(CorruptArtifactError, match=f"^{re.escape(message)}$"):
+        prepare(folder, Recipe(), kind="run", force=False, resume=False, another="another --name", inputs=INPUTS)
+    state = prepare(folder, Recipe(), kind="run", force=True, resume=False, another="another --name", inputs=INPUTS)
+    assert state == "new"
+
+
+@pytest.mark.parametrize(("before", "steps"), [("partial", 4), ("complete", 5)])
+def test_a_kill_while_force_removes_the_old(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, before: State, steps: int
+) -> None:
+    folder = workspace.run("a")
+    unlink, rmtree = Path.unlink, shutil.rmtree
+    killed_at = []
+    for kill_at in range(1, steps + 2):
+        rmtree(folder, ignore_errors=True)
+        made(folder, before)
+        whole = contents(folder)
+        step = iter(range(1, 100))
+
+        def unlink_or_die(self: Path, missing_ok: bool = False, step: Iterator[int] = step, at: int = kill_at) -> None:
+            if self.suffix != ".partial" and next(step) == at:
+                raise KeyboardInterrupt
+            unlink(self, missing_ok)
+
+        def rmtree_or_die(path: Path, step: Iterator[int] = step, at: int = kill_at) -> None:
+            if next(step) == at:
+                raise KeyboardInterrupt
+            rmtree(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink_or_die)
+            patch.setattr(shutil, "rmtree", rmtree_or_die)
+            try:
+                prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS)
+            except KeyboardInterrupt:
+                killed_at.append(kill_at)
+            else:
+                continue
+        if contents(folder) == whole:
+            assert state_with(folder, INPUTS) == before
+        else:  # nothing half-emptied is taken for an artefact to go on with
+            message = f"{folder} holds only remains of a run: start over with --force"
+            with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+                prepare(folder, Recipe(), kind="run", force=False, resume=True, another="x", inputs=INPUTS)
+        assert prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS) == "new"
+        assert sorted(contents(folder)) == ["config.yaml", "inputs.json"]
+    assert killed_at == list(range(1, steps + 1))
+
+
+# What a stage needs
+
+
+def test_what_must_be_there_names_the_command_that_makes_it(workspace: Workspace) -> None:
+    folder = workspace.split
+    with pytest.raises(DataError) as caught:
+        require(folder, kind="split", command="saukit make-lt")
+    assert str(caught.value) == f"the split in {folder} is not there: run `saukit make-lt` first"
+    write_text(folder / "config.yaml", "seed: 0\n")
+    with pytest.raises(DataError) as caught:
+        require(folder, kind="split", command="saukit make-lt")
+    assert str(caught.value) == f"the split in {folder} is not complete: run `saukit make-lt` first"
+    assert caught.value.exit_code == 3
+    manifest = complete(folder, kind="split")
+    assert require(folder, kind="split", command="saukit make-lt") == manifest
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors is missing"):
+        require(folder, kind="split", command="saukit make-lt")
+
+
+def test_a_cache_of_another_split_is_refused(workspace: Workspace) -> None:
+    split = complete(workspace.split, kind="split")
+    own = complete(workspace.synth, kind="synth", inputs={"split": split.digest})
+    require_made_from(own, workspace.synth, split=split, command="saukit synth")
+    for inputs in ({"split": "f" * 64}, {}):
+        foreign = complete(workspace.synth, kind="synth", inputs=inputs)
+        with pytest.raises(DataError) as caught:
+            require_made_from(foreign, workspace.synth, split=split, command="saukit synth")
+        assert str(caught.value) == (
+            f"{workspace.synth} was made from another split than the one in this workspace: "
+            "remake it with `saukit synth --force`, or give the workspace it belongs to"
+        )

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+from saukit.models.dual_branch import DualBranchNet
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def network() -> DualBranchNet:
+    torch.manual_seed(0)
+    return DualBranchNet("convnet-small", 7, projection=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_embeddings(network: DualBranchNet, images: torch.Tensor, training: bool) -> None:
+    network.train(training)
+    assert network(images).shape == (6, 7)
+    embeddings = network.project(images)
+    assert embeddings.shape == (6, 128)
+    assert not torch.allclose(embeddings[0], embeddings[1])
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(6))
+
+
+def test_embeddings_leave_autocast_in_float32(network: DualBranchNet, images: torch.Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = network.project(images)
+        assert network(images).dtype == torch.bfloat16  # so autocast was on
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(6))  # normalised after the cast, not before
+
+
+def test_the_projection_is_the_normalised_head_on_the_backbones_features(
+    network: DualBranchNet, images: torch.Tensor
+) -> None:
+    network.eval()
+    assert network.projection is not None
+    kinds = [type(layer) for layer in network.projection]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    widths = [layer.out_features for layer in network.projection if isinstance(layer, nn.Linear)]
+    assert widths == [2048, 2048, 128]
+    with torch.no_grad():
+        raw = network.projection(network.backbone(images)).double()
+        expected = raw / (raw * raw).sum(1, keepdim=True).sqrt()
+        torch.testing.assert_close(network.project(images).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inference_needs_no_projection(network: DualBranchNet, images: torch.Tensor) -> None:
+    network.eval()
+    expected = network(images)
+    assert network.projection is not None
+    with torch.no_grad():
+        for parameter in network.projection.parameters():
+            parameter.fill_(float("nan"))
+    assert torch.equal(network(images), expected)
+    assert bool(expected.isfinite().all())
+
+
+def test_a_network_without_projection_says_so(images: torch.Tensor) -> None:
+    network = DualBranchNet("convnet-small", 7, projection=False)
+    assert not [name for name in network.state_dict() if name.startswith("projection")]
+    with pytest.raises(RuntimeError, match=r"^this network was built without a projection$"):
+        network.project(images)

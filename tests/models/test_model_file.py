@@ -1,0 +1,116 @@
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saukit.core.artifacts import save_tensors
+from saukit.core.errors import CorruptArtifactError, DataError
+from saukit.models.dual_branch import DualBranchNet
+from saukit.models.model_file import ModelCard, load_model, save_model
+
+CARD = ModelCard(
+    method="sau",
+    backbone="convnet-small",
+    classes=("cat", "größe", "no"),
+    image_size=(8, 8),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.1, 1 / 3, 0.3),
+    projection=True,
+)
+
+
+def trained(card: ModelCard) -> DualBranchNet:
+    """A network whose BatchNorm statistics are not those of a new one."""
+    torch.manual_seed(0)
+    network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
+    images = torch.randn(16, 3, 8, 8)
+    for _ in range(3):
+        (network.project if card.projection else network)(images)
+    return network.eval()
+
+
+@pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize("backbone", ["convnet-small", "resnet32-w16"])
+def test_a_round_trip_gives_identical_logits(tmp_path: Path, projection: bool, backbone: str) -> None:
+    card = replace(CARD, projection=projection, backbone=backbone)
+    network = trained(card)
+    save_model(tmp_path / "model.safetensors", network.state_dict(), card)
+    torch.manual_seed(1)
+    loaded, loaded_card = load_model(tmp_path / "model.safetensors")
+    assert loaded_card == card
+    assert not any(module.training for module in loaded.modules())
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))
+        if projection:
+            assert torch.equal(loaded.project(images), network.project(images))
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def write(path: Path, card: dict[str, Any], *, drop: str | None = None) -> None:
+    state = trained(CARD).state_dict()
+    save_tensors(path, {name: value.numpy() for name, value in state.items() if name != drop}, {"model": card})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "vgg"}, "backbone 'vgg'"),
+        ({"classes": ["cat", "dog"]}, "size mismatch for classifier.weight"),
+        ({"projection": False}, 'Unexpected key(s) in state_dict: "projection.'),
+        ({"mean": "grey"}, "mean: 'grey' is not a list, each a number"),
+        ({"colour": 1}, "unknown field 'colour'"),
+    ],
+)
+def test_a_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "model.safetensors"
+    write(path, asdict(CARD) | change)
+    with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(path))} holds no saukit model: ") as caught:
+        load_model(path)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_a_card_or_a_state_with_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    card = asdict(CARD)
+    del card["std"]
+    write(path, card)
+    with pytest.raises(CorruptArtifactError, match=r"holds no saukit model: .*missing .* 'std'"):
+        load_model(path)
+    write(path, asdict(CARD), drop="classifier.bias")
+    with pytest.raises(CorruptArtifactError, match=r'(?s)holds no saukit model: .*Missing key.* "classifier.bias"'):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("metadata", "word"), [({}, "model"), ({"model": ["sau"]}, "items"), ({"model": 3}, "")])
+def test_another_tensor_file_is_no_model(tmp_path: Path, metadata: dict[str, Any], word: str) -> None:
+    path = tmp_path / "train.safetensors"
+    save_tensors(path, {"images": np.zeros((1, 3, 8, 8), np.uint8)}, metadata)
+    with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(path))} holds no saukit model: .*{word}"):
+        load_model(path)
+
+
+def test_a_damaged_or_foreign_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, trained(CARD).state_dict(), CARD)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[: len(whole) // 2], b"", b"\x80\x02}q\x00.", whole[:8] + b"x" + whole[9:]):
+        path.write_bytes(content)
+        with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(path))} is not a saukit tensor file: .+"):
+            load_model(path)
+    path.unlink()
+    with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(path))} is missing$"):
+        load_model(path)
+
+
+def test_a_newer_format(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"x": np.zeros(1)}, {"format_version": 2, "model": asdict(CARD)})
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} has format version 2, .* reads 1: update saukit$"):
+        load_model(path)

@@ -1,0 +1,72 @@
+"""What tests of several rooms share: calling the program, looking at a tree of files, small configurations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saukit.training.config import TrainConfig
+
+TIME_FIELDS = ("seconds", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished call of the program."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """stderr on one line."""
+        return " ".join(self.err.split())
+
+    @property
+    def document(self) -> Any:
+        """stdout as the one JSON document it has to be."""
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Outcome]
+
+
+def program(*arguments: str | Path) -> Outcome:
+    """Call saukit in a process of its own, with one thread."""
+    code = "from saukit.cli.main import run; run()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every path below `root`, with the SHA-256 of its bytes if it is a file."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without what a clock wrote."""
+    return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in metrics(run)]
+
+
+def tiny(**fields: Any) -> TrainConfig:
+    """A run of a second."""
+    return TrainConfig(**{"method": "ce", "steps": 4, "batch_size": 16, "amp": "off", **fields})
