@@ -71,6 +71,8 @@ def test_runs_are_listed_by_the_time_they_were_completed(workspace: Workspace) -
     (workspace.run("b") / "model.safetensors").unlink()  # a list reads no files
     complete(workspace.run("c"))
     assert workspace.run_names() == ["b", "a", "c"]
+    (workspace.run("a") / "manifest.json").write_text("{")  # a damaged run hides no other
+    assert workspace.run_names() == ["b", "c"]
 
 
 # The lock

@@ -43,7 +43,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 def killed_once(root: Path, seen: str, delay: float) -> None:
     """Run the stage in a process of its own and kill it `delay` seconds after the file `seen` is there."""
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not (root / "synth" / seen).exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.002)
     time.sleep(delay)

@@ -58,7 +58,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
         damaged = bytearray(content)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+        with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start over with --force"):
             load_checkpoint(path, CPU)
 
 
@@ -67,7 +67,7 @@ def test_a_cut_off_file_is_damaged(tmp_path: Path, size: int) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, state())
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start over with --force"):
         load_checkpoint(path, CPU)
 
 

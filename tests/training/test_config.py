@@ -27,7 +27,7 @@ EXPECTED = {
     "fast": {"epochs": 50, "steps": None, "lr": 0.05, "weight_decay": 1e-3, "warmup": 0.05, "schedule": "cosine-step"},
     "small": {
         "epochs": None,
-        "steps": 1500,
+        "steps": 1000,
         "lr": 0.05,
         "weight_decay": 5e-4,
         "warmup": 0.05,

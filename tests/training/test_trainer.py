@@ -357,7 +357,7 @@ def test_a_damaged_checkpoint_is_told_and_not_used(split_work: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start the run over with --force"):
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start over with --force"):
         train(split_work, tiny(), name="a", resume=True)
     assert path.read_bytes() == content
 

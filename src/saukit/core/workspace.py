@@ -25,7 +25,7 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.config import differences, load_config, to_yaml
-from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
 
 Config = TypeVar("Config")
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -54,12 +54,13 @@ class Workspace:
         return self.root / "runs" / name
 
     def run_names(self) -> list[str]:
-        """Names of the complete runs, the latest completed last."""
+        """Names of the complete runs, the latest completed last; a damaged manifest hides no other run."""
         completed = []
         for path in (self.root / "runs").glob(f"*/{MANIFEST_NAME}"):
-            manifest = read_manifest(path.parent, kind="run", verify=False)
-            if manifest is not None:
-                completed.append((manifest.created, path.parent.name))
+            with contextlib.suppress(CorruptArtifactError):
+                manifest = read_manifest(path.parent, kind="run", verify=False)
+                if manifest is not None:
+                    completed.append((manifest.created, path.parent.name))
         return [name for _, name in sorted(completed)]
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saukit.core.errors import CorruptArtifactError
 from saukit.core.state import load_state, save_state
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -40,4 +41,8 @@ def save_checkpoint(path: Path, state: TrainingState) -> None:
 
 def load_checkpoint(path: Path, device: torch.device) -> TrainingState:
     """Read a state back onto `device`. Raises: CorruptArtifactError if the file is damaged."""
-    return TrainingState(**load_state(path, device))
+    state = load_state(path, device)
+    try:
+        return TrainingState(**state)
+    except TypeError as error:  # the state of something else
+        raise CorruptArtifactError(f"{path} is damaged ({error}): start over with --force") from None

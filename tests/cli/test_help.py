@@ -1,0 +1,136 @@
+"""What the program says of itself, and what the README says of the program."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Cli, program
+
+import saukit
+from saukit.cli import doctor
+from saukit.cli.main import app
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = sorted(str(command.name) for command in app.registered_commands)
+STAGES = ("make-lt", "synth", "train", "eval")
+
+
+def test_there_are_the_commands_of_the_design() -> None:
+    assert {*STAGES, "demo", "doctor"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example(cli: Cli, name: str) -> None:
+    outcome = cli(name, "--help")
+    assert outcome.code == 0
+    heading = outcome.out.index("Example")
+    assert f"saukit {name}" in outcome.out[heading:]
+    assert cli(name, "-h").out == outcome.out
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_the_common_options(cli: Cli, name: str) -> None:
+    text = cli(name, "--help").out
+    for option in ("--workspace", "-w", "--config", "--device", "--dry-run", "--force", "--json", "--quiet", "-q",
+                   "--debug"):  # fmt: skip
+        assert option in text, option
+    assert name == "eval" or "--seed" in text
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        line.strip()
+        for module in sorted((REPOSITORY / "src/saukit/cli").glob("*.py"))
+        for line in module.read_text(encoding="utf-8").splitlines()
+        if re.match(r"^      saukit \S", line)
+    ],
+)
+def test_every_example_of_the_help_can_be_parsed(cli: Cli, example: str) -> None:
+    """The options exist and their values are taken: what goes wrong at most is the data that is not there."""
+    arguments = example.split()[1:]
+    if arguments[0] in ("demo", "doctor"):
+        arguments.append("--help")
+    outcome = cli(*arguments, *(["--dry-run"] if arguments[0] in STAGES else []))
+    assert "No such option" not in outcome.err and "Usage:" not in outcome.err, outcome.err
+    if outcome.code:
+        assert re.search(
+            r"lies in a folder|first|is not in|unexpected keyword|no configuration file|is not a folder", outcome.error
+        ), outcome.error
+
+
+def test_no_arguments_show_the_help(cli: Cli) -> None:
+    shown = cli().out
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md"])
+def test_every_command_is_documented(file: str, name: str) -> None:
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    assert re.search(rf"(saukit |`){re.escape(name)}\b", text), f"{file} does not mention {name}"
+
+
+def test_the_readme_is_whole() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"@[A-Z_]+@|TODO|TBD|FIXME", text)
+    missing = [path for path in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text) if not (REPOSITORY / path).exists()]
+    assert missing == []
+
+
+def test_the_readmes_options_exist(cli: Cli) -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help", "--version"}
+    known = "".join(cli(name, "--help").out for name in COMMANDS)
+    assert named
+    assert [option for option in sorted(named) if not re.search(rf"{option}(?![\w-])", known)] == []
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {saukit.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- doctor -------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_as_json(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("doctor", "--json", "-w", tmp_path / "not" / "there")
+    assert outcome.code == 0
+    document = outcome.document
+    assert document["problems"] == []
+    assert document["versions"]["saukit"] == saukit.__version__
+    assert {"python", "torch", "torchvision", "diffusers", "numpy"} <= set(document["versions"])
+    assert document["devices"][0]["name"] == "cpu" and document["devices"][0]["amp"] in ("bf16", "off")
+    assert document["free_disk_bytes"] > 0
+    assert {name: type(there) for name, there in document["extras"].items()} == {"clip": bool, "text2image": bool}
+    assert not (tmp_path / "not").exists()
+
+
+def test_doctor_names_the_remedy_for_a_missing_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda package: package != "peft")
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert re.search(r"extra clip +│ installed", outcome.out)
+    assert re.search(r"extra text2image +│ not installed: pip install 'saukit\[text2image\]'", outcome.out)
+
+
+def test_doctor_fails_for_a_package_that_cannot_be_used(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    outcome = cli("doctor", "--json")
+    assert outcome.code == 5
+    assert "torchvision cannot be imported (operator torchvision::nms does not exist)" in outcome.error
+    assert "install torch and torchvision together" in outcome.error
+    assert len(outcome.document["problems"]) == 1
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_traceback() -> None:
+    outcome = program("--version")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"saukit {saukit.__version__}\n", "")
