@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from saukit.cli.options import (
+    COMMON,
     DebugOption,
     DeviceOption,
     ForceOption,
     JsonOption,
     QuietOption,
-    WorkspaceOption,
     open_device,
     open_workspace,
 )
@@ -24,18 +24,21 @@ from saukit.synthesis.config import SynthConfig
 from saukit.training.config import TrainConfig
 
 DEMO_SPLIT = SplitConfig(dataset="digits", imb=50.0)
+DEMO_STEPS = 400
 # Plain training on real images, the strongest simple remedy on real images, and SAU on real + synthetic images;
 # all with the same network, batches and number of optimiser steps.
 DEMO_RUNS = (
-    TrainConfig(method="ce", synthetic=False, preset="small"),
-    TrainConfig(method="balanced-softmax", synthetic=False, preset="small"),
-    TrainConfig(method="sau", synthetic=True, preset="small"),
+    TrainConfig(method="ce", synthetic=False, preset="small", steps=DEMO_STEPS),
+    TrainConfig(method="balanced-softmax", synthetic=False, preset="small", steps=DEMO_STEPS),
+    TrainConfig(method="sau", synthetic=True, preset="small", steps=DEMO_STEPS),
 )
 
 
 def command(
     seed: Annotated[int, typer.Option(help="Training seed of the three networks.")] = TrainConfig.seed,
-    workspace: WorkspaceOption = Path("saukit_demo"),
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="The demo's own workspace.", rich_help_panel=COMMON)
+    ] = Path("saukit_demo"),
     device: DeviceOption = "auto",
     force: ForceOption = False,
     json: JsonOption = False,

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The CIFAR-10 table of the README: ratio 100, on a processor, in a new folder. SAUKIT_DATA names the folder that holds
+# cifar-10-batches-py. About an hour on two cores.
+set -euo pipefail
+
+saukit make-lt --dataset cifar10 --imb 100
+saukit synth --per-class-target 5000
+saukit train
+saukit eval --split few
+
+saukit train --method ce --no-synthetic
+saukit train --method balanced-softmax --no-synthetic
+for run in sau+synth ce balanced-softmax; do
+    saukit eval --run "$run"
+done
