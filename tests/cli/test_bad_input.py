@@ -39,8 +39,8 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (
             ("make-lt", "--dataset", "cifar10", "--root", "nowhere"),
             3,
-            "cifar10 is not in nowhere (looked for cifar-10-batches-py), and SAUKIT_OFFLINE forbids a download: give the "
-            "folder that holds it as --root DIR or SAUKIT_DATA=DIR",
+            "cifar10 is not in nowhere (looked for cifar-10-batches-py), and SAUKIT_OFFLINE forbids a download: give "
+            "the folder that holds it as --root DIR or SAUKIT_DATA=DIR",
         ),
         (("make-lt", "--dataset", "folder"), 2, "folder lies in a folder: give it as --root DIR"),
         (

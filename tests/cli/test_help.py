@@ -58,7 +58,7 @@ def test_every_example_of_the_help_can_be_parsed(cli: Cli, example: str) -> None
     assert "No such option" not in outcome.err and "Usage:" not in outcome.err, outcome.err
     if outcome.code:
         assert re.search(
-            r"lies in a folder|first|is not in|unexpected keyword|no configuration file|is not a folder", outcome.error
+            r"lies in a folder|first|is not in|no configuration file|is not a folder|no complete run", outcome.error
         ), outcome.error
 
 
