@@ -316,6 +316,8 @@ def test_a_disk_that_will_not_do_is_told_beforehand(
     after = tree(work)
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.endswith((".partial", ".lock", ".safetensors")) and name not in before]
+    if arguments[0] == "train":
+        assert after == before  # nothing to resume or to remove
 
 
 @pytest.mark.parametrize("arguments", [("make-lt", "--imb", "20", "--force"), ("train", *TRAIN, "--name", "b"),

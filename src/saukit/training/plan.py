@@ -12,9 +12,11 @@ from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
-from saukit.models.backbones import BACKBONES
+from saukit.models.backbones import BACKBONES, count_parameters
+from saukit.models.dual_branch import DualBranchNet
 from saukit.synthesis.cache import SyntheticImages, load_cache
 from saukit.training.config import TrainConfig, default_run_name, resolve
+from saukit.training.methods import METHODS
 
 T = TypeVar("T")
 
@@ -44,6 +46,14 @@ class TrainingPlan:
     def batch_size(self) -> int:
         """Images a batch; a set smaller than the batch is one batch."""
         return min(required(self.config.batch_size), self.training_images)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that a run needs at most: two checkpoints of weights and momentum, and the model."""
+        with torch.device("meta"):
+            projection = METHODS[self.config.method].projection
+            network = DualBranchNet(required(self.config.backbone), self.split.num_classes, projection=projection)
+        return 5 * 4 * count_parameters(network)
 
     @property
     def total_steps(self) -> int:

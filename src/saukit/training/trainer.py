@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import CONFIG_NAME, Manifest, check_disk_space, write_manifest
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter, format_duration
 from saukit.core.device import Precision, describe_device
 from saukit.core.errors import SaukitError
@@ -70,6 +70,8 @@ def fit(
     plan = plan_training(config, workspace, name=name, device=device)
     folder = workspace.run(plan.name)
     with workspace.lock(folder):
+        if force or not (folder / MANIFEST_NAME).exists():
+            check_disk_space(folder, plan.disk_bytes)
         state = prepare(
             folder,
             plan.config,
@@ -84,7 +86,6 @@ def fit(
             (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
         else:
             trainer = Trainer(plan)
-            check_disk_space(folder, 20 * count_parameters(trainer.network))
             trainer.announce(reporter)
             if (folder / CHECKPOINT_NAME).exists():
                 trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
