@@ -1,10 +1,24 @@
+import os
+import platform
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from saukit.core.config import Amp
-from saukit.core.device import Precision, cpu_has_bf16, describe_device, resolve_amp, resolve_device
+from saukit.core.device import (
+    Precision,
+    cpu_has_bf16,
+    describe_device,
+    limit_threads,
+    peak_flops,
+    resolve_amp,
+    resolve_device,
+    usable_cores,
+)
 from saukit.core.errors import EnvironmentFault, UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -103,3 +117,135 @@ def test_a_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_device(CUDA) == "cuda:0 (GPU of cuda:0)"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert describe_device(CPU) == "cpu (3 threads)"
+
+
+# --- peak ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp16"),
+    [
+        ("NVIDIA H200", 989.4e12, 989.4e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12, 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12, 312e12),
+        ("A100-SXM4-80GB", 312e12, 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12, 312e12),
+        ("NVIDIA A10", 125e12, 125e12),
+        ("NVIDIA L4", 121e12, 121e12),
+        ("NVIDIA L40S", 362.05e12, 362.05e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 165.2e12),
+        ("NVIDIA RTX A6000", 154.8e12, 154.8e12),
+        ("Tesla V100-SXM2-16GB", None, 125e12),
+        ("Tesla T4", None, 65e12),
+        ("NVIDIA A10G", None, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None, None),
+        ("GPU of tomorrow", None, None),
+    ],
+)
+def test_peak_of_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, bf16: float | None, fp16: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert (peak_flops(CUDA, "bf16"), peak_flops(CUDA, "fp16"), peak_flops(CUDA, "off")) == (bf16, fp16, None)
+    assert peak_flops(CPU, "bf16") is None
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+def groups(root: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """What /proc/self/cgroup and /sys/fs/cgroup would be."""
+    (root / "membership").write_text(membership)
+    for name, text in files.items():
+        (root / "mounts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "mounts" / name).write_text(text)
+    return root / "membership", root / "mounts"
+
+
+V1, V1_QUOTA, V1_PERIOD = "5:memory:/job\n4:cpu,cpuacct:/job\n", "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        pytest.param("0::/\n", {"cpu.max": "200000 100000\n"}, 2, id="a container"),
+        pytest.param("0::/\n", {"cpu.max": "250000 100000\n"}, 3, id="rounded up"),
+        pytest.param("0::/\n", {"cpu.max": "20000 100000\n"}, 1, id="at least one"),
+        pytest.param("0::/\n", {"cpu.max": "max 100000\n"}, 48, id="no limit"),
+        pytest.param("0::/\n", {"cpu.max": "9900000 100000\n"}, 48, id="a limit above the affinity"),
+        pytest.param(
+            "0::/a/b/c\n",
+            {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "600000 100000\n", "a/b/c/cpu.max": "max 100000\n"},
+            4,
+            id="the tightest of all groups above",
+        ),
+        pytest.param("0::/a\n", {"b/cpu.max": "100000 100000\n"}, 48, id="another's limit"),
+        pytest.param("0::/hidden/job\n", {"cpu.max": "300000 100000\n"}, 3, id="a path of the host"),
+        pytest.param("0::/../up\n", {"cpu.max": "300000 100000\n"}, 3, id="a path outside the namespace"),
+        pytest.param(
+            V1,
+            {f"cpu,cpuacct/job/{V1_QUOTA}": "150000\n", f"cpu,cpuacct/job/{V1_PERIOD}": "50000\n"},
+            3,
+            id="version 1",
+        ),
+        pytest.param(
+            V1, {f"cpu/{V1_QUOTA}": "200000\n", f"cpu/{V1_PERIOD}": "100000\n"}, 2, id="version 1 in a container"
+        ),
+        pytest.param(V1, {f"cpu/job/{V1_QUOTA}": "-1\n", f"cpu/job/{V1_PERIOD}": "100000\n"}, 48, id="no limit, 1"),
+        pytest.param(V1, {f"cpu/job/{V1_QUOTA}": "200000\n"}, 48, id="version 1 without a period"),
+        pytest.param("0::/\n", {"cpu.max": "0 0\n"}, 48, id="nonsense"),
+        pytest.param("0::/\n", {"cpu.max": ""}, 48, id="empty"),
+        pytest.param("no groups\n", {"cpu.max": "200000 100000\n"}, 48, id="not a membership"),
+    ],
+)
+def test_usable_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, membership: str, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(48)), raising=False)
+    assert usable_cores(*groups(tmp_path, membership, files)) == expected
+
+
+def test_usable_cores_without_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert usable_cores(tmp_path / "none", tmp_path / "none") == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores(tmp_path / "none", tmp_path / "none") == 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "variable", "expected"),
+    [(64, 2, None, 2), (2, 64, None, 2), (4, 4, None, 4), (64, 2, "8", 64)],
+)
+def test_threads_are_lowered_to_the_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, variable: str | None, expected: int
+) -> None:
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    now = [threads]
+    monkeypatch.setattr("saukit.core.device.usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[-1])
+    monkeypatch.setattr(torch, "set_num_threads", now.append)
+    limit_threads()
+    assert now[-1] == expected
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library than GNU's")
+def test_freed_memory_is_kept_and_not_mapped_again() -> None:
+    """Page faults of tensors of 8 MiB, made, freed and made again, in a process of its own."""
+    code = (
+        "import resource, sys, torch\n"
+        "from saukit.core.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
+        "def work():\n"
+        "    for _ in range(20): tensors = [torch.ones(2**21) for _ in range(6)]; del tensors\n"
+        "work(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "work(); print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("kept", "given back")
+    }
+    assert faults["kept"] < 0.1 * faults["given back"], faults

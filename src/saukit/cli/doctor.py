@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from typing import Any
@@ -34,12 +35,16 @@ def command(
     document: dict[str, Any] = {
         "versions": package_versions(),
         "processor": platform.processor() or platform.machine(),
+        "threads": None if problems else _threads(),
         "devices": [] if problems else _devices(),
         "free_disk_bytes": shutil.disk_usage(existing).free,
         "extras": {name: all(map(_installed, packages)) for name, packages in EXTRAS.items()},
         "problems": problems,
     }
     rows = [[name, version] for name, version in document["versions"].items()]
+    if document["threads"] is not None:
+        used, usable = document["threads"]["used"], document["threads"]["usable_cores"]
+        rows += [["threads", f"{used}, this process may use {usable} of {document['threads']['cores']} cores"]]
     rows += [[device["name"], f"amp {device['amp']}, {device['about']}"] for device in document["devices"]]
     rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing.absolute()}"]]
     rows += [
@@ -58,6 +63,16 @@ def _import_problem(package: str) -> str | None:
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         return f"{package} cannot be imported ({str(error).splitlines()[0]})"
     return None
+
+
+def _threads() -> dict[str, int]:
+    """Threads that a command computes with, the cores it may use, and the machine's."""
+    import torch
+
+    from saukit.core.device import limit_threads, usable_cores
+
+    limit_threads()
+    return {"used": torch.get_num_threads(), "usable_cores": usable_cores(), "cores": os.cpu_count() or 1}
 
 
 def _devices() -> list[dict[str, str]]:

@@ -88,9 +88,11 @@ def open_workspace(path: Path) -> Workspace:
 
 
 def open_device(name: str) -> torch.device:
-    """The device called `name`; a thread count that OMP_NUM_THREADS sets is kept."""
-    from saukit.core.device import resolve_device
+    """The device called `name`, with no more threads than cores; a thread count that OMP_NUM_THREADS sets is kept."""
+    from saukit.core.device import keep_freed_memory, limit_threads, resolve_device
 
+    limit_threads()
+    keep_freed_memory()
     return resolve_device(name)
 
 

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
+import os
+import platform
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from saukit.core.config import Amp
 from saukit.core.errors import EnvironmentFault, UsageError
+
+# Dense fp16 peaks of the tensor cores in TFLOP/s, accumulating in float32, from NVIDIA's data sheets and white papers
+# (half of the sheet's figure where that is with sparsity); bf16 has the same, where there is bf16. By the name that
+# the driver gives the GPU, without maker and memory size, and in full: the 4090 of a laptop, a "4090 D" and a MIG
+# slice have other peaks.
+_PEAK_TFLOPS = {
+    "H200": 989.4,
+    "H100 HBM3": 989.4,  # SXM
+    "H100 PCIe": 756,
+    "A100-SXM4": 312,
+    "A100-PCIE": 312,
+    "A100 PCIe": 312,
+    "A30": 165,
+    "A40": 149.7,
+    "A10": 125,
+    "L40S": 362.05,
+    "L40": 181.05,
+    "L4": 121,
+    "RTX A6000": 154.8,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "V100-SXM2": 125,
+    "V100-PCIE": 112,
+    "T4": 65,
+}
+_WITHOUT_BF16 = ("V100-SXM2", "V100-PCIE", "T4")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -73,3 +105,87 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_flops(device: torch.device, amp: Amp) -> float | None:
+    """Floating-point operations a second that a GPU's tensor cores reach at most, without sparsity.
+
+    None where that is not known: on CPUs, on GPUs that are not in the table, and for any arithmetic but bf16 and fp16.
+    """
+    if device.type != "cuda" or amp not in ("bf16", "fp16"):
+        return None
+    name = re.sub(r"\b(NVIDIA|Tesla|GeForce)\b|[ -]\d+GB\b", "", torch.cuda.get_device_name(device)).strip()
+    if name not in _PEAK_TFLOPS or (amp == "bf16" and name in _WITHOUT_BF16):
+        return None
+    return _PEAK_TFLOPS[name] * 1e12
+
+
+def limit_threads() -> None:
+    """Lower torch's threads to the cores that this process may use, unless OMP_NUM_THREADS sets them.
+
+    torch takes the machine's cores. In a container that may use two of them, dozens of threads wait for each other,
+    and a small network becomes many times slower.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = usable_cores()
+    if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed blocks of up to 32 MiB for the next ones, where it is the GNU C library.
+
+    A training step on a CPU frees and asks for the same large tensors again and again. Handed back to the system in
+    between, every page of them has to be mapped and zeroed anew.
+    """
+    if "glibc" not in platform.libc_ver():
+        return
+    library = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3)
+    library.mallopt(mmap_threshold, 32 * 2**20)
+    library.mallopt(trim_threshold, 2**31 - 1)
+
+
+def usable_cores(membership: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use, at least 1: the scheduler's affinity, and the quota of its control groups.
+
+    `membership` names the process's control groups, `mounts` holds their hierarchies; both may be missing.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota(membership, mounts)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cpu_quota(membership: Path, mounts: Path) -> float | None:
+    """Cores that the control groups (version 1 or 2) grant this process; None without a limit.
+
+    A group's quota holds for all groups below it. In a container the path may be the host's, of which only the root
+    can be seen, so groups that are not there are passed over.
+    """
+    quotas = []
+    for line in _text(membership).splitlines():
+        fields = line.split(":", 2)  # hierarchy, controllers (none in version 2), path
+        if len(fields) < 3 or (fields[1] and "cpu" not in fields[1].split(",")):
+            continue
+        _, controllers, path = fields
+        names = [name for name in path.split("/") if name]
+        for hierarchy in {mounts / controllers, mounts / "cpu"} if controllers else {mounts}:
+            for depth in range(len(names) + 1):
+                group = hierarchy.joinpath(*names[:depth])
+                if controllers:
+                    quota_and_period = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
+                else:
+                    quota_and_period = _text(group / "cpu.max")
+                # No limit is -1 in version 1 and "max" in version 2.
+                if limited := re.fullmatch(r"\s*([1-9]\d*)\s+([1-9]\d*)\s*", quota_and_period):
+                    quotas.append(int(limited[1]) / int(limited[2]))
+    return min(quotas, default=None)
+
+
+def _text(path: Path) -> str:
+    """A small file's text; nothing if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
