@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import Cli, program
 
 import saukit
@@ -104,6 +105,8 @@ def test_doctor_as_json(cli: Cli, tmp_path: Path) -> None:
     assert document["versions"]["saukit"] == saukit.__version__
     assert {"python", "torch", "torchvision", "diffusers", "numpy"} <= set(document["versions"])
     assert document["devices"][0]["name"] == "cpu" and document["devices"][0]["amp"] in ("bf16", "off")
+    threads = document["threads"]
+    assert 1 <= threads["used"] == torch.get_num_threads() <= threads["usable_cores"] <= threads["cores"]
     assert document["free_disk_bytes"] > 0
     assert {name: type(there) for name, there in document["extras"].items()} == {"clip": bool, "text2image": bool}
     assert not (tmp_path / "not").exists()
@@ -113,6 +116,7 @@ def test_doctor_names_the_remedy_for_a_missing_extra(cli: Cli, monkeypatch: pyte
     monkeypatch.setattr(doctor, "_installed", lambda package: package != "peft")
     outcome = cli("doctor")
     assert outcome.code == 0
+    assert re.search(r"threads +│ \d+, this process may use \d+ of \d+ cores", outcome.out)
     assert re.search(r"extra clip +│ installed", outcome.out)
     assert re.search(r"extra text2image +│ not installed: pip install 'saukit\[text2image\]'", outcome.out)
 
@@ -128,6 +132,19 @@ def test_doctor_fails_for_a_package_that_cannot_be_used(cli: Cli, monkeypatch: p
     assert "torchvision cannot be imported (operator torchvision::nms does not exist)" in outcome.error
     assert "install torch and torchvision together" in outcome.error
     assert len(outcome.document["problems"]) == 1
+    assert outcome.document["threads"] is None
+
+
+def test_a_command_lowers_the_threads_to_the_cores(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("saukit.core.device.usable_cores", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        outcome = cli("make-lt", "--dataset", "digits", "--dry-run", "-w", tmp_path)
+        assert (outcome.code, torch.get_num_threads()) == (0, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -1,25 +1,37 @@
 """The mixed training set and the order it is visited in."""
 
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from saukit.core.errors import EnvironmentFault
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split
 from saukit.synthesis.cache import load_cache
-from saukit.training.mixture import BatchOrder, Mixture, build_mixture
+from saukit.training.mixture import (
+    Batch,
+    BatchOrder,
+    Mixture,
+    Residence,
+    build_mixture,
+    choose_residence,
+)
 
 CPU = torch.device("cpu")
 
 
-def numbered(count: int) -> Mixture:
+def numbered(count: int, *, residence: Residence = "device") -> Mixture:
     """A mixture whose labels and images are their own positions."""
     positions = torch.arange(count)
     images = (positions % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous()
-    return Mixture(images, positions, positions >= count // 2, torch.ones(count), count // 2)
+    return Mixture(images, positions, positions >= count // 2, torch.ones(count), count // 2, residence)
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for a, b in zip(astuple(one), astuple(other), strict=True):
+        assert torch.equal(a, b)
 
 
 def epoch_of(order: BatchOrder, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,10 +65,37 @@ def test_without_a_cache_nothing_is_synthetic(shared_work: Path) -> None:
     assert mixture.class_counts.tolist() == split.class_counts.tolist()
 
 
-def test_images_that_do_not_fit_on_the_device_are_refused(shared_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1024, 2048))
-    with pytest.raises(EnvironmentFault, match=r"take 74 KiB but cuda:0 has 1\.0 KiB free.*smaller --image-size"):
-        build_mixture(load_split(Workspace(shared_work)), None, torch.device("cuda", 0))
+@pytest.mark.parametrize("residence", ["device", "host"])
+def test_images_are_the_parts_in_both_residences(shared_work: Path, residence: Residence) -> None:
+    workspace = Workspace(shared_work)
+    split = load_split(workspace)
+    cache = load_cache(workspace, split)
+    both, alone = (build_mixture(split, extra, CPU, residence=residence) for extra in (cache, None))
+    assert both.residence == alone.residence == residence
+    assert np.array_equal(both.images.numpy(), np.concatenate([split.train.images, cache.images]))
+    # One part is not copied: with a cache its images are in memory twice, without one they are there once.
+    assert np.shares_memory(alone.images.numpy(), split.train.images)
+    assert not np.shares_memory(both.images.numpy(), split.train.images)
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "expected"),
+    [(0, 0, "device"), (50, 100, "device"), (51, 100, "host"), (1, 0, "host"), (300 << 30, 139 << 30, "host")],
+)
+def test_images_take_half_of_the_free_memory_at_most(needed: int, free: int, expected: Residence) -> None:
+    assert choose_residence(needed, free) == expected
+
+
+def test_on_a_processor_images_stay_where_they_are(shared_work: Path) -> None:
+    assert build_mixture(load_split(Workspace(shared_work)), None, CPU).residence == "device"
+
+
+def test_where_the_images_are_in_words() -> None:
+    mixture = replace(numbered(100), images=torch.empty(4096, 3, 10, 10, dtype=torch.uint8))
+    assert mixture.where == "images in memory (1.2 MiB)"
+    elsewhere = replace(mixture, labels=mixture.labels.to("meta"))  # the one device but the CPU that is always there
+    assert elsewhere.where == "images resident on meta (1.2 MiB)"
+    assert replace(elsewhere, residence="host").where == "images in host memory (1.2 MiB), copied batch by batch"
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
@@ -114,3 +153,63 @@ def test_a_batch_holds_what_belongs_together() -> None:
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)
     assert torch.equal(batch.partner_images[:, 0, 0, 0].long(), batch.partner_labels)
     assert torch.equal(batch.synthetic, batch.labels >= 32)
+
+
+# --- images in host memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(100, 16), (96, 16), (10, 128), (16, 16)])
+def test_images_in_host_memory_make_the_same_batches(count: int, batch_size: int) -> None:
+    order, expected = (
+        BatchOrder(numbered(count, residence=residence), batch_size, seed=3) for residence in ("host", "device")
+    )
+    for step in range(3 * order.steps_per_epoch):
+        assert_same(order.batch(step), expected.batch(step))
+
+
+def test_images_in_host_memory_at_a_jump() -> None:
+    order, expected = (BatchOrder(numbered(100, residence=residence), 16, seed=3) for residence in ("host", "device"))
+    # On, over an epoch's end (5 to 6), the same again, back within and across epochs, far ahead.
+    for step in (0, 1, 5, 6, 6, 7, 3, 5, 5, 40, 41, 0):
+        assert_same(order.batch(step), expected.batch(step))
+
+
+def test_a_batch_handed_out_is_not_changed_by_later_ones() -> None:
+    order, expected = (BatchOrder(numbered(100, residence=residence), 16, seed=3) for residence in ("host", "device"))
+    kept = [order.batch(step) for step in range(9)]
+    for step, batch in enumerate(kept):
+        assert_same(batch, expected.batch(step))
+
+
+def test_each_batch_is_gathered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+    select = torch.index_select
+
+    def counted(source: torch.Tensor, dim: int, rows: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        gathered.append(len(rows))
+        return select(source, dim, rows, out=out)
+
+    monkeypatch.setattr(torch, "index_select", counted)
+    order = BatchOrder(numbered(100, residence="host"), 16, seed=0)
+    for step in range(14):
+        order.batch(step)
+    assert gathered == [32] * 15  # A and B together, and one batch ahead
+    order.batch(3)
+    assert len(gathered) == 17
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_to_a_gpu_overtake_nothing() -> None:
+    """Batches are read late, behind long computations, and dropped early, so that a reused buffer would show."""
+    gpu = torch.device("cuda", 0)
+    positions = torch.arange(4096)
+    images = (positions % 251).to(torch.uint8)[:, None, None, None].expand(-1, 3, 64, 64).contiguous()
+    on_gpu = Mixture(images, positions.to(gpu), (positions < 0).to(gpu), torch.ones(1).to(gpu), 4096, "host")
+    order, busy = BatchOrder(on_gpu, 128, seed=0), torch.rand(4096, 4096, device=gpu)
+    wrong = torch.zeros((), dtype=torch.int64, device=gpu)
+    for step in range(3 * order.steps_per_epoch):
+        batch = order.batch(step)
+        busy = (busy @ busy).clamp(0, 1)
+        for pixels, labels in ((batch.images, batch.labels), (batch.partner_images, batch.partner_labels)):
+            wrong += (pixels != (labels % 251).to(torch.uint8)[:, None, None, None]).sum()
+    assert int(wrong) == 0

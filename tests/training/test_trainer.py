@@ -8,6 +8,8 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_the_optimiser_gets_that_rate_and_the_log_says_so(split_work: Path, monk
 
     def recording(trainer: Trainer) -> None:
         advance(trainer)
-        used.append(trainer.optimizer.param_groups[0]["lr"])
+        used.append(float(trainer.stepper.optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(Trainer, "advance", recording)
     config = tiny(steps=9, batch_size=128, schedule="cosine-epoch", warmup=0.0, lr=0.1)
@@ -83,7 +85,7 @@ def test_the_optimiser_gets_that_rate_and_the_log_says_so(split_work: Path, monk
     # Three epochs of three steps: the rate changes twice.
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
     assert used == pytest.approx(expected)
-    assert [line["lr"] for line in metrics(run.folder)] == used
+    assert [line["lr"] for line in metrics(run.folder)] == pytest.approx(used)
 
 
 # --- what a run sees ----------------------------------------------------------------------------------------------
@@ -570,3 +572,72 @@ def test_wall_clock_of_a_resumed_run_adds_up(split_work: Path, monkeypatch: pyte
     clock[0] = 1000.0
     run = train(split_work, tiny(steps=10), name="a", resume=True)
     assert run.manifest.summary["seconds"] == 10.0
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+def test_the_share_of_the_peak_is_told_where_the_peak_is_known(
+    split_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = train(split_work, tiny(method="sau"), name="unknown")
+    assert unknown.manifest.summary["share_of_peak"] is None
+    monkeypatch.setattr(room, "peak_flops", lambda device, amp: 1e12)
+    known = train(split_work, tiny(method="sau"), name="known").manifest.summary
+    # A digit of 8 x 8 pixels through six convolutions and back: three products of matrices each, but for the first.
+    layers = [(3, 32, 64), (32, 32, 64), (32, 64, 64), (64, 64, 16), (64, 128, 16), (128, 128, 16)]
+    forward = [2 * 9 * before * after * pixels for before, after, pixels in layers]
+    backbone = 3 * sum(forward) - forward[0]
+    heads = 2 * 3 * 2 * (128 * 10) + 2 * 3 * 2 * (128 * 32 + 32 * 32 + 32 * 16)
+    expected = (4 * backbone + heads) * known["images_per_second"] / 1e12
+    assert known["share_of_peak"] == pytest.approx(expected, rel=0.01)
+
+
+def test_what_a_step_reads_comes_from_the_host_where_the_device_is_too_small(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = room.build_mixture
+    config = tiny(method="sau", synthetic=True, steps=8, batch_size=128)
+    resident = train(work, config, name="resident")
+    monkeypatch.setattr(room, "build_mixture", lambda *parts: original(*parts, residence="host"))
+    copied = train(work, config, name="copied")
+    weights = [(run.folder / "model.safetensors").read_bytes() for run in (resident, copied)]
+    assert weights[0] == weights[1]
+
+
+def test_what_only_a_gpu_can_do_is_refused_on_a_processor(split_work: Path) -> None:
+    with pytest.raises(UsageError, match="cuda_graph needs a CUDA device, this is cpu: use --no-cuda-graph"):
+        plan_of(split_work, tiny(cuda_graph=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a processor needs a C++ compiler")
+def test_compiling_is_timed_apart_and_changes_no_result(split_work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eager = train(split_work, tiny(method="sau", steps=6), name="eager")
+    reporter = Reporter(quiet=False)
+    compiled = fit(
+        tiny(method="sau", steps=6, compile=True),
+        Workspace(split_work),
+        name="compiled",
+        device=torch.device("cpu"),
+        force=False,
+        resume=False,
+        reporter=reporter,
+    )
+    assert "compiled in " in capsys.readouterr().err
+    summary = compiled.manifest.summary
+    assert summary["compile_seconds"] > summary["seconds"]
+    assert eager.manifest.summary["compile_seconds"] is None
+    for name, value in metrics(eager.folder)[-1]["losses"].items():
+        assert metrics(compiled.folder)[-1]["losses"][name] == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_error_names_the_way_on(split_work: Path) -> None:
+    environment = {**os.environ, "CXX": "/nonexistent/compiler", "OMP_NUM_THREADS": "1"}
+    command = ["train", "-w", str(split_work), "--method", "ce", "--steps", "2", "--compile", "--amp", "off"]
+    code = "from saukit.cli.main import run; run()"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 5
+    assert "torch.compile failed" in done.stderr
+    assert "--no-compile" in done.stderr

@@ -85,6 +85,16 @@ def command(
         Literal["last", "val"], typer.Option(help="Keep the last step, or the best on the validation part.")
     ] = TrainConfig.select,
     amp: Annotated[Amp, typer.Option(help="Arithmetic of the forward passes.")] = TrainConfig.amp,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Compile the network with torch.compile, a minute before the first step."
+        ),
+    ] = TrainConfig.compile,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option("--cuda-graph/--no-cuda-graph", help="Launch a whole step as one CUDA graph (bf16 or float32)."),
+    ] = TrainConfig.cuda_graph,
     seed: Annotated[int, typer.Option(help="Training seed; it never changes the data.")] = TrainConfig.seed,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same bits.")] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,

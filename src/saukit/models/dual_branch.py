@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +27,7 @@ class DualBranchNet(nn.Module):
         feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
         self.classifier = nn.Linear(feature_dim, num_classes)
         self.projection = _projection_head(feature_dim) if projection else None
+        self._is_compiled = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [b, 3, H, W] -> logits [b, K]."""
@@ -34,6 +39,24 @@ class DualBranchNet(nn.Module):
         if self.projection is None:
             raise RuntimeError("this network was built without a projection")
         return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+    def compile_backbone(self) -> None:
+        """Compile the backbone for training; its forward passes of one shape share one piece of compiled code."""
+        self.backbone.compile(dynamic=False)
+        self._is_compiled = True
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Eval mode, without gradient and uncompiled: a second compilation for other shapes would not pay."""
+        training = self.training
+        # Asked for only where it is needed, because it imports the compiler, which takes seconds.
+        uncompiled = torch.compiler.set_stance("force_eager") if self._is_compiled else contextlib.nullcontext()
+        self.eval()
+        try:
+            with torch.no_grad(), uncompiled:
+                yield
+        finally:
+            self.train(training)
 
 
 def _projection_head(feature_dim: int) -> nn.Sequential:

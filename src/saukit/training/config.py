@@ -35,6 +35,8 @@ class TrainConfig:
     flip: bool | None = None
     select: Literal["last", "val"] = "last"
     amp: Amp = "auto"
+    compile: bool = False
+    cuda_graph: bool = False
     seed: int = 0
 
 
@@ -74,7 +76,7 @@ def resolve(
 
     Raises: UsageError that lists every value that makes no sense.
     """
-    _check(config)
+    _check(config, device_type=device_type, amp=amp)
     tiny = image_side <= SMALL_IMAGE_SIDE
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
     name = suitable if config.preset == "auto" else config.preset
@@ -107,7 +109,7 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _check(config: TrainConfig) -> None:
+def _check(config: TrainConfig, *, device_type: str, amp: Amp) -> None:
     from saukit.models.backbones import BACKBONES
 
     problems = []
@@ -129,5 +131,9 @@ def _check(config: TrainConfig) -> None:
         problems.append(f"warmup must be a share of the steps, at least 0 and below 1, got {config.warmup}")
     if config.backbone is not None and config.backbone not in BACKBONES:
         problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")
+    if config.cuda_graph and device_type != "cuda":
+        problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
+    elif config.cuda_graph and amp == "fp16":
+        problems.append("cuda_graph works with bf16 and off, not with fp16: use --no-cuda-graph")
     if problems:
         raise UsageError("; ".join(problems))

@@ -144,24 +144,33 @@ def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A row of the table of methods.
+    """A row of the table of methods: its step, and how often a batch goes forward and backward through the network.
 
-    `views_per_step` counts the images that go forward and backward through the backbone for each image of a batch.
+    `classifier_passes` end in the classifier, `projection_passes` in the projection.
     """
 
     step: Callable[[Batch, Step], Iterator[tuple[str, Tensor]]]
-    projection: bool
-    views_per_step: int
+    classifier_passes: int
+    projection_passes: int = 0
+
+    @property
+    def projection(self) -> bool:
+        """Whether the network needs a projection."""
+        return self.projection_passes > 0
+
+    @property
+    def views_per_step(self) -> int:
+        """Images that go through the backbone for each image of a batch."""
+        return self.classifier_passes + self.projection_passes
 
 
 METHODS: dict[Method, MethodEntry] = {
-    "sau": MethodEntry(sau_step, projection=True, views_per_step=4),
-    "ce": MethodEntry(cross_entropy_step, projection=False, views_per_step=1),
-    "balanced-softmax": MethodEntry(balanced_softmax_step, projection=False, views_per_step=1),
+    "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2),
+    "ce": MethodEntry(cross_entropy_step, classifier_passes=1),
+    "balanced-softmax": MethodEntry(balanced_softmax_step, classifier_passes=1),
 }
 
 
-@torch.no_grad()
 def class_prototypes(
     images: Tensor,
     labels: Tensor,
@@ -175,21 +184,19 @@ def class_prototypes(
 ) -> tuple[Tensor, Tensor]:
     """For each class the mean of z2, and of z3, over the split's real training images in eval mode, L2-normalised.
 
-    Shapes: images uint8 [N, 3, H, W]; labels int64 [N], every class at least once; returns two of [K, d].
+    Both views go through the network in one forward pass: in eval mode BatchNorm keeps no statistics of a batch.
+
+    Shapes: images uint8 [N, 3, H, W], on the labels' device or in host memory; labels int64 [N], every class at least
+        once; returns two of [K, d].
     """
-    training = network.training
-    network.eval()
-    sums: list[Tensor | None] = [None, None]
+    total: Tensor | int = 0
     for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
+        chunk = images[start : start + batch_size].to(labels.device, non_blocking=True)
+        both = torch.cat((views.autoaugment(chunk, generator), views.simclr(chunk, generator)))
+        with network.inference(), precision.autocast():
+            embeddings = network.project(both)
         one_hot = F.one_hot(labels[start : start + batch_size], num_classes).float()
-        for index, view in enumerate((views.autoaugment, views.simclr)):
-            with precision.autocast():
-                embeddings = network.project(view(chunk, generator))
-            contribution = one_hot.T @ embeddings.float()
-            total = sums[index]
-            sums[index] = contribution if total is None else total + contribution
-    network.train(training)
+        total = total + one_hot.T @ embeddings.float().view(2, len(chunk), -1)
     # The mean's direction is the sum's: the count cancels in the normalisation.
-    z2, z3 = (F.normalize(total, dim=1) for total in sums if total is not None)
+    z2, z3 = F.normalize(torch.as_tensor(total), dim=2)
     return z2, z3

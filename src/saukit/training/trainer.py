@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter, format_duration
-from saukit.core.device import Precision, describe_device
-from saukit.core.errors import SaukitError
+from saukit.core.device import Precision, describe_device, peak_flops
+from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.workspace import State, Workspace, prepare, require
@@ -29,17 +31,18 @@ from saukit.models.model_file import ModelCard, save_model
 from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
-from saukit.training.methods import METHODS, Step, Views, class_prototypes
+from saukit.training.methods import METHODS, Views, class_prototypes
 from saukit.training.metrics_log import MetricsLog
 from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
+from saukit.training.stepper import StepInputs, Stepper
+from saukit.training.throughput import step_flops
 
 MODEL_NAME = "model.safetensors"
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
 CHECKPOINT_SECONDS = 30.0
 LONG_RUN_SECONDS = 24 * 3600.0
-MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,14 @@ def fit(
 def estimate_seconds(plan: TrainingPlan, *, measured_steps: int = 3) -> float:
     """Seconds the whole run would take, from a few real steps after one to warm up; writes nothing."""
     trainer = Trainer(plan)
+    preparation = trainer.prepare()
     trainer.advance()
     _synchronise(plan.device)
     started = time.monotonic()
     for _ in range(measured_steps):
         trainer.advance()
     _synchronise(plan.device)
-    return (time.monotonic() - started) / measured_steps * plan.total_steps
+    return preparation + (time.monotonic() - started) / measured_steps * plan.total_steps
 
 
 class Trainer:
@@ -119,58 +123,59 @@ class Trainer:
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             network = DualBranchNet(required(config.backbone), split.num_classes, projection=self.method.projection)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=required(config.lr),
-            momentum=MOMENTUM,
-            weight_decay=required(config.weight_decay),
-            fused=True,
-        )
+        if config.compile:
+            self.network.compile_backbone()
         if config.amp == "auto":
             raise RuntimeError("the configuration of a plan is resolved")
         self.precision = Precision(config.amp, device.type)
-        self.scaler = self.precision.scaler()
         self.views = Views(
             mean=torch.tensor(split.mean, device=device),
             std=torch.tensor(split.std, device=device),
             side=min(split.image_size),
             flip=required(config.flip),
         )
-        self.generator = torch.Generator(device)
+        self.stepper = Stepper(
+            self.network,
+            self.method,
+            self.views,
+            self.precision,
+            class_counts=self.mixture.class_counts,
+            noise=config.noise,
+            temperature=config.temperature,
+            weight_decay=required(config.weight_decay),
+            cuda_graph=config.cuda_graph,
+        )
+        self._peak_flops = peak_flops(device, config.amp)
+        self._image_flops: float | None = None
+        self._is_prepared = not (config.compile or config.cuda_graph)
         self.prototypes: tuple[Tensor, Tensor] | None = None
         self.step_count = 0
         self.meters: dict[str, Tensor] = {}
         self.seconds = 0.0
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
 
+    def prepare(self) -> float:
+        """Compile and record what the configuration asks for; seconds it took, 0.0 if there is nothing to do.
+
+        `advance` does this by itself; called before it, the time can be told apart from the training's.
+        Raises: EnvironmentFault if there is nothing to compile with, SaukitError if the recorded step is wrong.
+        """
+        if self._is_prepared:
+            return 0.0
+        self._is_prepared = True
+        started = time.monotonic()
+        inputs = self._inputs(self.step_count)
+        others = StepInputs(self.order.batch(self.step_count + 1), inputs.prototypes, inputs.seed + 1)
+        with _compiler_faults():
+            self.stepper.warm_up(inputs, others, required(self.plan.config.lr))
+        _synchronise(self.plan.device)
+        return time.monotonic() - started
+
     def advance(self) -> None:
         """One optimiser step. Reads nothing back from the device."""
-        config = self.plan.config
+        self.prepare()
         step_index = self.step_count
-        if self.method.projection and (self.prototypes is None or step_index % self.order.steps_per_epoch == 0):
-            self.prototypes = self._prototypes(step_index // self.order.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step_index, self.plan)
-        self.generator.manual_seed(derive_seed(config.seed, "augmentation", step_index))
-        metrics: dict[str, Tensor] = {}
-        step = Step(
-            network=self.network,
-            views=self.views,
-            precision=self.precision,
-            class_counts=self.mixture.class_counts,
-            prototypes=self.prototypes,
-            noise=config.noise,
-            temperature=config.temperature,
-            generator=self.generator,
-            metrics=metrics,
-        )
-        self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        for name, loss in self.method.step(self.order.batch(step_index), step):
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            metrics[name] = loss.detach()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        metrics = self.stepper(self._inputs(step_index), learning_rate(step_index, self.plan))
         self.step_count += 1
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
             self.meters[name] = self.meters.get(name, 0) + value.double()
@@ -180,6 +185,9 @@ class Trainer:
         plan, total = self.plan, self.plan.total_steps
         log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count)
         validate_every = max(1, min(self.order.steps_per_epoch, total // 10))
+        preparation = self.prepare()
+        if preparation:
+            reporter.say(f"compiled in {format_duration(preparation)}, which the times below do not count")
         first_step, started, seconds_before = self.step_count, time.monotonic(), self.seconds
         saved = started
         warned = False
@@ -199,6 +207,8 @@ class Trainer:
                     rate = (done - first_step) * self.order.batch_size / (now - started)
                     log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
                     note = f"{_describe_line(line)}  {rate:,.0f} images/s"
+                    if (share := self._share_of_peak(rate)) is not None:
+                        note += f"  {100 * share:.0f}% of peak"
                 progress.update(done, note)
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
                     warned = True
@@ -212,7 +222,7 @@ class Trainer:
                         log.close()
                         raise stop.interrupted(resume_command(plan, workspace))
         log.close()
-        return self._complete(folder)
+        return self._complete(folder, preparation)
 
     def state(self) -> TrainingState:
         """All that `restore` needs."""
@@ -220,8 +230,8 @@ class Trainer:
         return TrainingState(
             step=self.step_count,
             network=self.network.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scaler=self.scaler.state_dict(),
+            optimizer=self.stepper.optimizer.state_dict(),
+            scaler=self.stepper.scaler.state_dict(),
             prototypes=self.prototypes,
             meters=self.meters,
             seconds=self.seconds,
@@ -233,8 +243,7 @@ class Trainer:
     def restore(self, state: TrainingState) -> None:
         """Continue from a saved state."""
         self.network.load_state_dict(state.network)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.scaler.load_state_dict(state.scaler)
+        self.stepper.restore(state.optimizer, state.scaler)
         self.step_count, self.prototypes = state.step, state.prototypes
         self.meters, self.seconds = state.meters, state.seconds
         if state.best_accuracy is not None and state.best_step is not None:
@@ -249,8 +258,17 @@ class Trainer:
             f"({count_parameters(self.network) / 1e6:.2f} M parameters), {self.mixture.real_count:,} real + "
             f"{synthetic:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
             f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views an image), "
-            f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}"
+            f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
+            f"{self.mixture.where}"
         )
+
+    def _inputs(self, step: int) -> StepInputs:
+        """What a step reads; the prototypes are computed anew at each epoch's start."""
+        epoch, position = divmod(step, self.order.steps_per_epoch)
+        if self.method.projection and (self.prototypes is None or position == 0):
+            self.prototypes = self._prototypes(epoch)
+        seed = derive_seed(self.plan.config.seed, "augmentation", step)
+        return StepInputs(self.order.batch(step), self.prototypes, seed)
 
     def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
         real = slice(0, self.mixture.real_count)
@@ -267,13 +285,12 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, part: Part) -> float:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
-        self.network.eval()
         labels = torch.from_numpy(part.labels)
         correct = torch.zeros(len(labels), dtype=torch.bool)
         for start in range(0, len(labels), 512):
             chunk = slice(start, start + 512)
             images = torch.from_numpy(part.images[chunk]).to(self.plan.device)
-            with self.precision.autocast():
+            with self.network.inference(), self.precision.autocast():
                 logits = self.network(normalise(images, self.views.mean, self.views.std))
             correct[chunk] = logits.argmax(1).cpu() == labels[chunk]
         per_class = [correct[part.labels == label].double().mean() for label in np.unique(part.labels)]
@@ -285,7 +302,7 @@ class Trainer:
 
     def _log_line(self, validation: float | None) -> dict[str, Any]:
         """The means since the last line; this is where the host waits for the device."""
-        sums = {name: float(value) for name, value in self.meters.items()}
+        sums = dict(zip(self.meters, torch.stack(list(self.meters.values())).tolist(), strict=True))
         self.meters = {}
         steps = sums.pop("steps")
         synthetic, trusted = sums.pop("synthetic_images", 0.0), sums.pop("trusted_images", 0.0)
@@ -308,13 +325,29 @@ class Trainer:
             line["val_balanced_accuracy"] = validation
         return line
 
+    def _share_of_peak(self, images_per_second: float) -> float | None:
+        """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
+        if self._peak_flops is None:
+            return None
+        if self._image_flops is None:
+            step = step_flops(
+                required(self.plan.config.backbone),
+                self.plan.split.num_classes,
+                self.plan.split.image_size,
+                self.order.batch_size,
+                classifier_passes=self.method.classifier_passes,
+                projection_passes=self.method.projection_passes,
+            )
+            self._image_flops = step / self.order.batch_size
+        return images_per_second * self._image_flops / self._peak_flops
+
     def _long_run_warning(self, seconds: float) -> str:
         advice = "`--preset small` trains a smaller network for a fixed number of steps"
         if self.plan.config.preset == "small":
             advice = "give fewer --steps, or a GPU"
         return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
 
-    def _complete(self, folder: Path) -> Manifest:
+    def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan, config, split = self.plan, self.plan.config, self.plan.split
         card = ModelCard(
             method=config.method,
@@ -325,6 +358,7 @@ class Trainer:
             std=split.std,
             projection=self.method.projection,
         )
+        rate = self.step_count * self.order.batch_size / max(self.seconds, 1e-9)
         chosen = self.network.state_dict() if self.best is None else self.best[2]
         save_model(folder / MODEL_NAME, chosen, card)
         manifest = write_manifest(
@@ -343,7 +377,9 @@ class Trainer:
                 "chosen_step": self.step_count if self.best is None else self.best[1],
                 "chosen_by": "last step" if self.best is None else "validation part of the real training images",
                 "seconds": round(self.seconds, 1),
-                "images_per_second": round(self.step_count * self.order.batch_size / max(self.seconds, 1e-9), 1),
+                "compile_seconds": round(preparation, 1) if preparation else None,
+                "images_per_second": round(rate, 1),
+                "share_of_peak": self._share_of_peak(rate),
                 "peak_memory_bytes": _peak_memory(plan.device),
             },
             device=describe_device(plan.device),
@@ -371,6 +407,18 @@ def _describe_line(line: dict[str, Any]) -> str:
     if "val_balanced_accuracy" in line:
         parts.append(f"val {100 * line['val_balanced_accuracy']:.1f}")
     return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def _compiler_faults() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # By name: importing the compiler to ask for its exceptions takes seconds, and most runs do not compile.
+        if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise EnvironmentFault(f"torch.compile failed ({reason}): train with --no-compile") from error
 
 
 def _synchronise(device: torch.device) -> None:
