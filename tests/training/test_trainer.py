@@ -28,16 +28,20 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
 from saukit.models.model_file import load_model
+from saukit.training import methods
 from saukit.training import trainer as room
 from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import TrainConfig
+from saukit.training.losses import NOISE_STRATEGIES
+from saukit.training.methods import Views
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
 from saukit.training.trainer import Trainer, fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
 pytestmark = pytest.mark.usefixtures("narrow_projection")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def train(root: Path, config: TrainConfig, *, name: str | None = None, **options: Any) -> room.TrainingResult:
@@ -218,6 +222,44 @@ def test_sau_learns_to_classify_64_images(sixty_four: Path) -> None:
         mixing.append(float(trainer.meters["mixup"] + trainer.meters["cutmix"]))
     assert training_loss(trainer) < 0.25 * first
     assert np.mean(mixing[-20:]) < 0.75 * np.mean(mixing[:5])
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is augmented and nothing mixed, so that every loss can reach its floor."""
+
+    def as_it_is(views: Views, images: Tensor, generator: torch.Generator) -> Tensor:
+        return normalise(images, views.mean, views.std).contiguous(memory_format=torch.channels_last)
+
+    for name in ("crop_flip", "autoaugment", "simclr"):
+        monkeypatch.setattr(Views, name, as_it_is)
+    monkeypatch.setattr(methods, "draw_beta_one_one", lambda *, device, generator: torch.ones((), device=device))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "bf16", pytest.param("fp16", marks=needs_gpu)])
+@pytest.mark.parametrize("noise", NOISE_STRATEGIES)
+def test_sau_overfits_64_images_to_zero_loss(sixty_four: Path, still: None, noise: Any, amp: Any) -> None:
+    """Zero: what is left of the contrastive loss where all embeddings of a class are one is log |P|, not 0."""
+    config = tiny(method="sau", noise=noise, amp=amp, steps=150, batch_size=64, lr=0.05, weight_decay=0.0)
+    plan = replace(plan_of(sixty_four, config), device=torch.device("cuda", 0) if amp == "fp16" else CPU)
+    trainer = Trainer(plan)
+    # Every third image counts as synthetic, so that the label check and the strategy have something to decide.
+    flags = torch.arange(64, device=plan.device) % 3 == 0
+    trainer.mixture = trainer.order.mixture = replace(trainer.mixture, synthetic=flags)
+    history = []
+    for _ in range(150):
+        trainer.meters = {}
+        trainer.advance()
+        history.append({name: float(value) for name, value in trainer.meters.items()})
+    same_class = 2 * (torch.bincount(trainer.mixture.labels).double() + 1)  # two views, and a prototype in each
+    floor = float((same_class * (same_class - 1).log()).sum() / same_class.sum())
+    first, last = history[0], history[-1]
+    assert first["mixup"] > 1 and first["contrastive"] > floor + 1
+    assert last["mixup"] == pytest.approx(0, abs=0.02)
+    assert last["cutmix"] == pytest.approx(0, abs=0.02)
+    assert last["contrastive"] == pytest.approx(floor, abs=0.03)
+    assert first["trusted_images"] < last["trusted_images"] == last["synthetic_images"] == 22
 
 
 # --- interrupted and resumed --------------------------------------------------------------------------------------
