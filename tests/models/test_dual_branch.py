@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -65,3 +67,30 @@ def test_a_network_without_projection_says_so(images: torch.Tensor) -> None:
     assert not [name for name in network.state_dict() if name.startswith("projection")]
     with pytest.raises(RuntimeError, match=r"^this network was built without a projection$"):
         network.project(images)
+
+
+def test_views_projected_together_equal_views_projected_one_by_one(network: DualBranchNet) -> None:
+    """Embeddings, gradients and running statistics: each view's BatchNorm sees that view alone."""
+    together, separate = network.double().train(), copy.deepcopy(network).double().train()
+    views = [torch.rand(6, 3, 8, 8, dtype=torch.float64) + shift for shift in (0, 1)]
+    weights = torch.randn(2, 6, 128)
+    found = together.project_views(*views)
+    expected = (separate.project(views[0]), separate.project(views[1]))
+    for one, other, weight in zip(found, expected, weights, strict=True):
+        torch.testing.assert_close(one, other)
+        (one * weight).sum().backward(retain_graph=True)
+        (other * weight).sum().backward()
+    gradients = dict(separate.named_parameters())
+    for name, parameter in together.named_parameters():
+        if not name.startswith("classifier"):
+            torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-5, atol=1e-7)
+    buffers = dict(separate.named_buffers())
+    assert all(torch.allclose(value, buffers[name], rtol=1e-9) for name, value in together.named_buffers())
+
+
+def test_inference_is_eval_mode_without_gradient_and_ends(network: DualBranchNet, images: torch.Tensor) -> None:
+    network.train()
+    with pytest.raises(ZeroDivisionError), network.inference():
+        assert not network.training and not network(images).requires_grad
+        raise ZeroDivisionError
+    assert network.training and network(images).requires_grad

@@ -40,7 +40,8 @@ class BasicBlock(nn.Module):
         """[b, in, H, W] -> [b, out, H / stride, W / stride]."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x), inplace=True)
+        y += self.shortcut(x)  # in place: BatchNorm's backward pass does not need its output
+        return F.relu(y, inplace=True)
 
 
 class CifarResNet(nn.Module):

@@ -36,9 +36,23 @@ class DualBranchNet(nn.Module):
 
     def project(self, images: Tensor) -> Tensor:
         """Normalised images [b, 3, H, W] -> L2-normalised embeddings float32 [b, 128]."""
+        return self.project_views(images)[0]
+
+    def project_views(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """`project` of several views [b, 3, H, W] each, with BatchNorm's statistics those of each view by itself.
+
+        The projection's wide matrices meet all views in one product, so that a gradient of four million numbers is
+        made, converted and added up once.
+        """
         if self.projection is None:
             raise RuntimeError("this network was built without a projection")
-        return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+        features = torch.cat([self.backbone(view) for view in views])
+        for layer in self.projection:
+            if isinstance(layer, nn.BatchNorm1d):
+                features = torch.cat([layer(view) for view in features.chunk(len(views))])
+            else:
+                features = layer(features)
+        return F.normalize(features.float(), dim=1).chunk(len(views))
 
     def compile_backbone(self) -> None:
         """Compile the backbone for training; its forward passes of one shape share one piece of compiled code."""

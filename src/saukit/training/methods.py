@@ -90,11 +90,10 @@ class Step:
             logits: Tensor = self.network(images)
         return logits.float()
 
-    def embeddings(self, images: Tensor) -> Tensor:
-        """One forward pass of the projection in autocast; L2-normalised float32 [b, d]."""
+    def embeddings(self, *views: Tensor) -> tuple[Tensor, ...]:
+        """Forward passes of backbone and projection in autocast, one a view; L2-normalised float32 [b, d] each."""
         with self.precision.autocast():
-            embeddings = self.network.project(images)
-        return embeddings.float()
+            return self.network.project_views(*views)
 
 
 def cross_entropy_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
@@ -126,8 +125,9 @@ def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
 
     if step.prototypes is None:
         raise RuntimeError("SAU needs prototypes")
-    z2 = step.embeddings(step.views.autoaugment(batch.images, generator))
-    z3 = step.embeddings(step.views.simclr(batch.images, generator))
+    z2, z3 = step.embeddings(
+        step.views.autoaugment(batch.images, generator), step.views.simclr(batch.images, generator)
+    )
     loss, trusted = synthetic_aware_loss(
         z2,
         z3,
