@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
+from saukit.training import methods
 from saukit.training.methods import METHODS, Step, Views, class_prototypes
 from saukit.training.mixture import Batch
 
@@ -306,7 +307,10 @@ def set_of_images() -> tuple[Tensor, Tensor]:
     return images, labels[torch.randperm(70, generator=draw)]
 
 
-def test_prototypes_are_normalised_class_means_in_eval_mode(set_of_images: tuple[Tensor, Tensor]) -> None:
+def test_prototypes_are_normalised_class_means_in_eval_mode(
+    set_of_images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "PROTOTYPE_PIXELS", 32 * SIDE * SIDE)
     images, labels = set_of_images
     net = network(5)
     with torch.no_grad():  # statistics that differ from a batch's own
@@ -320,7 +324,6 @@ def test_prototypes_are_normalised_class_means_in_eval_mode(set_of_images: tuple
         views=views(),
         precision=Precision("off", "cpu"),
         generator=torch.Generator().manual_seed(3),
-        batch_size=32,
     )
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

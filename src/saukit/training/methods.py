@@ -26,6 +26,9 @@ from saukit.training.losses import balanced_softmax_loss, mixed_cross_entropy, s
 from saukit.training.mixing import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.mixture import Batch
 
+# Pixels a batch of the prototypes' pass has at most: 2,048 images of 32 x 32, 41 of 224 x 224.
+PROTOTYPE_PIXELS = 2**21
+
 
 @dataclass(frozen=True)
 class Views:
@@ -180,7 +183,6 @@ def class_prototypes(
     views: Views,
     precision: Precision,
     generator: torch.Generator,
-    batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """For each class the mean of z2, and of z3, over the split's real training images in eval mode, L2-normalised.
 
@@ -190,6 +192,8 @@ def class_prototypes(
         once; returns two of [K, d].
     """
     total: Tensor | int = 0
+    # On an accelerator a large batch, or the launches of its kernels would take longer than the kernels.
+    batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // images[0, 0].numel()))
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size].to(labels.device, non_blocking=True)
         both = torch.cat((views.autoaugment(chunk, generator), views.simclr(chunk, generator)))

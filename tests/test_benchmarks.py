@@ -1,0 +1,266 @@
+"""The benchmarks: the reference computes what saukit computes, and a result is what it says it is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import operator
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saukit.core.device import Precision
+from saukit.training import methods
+from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+CPU = torch.device("cpu")
+
+
+def load(name: str) -> ModuleType:
+    """A module of the folder; they import each other by name, as scripts do."""
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saukit.models import dual_branch
+
+    monkeypatch.setattr(dual_branch, "PROJECTION_HIDDEN", 32)
+    monkeypatch.setattr(dual_branch, "PROJECTION_DIM", 16)
+
+
+# --- the reference ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("noise", NOISE_STRATEGIES)
+def test_the_reference_computes_the_losses_and_gradients_of_saukit(noise: NoiseStrategy, num_classes: int) -> None:
+    agreement = load("reference").check_against_saukit(noise, num_classes)
+    assert agreement.loss_difference < 1e-5
+    assert agreement.gradient_difference < 1e-4
+    # Both kinds of synthetic images are there, or the noise strategies would not show.
+    assert 0 < agreement.trusted_images < agreement.synthetic_images == 12
+
+
+def test_a_reference_of_another_temperature_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = load("reference")
+    original = reference.contrastive_loss
+    monkeypatch.setattr(reference, "contrastive_loss", lambda z, y, anchors, _: original(z, y, anchors, 0.11))
+    with pytest.raises(RuntimeError, match="reference and saukit compute different steps"):
+        reference.check_against_saukit("pos_neg", 10)
+
+
+def test_the_reference_computes_the_prototypes_of_saukit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "PROTOTYPE_PIXELS", 10 * 32 * 32)
+    inputs, reference = load("inputs"), load("reference")
+    images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
+    plan = inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 8, "off"), CPU)
+    network, views = inputs.new_network(plan), inputs.saukit_views(plan)
+    pictures, labels = torch.from_numpy(images), torch.arange(24) % 4
+
+    generator = torch.Generator().manual_seed(1)
+    expected = methods.class_prototypes(
+        pictures,
+        labels,
+        num_classes=4,
+        network=network,
+        views=views,
+        precision=Precision("off", "cpu"),
+        generator=generator,
+    )
+    again = torch.Generator().manual_seed(1)
+    batches = [
+        (views.autoaugment(chunk, again), views.simclr(chunk, again), own)
+        for chunk, own in zip(pictures.split(10), labels.split(10), strict=True)
+    ]
+    for ours, theirs in zip(expected, reference.class_prototypes(network, batches, 4, CPU), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert network.training
+
+
+def test_mixes_have_the_clipped_area_and_the_mean_of_saukit() -> None:
+    reference = load("reference")
+    generator = np.random.default_rng(0)
+    mixes = [reference.draw_mix(32, 32, generator) for _ in range(2000)]
+    assert np.mean([mix.lam for mix in mixes]) == pytest.approx(0.5, abs=0.03)
+    for mix in mixes:
+        assert 0 <= mix.top <= mix.bottom <= 32 and 0 <= mix.left <= mix.right <= 32
+        assert mix.bottom - mix.top <= (1 - mix.lam) ** 0.5 * 32
+    assert any(mix.bottom - mix.top < int((1 - mix.lam) ** 0.5 * 32) for mix in mixes), "no box was clipped"
+
+
+def test_cutout_clears_a_square_and_nothing_else() -> None:
+    cutout = load("reference").Cutout(16)
+    image = torch.ones(3, 32, 32)
+    for _ in range(50):
+        cut = cutout(image)
+        rows, columns = (cut[0] == 0).any(1), (cut[0] == 0).any(0)
+        assert 8 <= int(rows.sum()) <= 16 and 8 <= int(columns.sum()) <= 16
+        assert torch.equal(cut[0] == 0, rows[:, None] & columns[None])
+        assert torch.equal(cut[0], cut[1]) and torch.equal(cut[0], cut[2])
+    assert bool((image == 1).all())
+
+
+@pytest.mark.parametrize("threads, expected", [(1, (1, 1)), (2, (1, 1)), (4, (3, 1)), (16, (14, 2))])
+def test_the_reference_has_as_many_workers_as_saukit_has_threads(threads: int, expected: tuple[int, int]) -> None:
+    assert load("reference").worker_processes(threads) == expected
+
+
+# --- every rung trains --------------------------------------------------------------------------------------------
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for value in network.parameters()])
+
+
+def test_every_rung_of_the_ladder_moves_its_network() -> None:
+    inputs, ladder, reference = load("inputs"), load("ladder"), load("reference")
+    images = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    plan = inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 8, "bf16"), CPU)
+    mixture = ladder.Trainer(plan).mixture
+    batch = load("step").BatchOrder(mixture, 8, 0).batch(0)
+    views = ladder.prepared_views(plan, batch)
+    prototypes = ladder.random_prototypes(plan)
+    before = weights(inputs.new_network(plan))
+
+    step = reference.ReferenceStep(plan, prototypes)
+    step(ladder.in_layout(views, torch.contiguous_format))
+    assert set(step.meters) == {"mixup", "cutmix", "contrastive"}
+    networks = {"reference": step.network}
+    for rung in ladder.masked_rungs("bf16"):
+        masked = ladder.MaskedStep(rung, plan, ladder.PreparedViews(views), prototypes)
+        masked(batch)
+        assert set(masked.losses) == set(step.meters)
+        networks[rung.name] = masked.network
+    for name, rung_plan in ladder.trainer_plans(plan).items():
+        trainer = ladder.trainer_on_prepared_views(rung_plan, views, prototypes)
+        trainer.advance()
+        networks[name] = trainer.network
+    assert len(networks) == 6
+    moved = {name: float((weights(network) - before).norm()) for name, network in networks.items()}
+    # One step from the same weights on the same views; only the draws of Mixup and CutMix differ, and the precision.
+    for name, distance in moved.items():
+        assert 0.5 * moved["reference"] < distance < 2 * moved["reference"], name
+
+
+def test_without_half_precision_that_rung_is_left_out() -> None:
+    names = [rung.name for rung in load("ladder").masked_rungs("off")]
+    assert names == ["masks, no host reads", "channels_last", "fused SGD"]
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_remote_process_answers_by_name_and_says_how_it_ended() -> None:
+    remote = load("remote")
+    with remote.Remote(dict, {"add": operator.add, "end": os._exit}) as process:
+        assert process.call("add", 1, 2) == 3
+        with pytest.raises(RuntimeError, match="ended with exit code 3"):
+            process.call("end", 3)
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def test_feed_prints_a_last_line_of_json_and_writes_the_whole_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "feed.json"
+    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "8", "--batches", "1"]
+    load("feed").main([*arguments, "--out", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    head = json.loads(lines[-1])
+    document: dict[str, Any] = json.loads(out.read_text())
+    assert head["benchmark"] == "feed" and head["quick"] is True and head["device"] == "cpu"
+    assert head.items() <= document.items()
+    reference, saukit = document["candidates"]
+    rates = [8000 / row["milliseconds_a_batch"]["median"] for row in (reference, saukit)]
+    assert head["ratio"] == pytest.approx(rates[1] / rates[0], rel=1e-3)
+    assert head["saukit_samples_per_second"] == pytest.approx(rates[1], rel=1e-3)
+    for row in (reference, saukit):
+        spread = row["milliseconds_a_batch"]
+        assert len(spread["rounds"]) == 5
+        assert (
+            spread["min"] <= spread["lower_quartile"] <= spread["median"] <= spread["upper_quartile"] <= spread["max"]
+        )
+    assert document["environment"]["threads"] == 1 and document["environment"]["versions"]["torch"]
+    assert document["images"].startswith(("random uint8 images", "CIFAR-10"))
+    assert str(tmp_path) not in out.read_text()
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_options_have_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    parser: argparse.ArgumentParser = load("measure").option_parser("A benchmark.")
+    options = parser.parse_args(["--rounds", "5", "--batch-size", "8"])
+    assert (options.rounds, options.batch_size, options.quick, options.device) == (5, 8, False, "auto")
+    for arguments, message in ((["--rounds", "4"], "must be at least 5"), (["--threads", "0"], "must be at least 1")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_a_random_data_set_is_used_where_the_variable_names_no_cifar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = load("inputs")
+    monkeypatch.setenv("SAUKIT_DATA", str(tmp_path))
+    assert inputs.default_root() is None
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert inputs.default_root() == tmp_path
+
+
+def test_turns_alternate_and_only_the_first_round_warms_up() -> None:
+    measure = load("measure")
+    calls: list[str] = []
+    candidates = [
+        measure.Candidate(name, measure.steady(lambda name=name: calls.append(name)), units=2, warm_up=0)
+        for name in ("a", "b")
+    ]
+    timings = measure.measure(candidates, rounds=2, device=CPU)
+    assert "".join(calls) == "ab" + "bbaa" + "aabb"
+    assert [len(timing.seconds) for timing in timings.values()] == [2, 2]
+
+
+def test_a_ladder_compares_with_the_reference_and_with_the_rung_before() -> None:
+    measure = load("measure")
+    timings = {name: measure.Timing(name, (value,) * 5) for name, value in (("a", 0.4), ("b", 0.2), ("c", 0.1))}
+    rows = measure.ladder_rows(timings, 10)
+    assert [row["ratio_to_reference"] for row in rows] == [1, 2, 4]
+    assert [row["ratio_to_previous"] for row in rows] == [1, 2, 2]
+    assert [row["images_per_second"] for row in rows] == [25, 50, 100]
+    shared = measure.ladder_rows(timings, 10, extra={"a": 0.4, "b": 0.2, "c": 0.1})
+    assert [row["images_per_second"] for row in shared] == [12.5, 25, 50]
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        (["--root", "/a/b", "--out", "/c/d.json", "--quick"], "--root DIR --out d.json --quick"),
+        (["--root=/a/b", "--out=/c/d.json"], "--root=DIR --out=d.json"),
+    ],
+)
+def test_a_command_line_holds_no_folder_of_the_machine(given: list[str], shown: str) -> None:
+    assert load("measure").command_line("feed.py", given) == f"python feed.py {shown}"
+
+
+# --- precision ----------------------------------------------------------------------------------------------------
+
+
+def test_precisions_are_compared_seed_by_seed() -> None:
+    top1 = {"off": [0.9, 0.8, 0.7], "bf16": [0.92, 0.79, 0.75]}
+    runs = [{"amp": amp, "seed": seed, "top1": top1[amp][seed]} for seed in range(3) for amp in ("off", "bf16")]
+    row = load("precision").compare(runs, "top1")
+    assert row["differences"] == pytest.approx([0.02, -0.01, 0.05])
+    assert row["mean_difference"] == pytest.approx(0.02)
+    variances = [np.var(values, ddof=1) for values in top1.values()]
+    assert row["seed_std"] == pytest.approx(np.mean(variances) ** 0.5)
