@@ -65,7 +65,7 @@ def test_the_reference_computes_the_prototypes_of_saukit(monkeypatch: pytest.Mon
     inputs, reference = load("inputs"), load("reference")
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
     plan = inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 8, "off"), CPU)
-    network, views = inputs.new_network(plan), inputs.saukit_views(plan)
+    network, views = inputs.new_network(plan, in_place=True), inputs.saukit_views(plan)
     pictures, labels = torch.from_numpy(images), torch.arange(24) % 4
 
     generator = torch.Generator().manual_seed(1)
@@ -131,7 +131,7 @@ def test_every_rung_of_the_ladder_moves_its_network() -> None:
     batch = load("step").BatchOrder(mixture, 8, 0).batch(0)
     views = ladder.prepared_views(plan, batch)
     prototypes = ladder.random_prototypes(plan)
-    before = weights(inputs.new_network(plan))
+    before = weights(inputs.new_network(plan, in_place=True))
 
     step = reference.ReferenceStep(plan, prototypes)
     step(ladder.in_layout(views, torch.contiguous_format))
@@ -146,7 +146,7 @@ def test_every_rung_of_the_ladder_moves_its_network() -> None:
         trainer = ladder.trainer_on_prepared_views(rung_plan, views, prototypes)
         trainer.advance()
         networks[name] = trainer.network
-    assert len(networks) == 6
+    assert len(networks) == 7
     moved = {name: float((weights(network) - before).norm()) for name, network in networks.items()}
     # One step from the same weights on the same views; only the draws of Mixup and CutMix differ, and the precision.
     for name, distance in moved.items():
@@ -155,7 +155,7 @@ def test_every_rung_of_the_ladder_moves_its_network() -> None:
 
 def test_without_half_precision_that_rung_is_left_out() -> None:
     names = [rung.name for rung in load("ladder").masked_rungs("off")]
-    assert names == ["masks, no host reads", "channels_last", "fused SGD"]
+    assert names == ["masks, no host reads", "activations in place", "channels_last", "fused SGD"]
 
 
 # --- processes ----------------------------------------------------------------------------------------------------

@@ -114,11 +114,17 @@ def paper_config(backbone: str, batch_size: int, amp: str) -> TrainConfig:
     )
 
 
-def new_network(plan: TrainingPlan) -> DualBranchNet:
-    """The network that saukit's trainer would start from, float32 and in torch's default memory layout."""
+def new_network(plan: TrainingPlan, *, in_place: bool) -> DualBranchNet:
+    """The network that saukit's trainer would start from, float32 and in torch's default memory layout.
+
+    `in_place`: whether activations overwrite what they are computed from, as saukit's do.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(plan.config.seed, "initialisation"))
         network = DualBranchNet(required(plan.config.backbone), plan.split.num_classes, projection=True)
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = in_place
     return network.to(plan.device)
 
 

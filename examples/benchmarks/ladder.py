@@ -27,6 +27,7 @@ class Rung:
     """A step with saukit's losses, which are masks on static shapes and read nothing back, and what else it has."""
 
     name: str
+    in_place: bool = False
     channels_last: bool = False
     amp: Literal["bf16", "fp16", "off"] = "off"
     fused_sgd: bool = False
@@ -35,6 +36,7 @@ class Rung:
 def masked_rungs(amp: str) -> list[Rung]:
     """The rungs with saukit's losses, up to fused SGD; without the half-precision one if `amp` is off."""
     rungs = [Rung("masks, no host reads")]
+    rungs.append(replace(rungs[-1], name="activations in place", in_place=True))
     rungs.append(replace(rungs[-1], name="channels_last", channels_last=True))
     if amp != "off":
         rungs.append(replace(rungs[-1], name=f"{amp} autocast", amp=amp))  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ class MaskedStep:
     def __init__(self, rung: Rung, plan: TrainingPlan, views: AnyViews, prototypes: Prototypes) -> None:
         self.plan, self.views, self.prototypes = plan, views, prototypes
         self.precision = Precision(rung.amp, plan.device.type)
-        network = new_network(plan)
+        network = new_network(plan, in_place=rung.in_place)
         if rung.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
@@ -155,7 +157,7 @@ def trainer_on_prepared_views(plan: TrainingPlan, views: ViewBatch, prototypes: 
 def random_prototypes(plan: TrainingPlan) -> Prototypes:
     """Unit vectors, two of [K, d], for steps whose speed is measured without a pass over the data set."""
     generator = torch_generator(plan.config.seed, "benchmark-prototypes")
-    final = new_network(plan).projection[-1]  # type: ignore[index]
+    final = new_network(plan, in_place=True).projection[-1]  # type: ignore[index]
     drawn = torch.randn((2, plan.split.num_classes, final.out_features), generator=generator)
     z2, z3 = torch.nn.functional.normalize(drawn, dim=2).to(plan.device)
     return z2, z3

@@ -370,7 +370,7 @@ class ReferenceStep:
 
     def __init__(self, plan: TrainingPlan, prototypes: Prototypes) -> None:
         config = plan.config
-        self.network = new_network(plan)
+        self.network = new_network(plan, in_place=False)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=required(config.lr),

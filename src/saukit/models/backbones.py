@@ -33,15 +33,16 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and in_channels == out_channels
         self.shortcut: nn.Module = nn.Identity() if same else OptionAShortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, in, H, W] -> [b, out, H / stride, W / stride]."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         y += self.shortcut(x)  # in place: BatchNorm's backward pass does not need its output
-        return F.relu(y, inplace=True)
+        activations: Tensor = self.relu(y)
+        return activations
 
 
 class CifarResNet(nn.Module):
@@ -56,13 +57,14 @@ class CifarResNet(nn.Module):
         self.feature_dim = 4 * width
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
         self.stage1 = _stage(width, width, blocks, stride=1)
         self.stage2 = _stage(width, 2 * width, blocks, stride=2)
         self.stage3 = _stage(2 * width, 4 * width, blocks, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [b, 3, H, W] -> features [b, 4 width]."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         return x.mean(dim=(2, 3))
 
