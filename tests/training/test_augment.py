@@ -1,7 +1,7 @@
 """The batched augmentations against torchvision and PIL, one image at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -259,6 +259,41 @@ def test_gaussian_blur_equals_torchvision(height: int, width: int, kernel: int) 
     for i in range(4):
         expected = TF.gaussian_blur(images[i], [kernel, kernel], [float(sigma[i])] * 2)
         torch.testing.assert_close(result[i], expected, rtol=0, atol=1e-5)
+
+
+def on_pil(operation: Callable[..., Image.Image], images: Tensor, *arguments: Any) -> Tensor:
+    """Levels of `operation` applied to PIL images, one at a time: float32 [n, 3, H, W]."""
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    return torch.stack([TF.pil_to_tensor(operation(picture, *arguments)) for picture in pictures]).float()
+
+
+# PIL stores whole levels: contrast rounds the mean grey too, and hue goes through HSV with 256 hues.
+LEVELS_FROM_PIL = {augment.BRIGHTNESS: 1.0, augment.CONTRAST: 1.5, augment.SATURATION: 1.1, augment.HUE: 5.0}
+
+
+@pytest.mark.parametrize("operation", LEVELS_FROM_PIL)
+def test_jitter_lies_within_a_level_of_torchvision_on_pil(operation: int) -> None:
+    images = photographs(32, 32, 24)
+    for factor in (-0.1, 0.03, 0.1) if operation == augment.HUE else (0.6, 0.9, 1.4):
+        jitter = one_of(operation, 24, torch.full((24,), factor))
+        difference = 255 * augment.colour_jitter(as_float(images), jitter) - on_pil(ADJUST[operation], images, factor)
+        assert difference.abs().max() < LEVELS_FROM_PIL[operation]
+        assert difference.abs().mean() < 0.35
+
+
+def test_crop_grey_and_blur_lie_within_a_level_of_torchvision_on_pil() -> None:
+    images = photographs(32, 32, 24)
+    crop = augment.draw_resized_crop(24, 32, 32, device=CPU, generator=generator(1))
+    cropped = 255 * augment.resized_crop(images, crop, torch.zeros(24, dtype=torch.bool))
+    for i in range(24):
+        expected = on_pil(TF.resized_crop, images[i : i + 1], *(int(side[i]) for side in crop), [32, 32])
+        assert (cropped[i] - expected[0]).abs().max() < 1.01
+    grey = 255 * augment.grayscale(as_float(images)) - on_pil(TF.rgb_to_grayscale, images, 3)
+    assert grey.abs().max() < 0.6
+    for sigma in (0.1, 0.7, 2.0):
+        blurred = 255 * augment.gaussian_blur(as_float(images), torch.full((24,), sigma))
+        # torchvision rounds a blurred PIL image to the nearest level.
+        assert (blurred - on_pil(TF.gaussian_blur, images, [3, 3], [sigma, sigma])).abs().max() < 0.51
 
 
 def test_chosen_and_uniform_draws() -> None:
