@@ -46,6 +46,8 @@ CHANGED = [
         flip=True,
         select="val",
         amp="off",
+        compile=True,
+        cuda_graph=True,
         seed=9,
     ),
     EvalConfig("007", "few"),
