@@ -69,7 +69,7 @@ from saukit.training.trainer import Trainer
 BACKBONE = "resnet32-w16"
 IMB = 50
 PER_CLASS = 5000
-PROTOTYPE_IMAGES, QUICK_PROTOTYPE_IMAGES = 2048, 1024
+PROTOTYPE_IMAGES, QUICK_PROTOTYPE_IMAGES = 2048, 768
 MEMORY_STEPS = 3
 
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         check_against_saukit(noise, 10)
     print("reference and saukit compute the same losses and gradients (three noise strategies)")
 
-    batch_size = options.batch_size or (32 if options.quick and device.type == "cpu" else 128)
+    batch_size = options.batch_size or (64 if options.quick and device.type == "cpu" else 128)
     rounds = options.rounds or MIN_ROUNDS
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder) if options.root else None
