@@ -247,6 +247,7 @@ def test_a_ladder_compares_with_the_reference_and_with_the_rung_before() -> None
     [
         (["--root", "/a/b", "--out", "/c/d.json", "--quick"], "--root DIR --out d.json --quick"),
         (["--root=/a/b", "--out=/c/d.json"], "--root=DIR --out=d.json"),
+        (["--workspace", "/home/me/runs", "--seeds", "3"], "--workspace DIR --seeds 3"),
     ],
 )
 def test_a_command_line_holds_no_folder_of_the_machine(given: list[str], shown: str) -> None:

@@ -285,15 +285,18 @@ def _cpu_model() -> str:
 
 def command_line(script: str, arguments: Sequence[str]) -> str:
     """The command as it can be repeated elsewhere: folders of this machine are left out."""
+    hidden: dict[str, Callable[[str], str]] = {
+        "--root": lambda path: "DIR",
+        "--workspace": lambda path: "DIR",
+        "--out": lambda path: Path(path).name,
+    }
     shown = []
     for before, argument in zip(("", *arguments), arguments, strict=False):
-        option, equals, _ = argument.partition("=")
-        if before in ("--root", "--out"):
-            argument = {"--root": "DIR", "--out": Path(argument).name}[before]
-        elif equals and option == "--root":
-            argument = "--root=DIR"
-        elif equals and option == "--out":
-            argument = f"--out={Path(argument.partition('=')[2]).name}"
+        option, equals, value = argument.partition("=")
+        if before in hidden:
+            argument = hidden[before](argument)
+        elif equals and option in hidden:
+            argument = f"{option}={hidden[option](value)}"
         shown.append(argument)
     return shlex.join(["python", script, *shown])
 
