@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import platform
 import shutil
@@ -10,8 +10,6 @@ from typing import Any
 
 from saukit.cli.options import DEFAULT_WORKSPACE, DebugOption, JsonOption, QuietOption, WorkspaceOption
 from saukit.core.console import Reporter
-
-EXTRAS = {"clip": ("transformers",), "text2image": ("transformers", "accelerate", "peft")}
 
 
 def command(
@@ -28,6 +26,7 @@ def command(
     """
     from saukit.core.artifacts import format_bytes, package_versions
     from saukit.core.errors import EnvironmentFault
+    from saukit.core.extras import EXTRAS, missing_packages
 
     reporter = Reporter(quiet=quiet, json_output=json)
     problems = [problem for package in ("torch", "torchvision", "diffusers") if (problem := _import_problem(package))]
@@ -38,7 +37,7 @@ def command(
         "threads": None if problems else _threads(),
         "devices": [] if problems else _devices(),
         "free_disk_bytes": shutil.disk_usage(existing).free,
-        "extras": {name: all(map(_installed, packages)) for name, packages in EXTRAS.items()},
+        "extras": {name: not missing_packages(name) for name in EXTRAS},
         "problems": problems,
     }
     rows = [[name, version] for name, version in document["versions"].items()]
@@ -89,7 +88,3 @@ def _devices() -> list[dict[str, str]]:
             {"name": str(device), "amp": resolve_amp("auto", device), "about": describe_device(device) + memory}
         )
     return rows
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
