@@ -13,6 +13,7 @@ from support import Cli, program
 import saukit
 from saukit.cli import doctor
 from saukit.cli.main import app
+from saukit.core import extras
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = sorted(str(command.name) for command in app.registered_commands)
@@ -113,7 +114,7 @@ def test_doctor_as_json(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_doctor_names_the_remedy_for_a_missing_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda package: package != "peft")
+    monkeypatch.setattr(extras, "missing_packages", lambda extra: ["peft"] if extra == "text2image" else [])
     outcome = cli("doctor")
     assert outcome.code == 0
     assert re.search(r"threads +│ \d+, this process may use \d+ of \d+ cores", outcome.out)
