@@ -120,7 +120,7 @@ class MaskedStep:
         )
         self.scaler = self.precision.scaler()
         self.generator = torch_generator(plan.config.seed, "benchmark-step", device=plan.device)
-        self.class_counts = torch.ones(plan.split.num_classes, device=plan.device)
+        self.logit_offsets = torch.zeros(plan.split.num_classes, device=plan.device)
         self.losses: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> None:
@@ -129,7 +129,8 @@ class MaskedStep:
             network=self.network,
             views=self.views,  # type: ignore[arg-type]
             precision=self.precision,
-            class_counts=self.class_counts,
+            logit_offsets=self.logit_offsets,
+            synthetic_weight=1.0,
             prototypes=self.prototypes,
             noise=self.plan.config.noise,
             temperature=self.plan.config.temperature,

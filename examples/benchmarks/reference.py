@@ -462,14 +462,16 @@ def check_against_saukit(
         network=network,
         views=PreparedViews(views),  # type: ignore[arg-type]
         precision=Precision("off", "cpu"),
-        class_counts=torch.ones(num_classes),
+        logit_offsets=torch.zeros(num_classes),
+        synthetic_weight=1.0,
         prototypes=prototypes,
         noise=noise,
         temperature=0.1,
         generator=torch.Generator().manual_seed(SEED),
         metrics=metrics,
     )
-    batch = Batch(views.v1, labels, synthetic, views.partner_v1, partner_labels)
+    # Where the partner's synthetic images are matters to their weight alone, and all weigh 1 here.
+    batch = Batch(views.v1, labels, synthetic, views.partner_v1, partner_labels, torch.zeros_like(synthetic))
     ours, our_gradient = _losses_and_gradient(network, lambda: dict(sau_step(batch, step)))
     # The same draws as in saukit's step, by the same generator.
     again = torch.Generator().manual_seed(SEED)

@@ -1,12 +1,13 @@
 """What a training configuration becomes: presets by device and image size, and every problem at once."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from saukit.core.errors import UsageError
-from saukit.training.config import PRESETS, TrainConfig, default_run_name, resolve
+from saukit.training.config import PRESETS, Method, TrainConfig, default_run_name, resolve
+from saukit.training.methods import METHODS
 
 
 def resolved(config: TrainConfig, **facts: Any) -> TrainConfig:
@@ -95,7 +96,8 @@ def test_data_decide_what_was_left_open() -> None:
 def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, side: int) -> None:
     once = resolved(TrainConfig(preset=preset), image_side=side)
     left = {name for name, value in vars(once).items() if value is None}
-    assert left in ({"epochs"}, {"steps"})
+    # A prior correction that is none stays None: of a run without one there is nothing to tell.
+    assert left in ({"epochs", "prior_correction"}, {"steps", "prior_correction"})
     # On another machine and without a cache the saved configuration still means the same.
     assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
 
@@ -115,6 +117,8 @@ def test_every_problem_is_listed() -> None:
         temperature=float("nan"),
         weight_decay=-0.1,
         warmup=1.0,
+        prior_correction=-1.0,
+        synthetic_weight=0.0,
         backbone="resnet18",
     )
     with pytest.raises(UsageError) as caught:
@@ -128,6 +132,8 @@ def test_every_problem_is_listed() -> None:
         "temperature must be positive, got nan",
         "weight_decay must be at least 0, got -0.1",
         "warmup must be a share of the steps, at least 0 and below 1, got 1.0",
+        "prior_correction must be at least 0 (times the log of a class's real images), got -1.0",
+        "synthetic_weight must be above 0 and at most 1 (a real image's weight), got 0.0",
         "unknown backbone 'resnet18': one of resnet32-w64, resnet32-w16, convnet-small, resnext50",
     ]
 
@@ -138,11 +144,61 @@ def test_a_batch_of_nothing_is_refused(value: int) -> None:
         resolved(TrainConfig(batch_size=value))
 
 
-@pytest.mark.parametrize("field", ["lr", "weight_decay", "warmup"])
+@pytest.mark.parametrize("field", ["lr", "weight_decay", "warmup", "prior_correction", "synthetic_weight"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_numbers_that_are_none_are_refused(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"^{field} must be .*, got {value}$"):
         resolved(replace(TrainConfig(), **{field: value}))
+
+
+@pytest.mark.parametrize("weight", [-0.5, 1.5])
+def test_a_weight_is_at_most_that_of_a_real_image(weight: float) -> None:
+    with pytest.raises(UsageError, match=rf"^synthetic_weight must be above 0 and at most 1 .*, got {weight}$"):
+        resolved(TrainConfig(synthetic_weight=weight))
+
+
+@pytest.mark.parametrize("facts", [{"cache_exists": False}, {"synthetic": False}])
+def test_a_weight_for_synthetic_images_needs_some(facts: dict[str, bool]) -> None:
+    config = TrainConfig(synthetic_weight=0.5, synthetic=facts.get("synthetic"))
+    with pytest.raises(UsageError) as caught:
+        resolved(config, cache_exists=facts.get("cache_exists", True))
+    assert str(caught.value) == (
+        "synthetic_weight 0.5 weighs synthetic images, and this run has none: use --synthetic, or --synthetic-weight 1"
+    )
+    assert resolved(replace(config, synthetic_weight=1.0), cache_exists=False).synthetic is False
+
+
+@pytest.mark.parametrize(("tau", "told"), [(0.5, "0.5"), (1.0, "1"), (0.0, "0")])
+def test_balanced_softmax_takes_no_other_prior(tau: float, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolved(TrainConfig(method="balanced-softmax", prior_correction=tau))
+    assert str(caught.value) == (
+        "balanced-softmax has its own prior, the counts of the mixed training set, and takes no prior_correction, "
+        f"got {tau}: use --method ce --prior-correction {told}"
+    )
+
+
+@pytest.mark.parametrize("method", ["ce", "sau", "mixup-cutmix"])
+def test_a_prior_correction_of_0_is_none(method: Any) -> None:
+    none, zero = (resolved(TrainConfig(method=method, prior_correction=tau)) for tau in (None, 0.0))
+    assert none == zero
+    assert resolved(TrainConfig(method=method, prior_correction=0.75)).prior_correction == 0.75
+
+
+def test_every_method_that_can_be_named_is_there() -> None:
+    assert list(METHODS) == list(get_args(Method))
+
+
+def test_run_names_tell_the_prior_and_the_weight() -> None:
+    synth = TrainConfig(method="ce", synthetic=True)
+    assert default_run_name(replace(synth, prior_correction=0.75)) == "ce+synth-prior0.75"
+    assert default_run_name(replace(synth, synthetic_weight=0.5)) == "ce+synth-weight0.5"
+    assert default_run_name(replace(synth, prior_correction=1.0, synthetic_weight=0.5, seed=2)) == (
+        "ce+synth-prior1-weight0.5-seed2"
+    )
+    assert default_run_name(TrainConfig(method="mixup-cutmix", synthetic=False)) == "mixup-cutmix"
+    close = [0.75, 0.7500001, 0.75000001, 1e-5, 1.0, 10.0]
+    assert len({default_run_name(replace(synth, prior_correction=tau)) for tau in close}) == len(close)
 
 
 def test_run_names_tell_method_data_and_seed() -> None:

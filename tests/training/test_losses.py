@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from saukit.training.losses import (
     NOISE_STRATEGIES,
     NoiseStrategy,
-    balanced_softmax_loss,
+    cross_entropy,
     label_check,
     mixed_cross_entropy,
+    prior_offsets,
     soft_cross_entropy,
     supervised_contrastive_loss,
     synthetic_aware_loss,
@@ -236,21 +237,113 @@ def test_balanced_softmax_is_the_definition() -> None:
             terms.append(-torch.log(weighted[label] / sum(weighted)))
         return torch.stack(terms).mean()
 
-    ours = value_and_gradients(lambda x: balanced_softmax_loss(x, labels, counts), logits)
-    assert_same(ours, value_and_gradients(loop, logits))
-    even = balanced_softmax_loss(logits, labels, torch.full((4,), 7))
-    torch.testing.assert_close(even, F.cross_entropy(logits, labels), **EXACT)
+    offsets = prior_offsets(counts.double(), 1.0)
+    assert_same(
+        value_and_gradients(lambda x: cross_entropy(x + offsets, labels), logits), value_and_gradients(loop, logits)
+    )
+    even = cross_entropy(logits + prior_offsets(torch.full((4,), 7.0), 1.0), labels)
+    torch.testing.assert_close(even, F.cross_entropy(logits, labels), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.75, 2.0])
+def test_prior_offsets_multiply_each_class_by_a_power_of_its_count(tau: float) -> None:
+    """Menon et al. 2021, Eq. 10, with shares pi_k = n_k / N in place of the counts."""
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=draws)
+    labels, counts = torch.randint(4, (6,), generator=draws), [500, 90, 12, 1]
+
+    def loop(scores: Tensor) -> Tensor:
+        terms = []
+        for i, label in enumerate(labels.tolist()):
+            weighted = [(counts[k] / 603) ** tau * scores[i, k].exp() for k in range(4)]
+            terms.append(-torch.log(weighted[label] / sum(weighted)))
+        return torch.stack(terms).mean()
+
+    offsets = prior_offsets(torch.tensor(counts).double(), tau)
+    assert_same(
+        value_and_gradients(lambda x: cross_entropy(x + offsets, labels), logits), value_and_gradients(loop, logits)
+    )
+    if tau == 0:
+        assert torch.equal(offsets, torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_weighted_cross_entropy_is_the_weighted_mean(share: float) -> None:
+    draws = torch.Generator().manual_seed(3)
+    logits = torch.randn(9, 4, dtype=torch.float64, generator=draws)
+    labels = torch.randint(4, (9,), generator=draws)
+    weights = torch.where(torch.rand(9, generator=draws) < share, 0.25, 1.0).double()
+
+    def loop(scores: Tensor) -> Tensor:
+        total, weight = scores.new_zeros(()), 0.0
+        for i, label in enumerate(labels.tolist()):
+            total = total - float(weights[i]) * torch.log(scores[i, label].exp() / scores[i].exp().sum())
+            weight += float(weights[i])
+        return total / weight
+
+    expected = value_and_gradients(loop, logits)
+    assert_same(value_and_gradients(lambda x: cross_entropy(x, labels, weights=weights), logits), expected)
+    if share in (0.0, 1.0):  # equal weights, however small: the step is no smaller
+        assert_same(value_and_gradients(lambda x: F.cross_entropy(x, labels), logits), expected)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_weighted_mixed_cross_entropy_weighs_each_label_by_its_own_image(lam: float) -> None:
+    draws = torch.Generator().manual_seed(4)
+    logits = torch.randn(9, 4, dtype=torch.float64, generator=draws)
+    labels = torch.randint(4, (2, 9), generator=draws)
+    weights = torch.where(torch.rand(2, 9, generator=draws) < 0.5, 0.25, 1.0).double()
+    assert {tuple(pair) for pair in weights.T.tolist()} == {(a, b) for a in (0.25, 1.0) for b in (0.25, 1.0)}
+
+    def loop(scores: Tensor) -> Tensor:
+        total, weight = scores.new_zeros(()), 0.0
+        for i in range(9):
+            for side, share in ((0, lam), (1, 1 - lam)):
+                label, w = int(labels[side, i]), share * float(weights[side, i])
+                total = total - w * torch.log(scores[i, label].exp() / scores[i].exp().sum())
+                weight += w
+        return total / weight
+
+    expected = value_and_gradients(loop, logits)
+    for number in (lam, torch.tensor(lam, dtype=torch.float64)):
+        ours = value_and_gradients(
+            lambda x, n=number: mixed_cross_entropy(x, labels[0], labels[1], n, weights=(weights[0], weights[1])),
+            logits,
+        )
+        assert_same(ours, expected)
+    equal = torch.full((9,), 0.25, dtype=torch.float64)
+    assert_same(
+        value_and_gradients(lambda x: mixed_cross_entropy(x, *labels, lam, weights=(equal, equal)), logits),
+        value_and_gradients(lambda x: mixed_cross_entropy(x, *labels, lam), logits),
+    )
+
+
+def test_gradients_of_the_weighted_losses_are_numerically_right() -> None:
+    draws = torch.Generator().manual_seed(5)
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=draws).requires_grad_()
+    labels = torch.randint(3, (2, 5), generator=draws)
+    weights = torch.tensor([[1.0, 0.25, 1.0, 0.25, 0.25], [0.25, 0.25, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    offsets = prior_offsets(torch.tensor([90.0, 10.0, 2.0], dtype=torch.float64), 0.75)
+    assert torch.autograd.gradcheck(lambda x: cross_entropy(x + offsets, labels[0], weights=weights[0]), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: mixed_cross_entropy(x + offsets, *labels, 0.3, weights=(weights[0], weights[1])), logits
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cross_entropies_are_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.tensor([[60.0, -60.0, 3.0], [0.5, 0.25, -8.0]], dtype=dtype)
-    labels, counts = torch.tensor([1, 2]), torch.tensor([100_000, 10, 1])
+    labels, weights = torch.tensor([1, 2]), torch.tensor([1.0, 0.25])
     soft = F.one_hot(labels, 3).to(dtype)
     for loss, expected in (
         (soft_cross_entropy(logits, soft), soft_cross_entropy(logits.float(), soft.float())),
         (mixed_cross_entropy(logits, labels, labels, 0.5), F.cross_entropy(logits.float(), labels)),
-        (balanced_softmax_loss(logits, labels, counts), balanced_softmax_loss(logits.float(), labels, counts)),
+        (
+            mixed_cross_entropy(logits, labels, labels, 0.5, weights=(weights, weights)),
+            cross_entropy(logits.float(), labels, weights=weights),
+        ),
+        (cross_entropy(logits, labels), F.cross_entropy(logits.float(), labels)),
+        (cross_entropy(logits, labels, weights=weights), cross_entropy(logits.float(), labels, weights=weights)),
     ):
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected)
@@ -515,7 +608,9 @@ def test_nothing_makes_the_host_wait() -> None:
     lam, z2 = torch.tensor(0.3), z2.requires_grad_()
     with HostWaits() as waits:
         loss = mixed_cross_entropy(logits, labels, labels.flip(0), lam) + soft_cross_entropy(logits, logits.detach())
-        loss = loss + balanced_softmax_loss(logits, labels, counts)
+        adjusted, weights = logits + prior_offsets(counts.float(), 0.75), torch.full((16,), 0.5)
+        loss = loss + cross_entropy(adjusted, labels) + cross_entropy(adjusted, labels, weights=weights)
+        loss = loss + mixed_cross_entropy(adjusted, labels, labels.flip(0), lam, weights=(weights, weights))
         for strategy in NOISE_STRATEGIES:
             loss = (
                 loss
@@ -549,5 +644,10 @@ def test_bad_input_is_named() -> None:
         soft_cross_entropy(z, prototypes)
     with pytest.raises(ValueError, match=r"labels must be \[b\] = \[4\], got \[3\]"):
         mixed_cross_entropy(z, labels, labels[:3], 0.5)
-    with pytest.raises(ValueError, match=r"class_counts must be \[K\] = \[8\], got \[3\]"):
-        balanced_softmax_loss(z, labels, torch.ones(3))
+    with pytest.raises(ValueError, match=r"labels must be \[b\] = \[4\], got \[3\]"):
+        cross_entropy(z, labels[:3])
+    with pytest.raises(ValueError, match=r"weights must be \[b\] = \[4\], got \[3\]"):
+        cross_entropy(z, labels, weights=torch.ones(3))
+    for pair in ((torch.ones(4), torch.ones(3)), (torch.ones(3), torch.ones(4))):
+        with pytest.raises(ValueError, match=r"weights must be \[b\] = \[4\], got \[3\]"):
+            mixed_cross_entropy(z, labels, labels, 0.5, weights=pair)

@@ -13,11 +13,14 @@ from torch import Tensor
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training import methods
-from saukit.training.methods import METHODS, Step, Views, class_prototypes
+from saukit.training.methods import METHODS, Step, Views, class_prototypes, logit_offsets
 from saukit.training.mixture import Batch
 
 CLASSES, SIDE, BATCH = 3, 8, 12
 NOISES = ("pos_neg", "neg_only", "drop")
+# No prior and no weights; a prior; weights; both.
+KNOBS = [(0.0, 1.0), (0.75, 1.0), (0.0, 0.25), (0.75, 0.5)]
+COUNTS = [50.0, 10.0, 2.0]
 pytestmark = pytest.mark.usefixtures("narrow_projection")
 
 
@@ -39,7 +42,10 @@ def batch(seed: int) -> Batch:
     def labels() -> Tensor:
         return torch.randint(CLASSES, (BATCH,), generator=draw)
 
-    return Batch(images(), labels(), torch.rand(BATCH, generator=draw) < 0.6, images(), labels())
+    def synthetic() -> Tensor:
+        return torch.rand(BATCH, generator=draw) < 0.6
+
+    return Batch(images(), labels(), synthetic(), images(), labels(), synthetic())
 
 
 def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -48,12 +54,13 @@ def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def step_of(net: DualBranchNet, seed: int, **fields: Any) -> Step:
+def step_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -> Step:
     given: dict[str, Any] = {
         "network": net,
         "views": views(),
         "precision": Precision("off", "cpu"),
-        "class_counts": torch.tensor([50.0, 10.0, 2.0]),
+        "logit_offsets": tau * torch.tensor(COUNTS).log(),
+        "synthetic_weight": 1.0,
         "prototypes": unit_rows(99, 16) if net.projection is not None else None,
         "noise": "pos_neg",
         "temperature": 0.1,
@@ -77,6 +84,20 @@ def one_hot_mix(label_a: int, label_b: int, share: float) -> list[float]:
     target[label_a] += share
     target[label_b] += 1 - share
     return target
+
+
+def plain_weighted_mean(logits: Tensor, data: Batch, share: float, *, tau: float, weight: float) -> float:
+    """Each label's term with the weight of the image that the label is of; share 1 takes the labels of A alone."""
+    sides = [(data.labels, data.synthetic, share), (data.partner_labels, data.partner_synthetic, 1 - share)]
+    total = weights = 0.0
+    for i in range(BATCH):
+        scores = [value + tau * math.log(count) for value, count in zip(logits[i].tolist(), COUNTS, strict=True)]
+        for labels, synthetic, part in sides:
+            own = part * (weight if bool(synthetic[i]) else 1.0)
+            label = int(labels[i])
+            total += own * plain_cross_entropy(torch.tensor(scores), one_hot_mix(label, label, 1.0))
+            weights += own
+    return total / weights
 
 
 def plain_trust(z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, Tensor]) -> list[bool]:
@@ -116,7 +137,9 @@ def plain_contrastive(
     return sum(terms) / len(terms)
 
 
-def plain_sau(net: DualBranchNet, data: Batch, step: Step) -> dict[str, float]:
+def plain_sau(
+    net: DualBranchNet, data: Batch, step: Step, *, tau: float = 0.0, weight: float = 1.0
+) -> dict[str, float]:
     """Section 2 of the design with nothing of the package but the four views and the network."""
     generator, prototypes = step.generator, step.prototypes
     assert prototypes is not None
@@ -141,18 +164,11 @@ def plain_sau(net: DualBranchNet, data: Batch, step: Step) -> dict[str, float]:
     with torch.no_grad():
         logits_mixed, logits_cut = net(mixed), net(cut)
         z2, z3 = net.project(view2), net.project(view3)
-    labels = [data.labels.tolist(), data.partner_labels.tolist()]
     trusted = plain_trust(z2, z3, data, prototypes)
 
-    def mean_loss(logits: Tensor, share: float) -> float:
-        return (
-            sum(plain_cross_entropy(logits[i], one_hot_mix(labels[0][i], labels[1][i], share)) for i in range(BATCH))
-            / BATCH
-        )
-
     return {
-        "mixup": mean_loss(logits_mixed, lam),
-        "cutmix": mean_loss(logits_cut, kept),
+        "mixup": plain_weighted_mean(logits_mixed, data, lam, tau=tau, weight=weight),
+        "cutmix": plain_weighted_mean(logits_cut, data, kept, tau=tau, weight=weight),
         "contrastive": plain_contrastive(z2, z3, data, prototypes, trusted, step.noise),
         "lam": lam,
         "kept": kept,
@@ -174,6 +190,50 @@ def test_sau_is_l_mix_plus_l_sc(seed: int, noise: Any) -> None:
     assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
     assert int(step.metrics["trusted_images"]) == expected["trusted"]
     assert int(step.metrics["synthetic_images"]) == int(batch(seed).synthetic.sum())
+
+
+@pytest.mark.parametrize(("tau", "weight"), KNOBS)
+@pytest.mark.parametrize("seed", range(3))
+def test_prior_and_weights_touch_l_mix_and_nothing_else_of_sau(seed: int, tau: float, weight: float) -> None:
+    net = network(seed)
+    expected = plain_sau(copy.deepcopy(net), batch(seed), step_of(net, seed), tau=tau, weight=weight)
+    step = step_of(net, seed, tau=tau, synthetic_weight=weight)
+    found = {name: float(loss.detach()) for name, loss in METHODS["sau"].step(batch(seed), step)}
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
+    without = dict(METHODS["sau"].step(batch(seed), step_of(network(seed), seed)))
+    assert found["contrastive"] == float(without["contrastive"].detach())
+    is_on = (tau, weight) != (0.0, 1.0)
+    assert [found[name] != float(without[name].detach()) for name in ("mixup", "cutmix")] == [is_on, is_on]
+
+
+@pytest.mark.parametrize(("tau", "weight"), KNOBS)
+@pytest.mark.parametrize("seed", range(3))
+def test_mixup_cutmix_is_the_synthetic_unaware_branch_to_the_bit(seed: int, tau: float, weight: float) -> None:
+    options: dict[str, Any] = {"tau": tau, "synthetic_weight": weight}
+    losses: dict[str, dict[str, float]] = {}
+    gradients: dict[str, list[Tensor]] = {}
+    for method in ("sau", "mixup-cutmix"):
+        net = network(seed)
+        steps = METHODS[method].step(batch(seed), step_of(net, seed, **options))  # type: ignore[index]
+        losses[method] = {}
+        for name, loss in steps:
+            if name == "contrastive":
+                break
+            loss.backward()
+            losses[method][name] = float(loss.detach())
+        gradients[method] = [p.grad for p in net.backbone.parameters() if p.grad is not None]
+    assert losses["sau"] == losses["mixup-cutmix"]
+    assert list(losses["mixup-cutmix"]) == ["mixup", "cutmix"]
+    for one, other in zip(gradients["sau"], gradients["mixup-cutmix"], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_mixup_cutmix_needs_no_projection() -> None:
+    net = network(0, projection=False)
+    step = step_of(net, 0)
+    assert step.prototypes is None
+    assert [name for name, _ in METHODS["mixup-cutmix"].step(batch(0), step)] == ["mixup", "cutmix"]
+    assert step.metrics == {}
 
 
 def test_the_grid_above_has_clipped_boxes_and_both_kinds_of_synthetic_images() -> None:
@@ -205,9 +265,55 @@ def test_cross_entropy_is_that_of_v1_of_a() -> None:
     assert found == [("ce", pytest.approx(expected / BATCH, rel=1e-5))]
 
 
+@pytest.mark.parametrize(("method", "name"), [("ce", "ce"), ("balanced-softmax", "balanced_softmax")])
+@pytest.mark.parametrize(("tau", "weight"), KNOBS)
+def test_cross_entropy_with_prior_and_weights(method: Any, name: str, tau: float, weight: float) -> None:
+    net = network(1, projection=False)
+    data, step = batch(1), step_of(net, 1, tau=tau, synthetic_weight=weight)
+    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(1))
+    expected = plain_weighted_mean(copy.deepcopy(net)(seen), data, 1.0, tau=tau, weight=weight)
+    found = [(key, float(loss)) for key, loss in METHODS[method].step(data, step)]
+    assert found == [(name, pytest.approx(expected, rel=1e-5))]
+
+
+def test_the_weights_of_a_batch() -> None:
+    step = step_of(network(0, projection=False), 0, synthetic_weight=0.3)
+    weights = step.weights(torch.tensor([True, False, False, True]))
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx([0.3, 1.0, 1.0, 0.3])
+
+
+def test_a_smaller_weight_gives_synthetic_images_less_of_the_gradient() -> None:
+    """In the limit they have none: the loss is that of the real images alone."""
+    data = batch(1)
+    losses = {}
+    for weight in (1.0, 0.5, 1e-9):
+        net = network(1, projection=False)
+        losses[weight] = float(dict(METHODS["ce"].step(data, step_of(net, 1, synthetic_weight=weight)))["ce"])
+    seen = views().crop_flip(data.images, torch.Generator().manual_seed(1))
+    logits = network(1, projection=False)(seen)
+    real = ~data.synthetic
+    assert losses[1e-9] == pytest.approx(float(F.cross_entropy(logits[real], data.labels[real])), rel=1e-5)
+    assert losses[1.0] == float(F.cross_entropy(logits, data.labels))
+    assert min(losses[1.0], losses[1e-9]) < losses[0.5] < max(losses[1.0], losses[1e-9])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tau", [None, 0.0, 0.75, 1.0])
+def test_offsets_are_those_of_the_real_counts_but_for_balanced_softmax(method: Any, tau: float | None) -> None:
+    found = logit_offsets(method, tau, real_counts=torch.tensor(COUNTS), mixed_counts=torch.tensor([50.0, 30.0, 25.0]))
+    expected = [(tau or 0.0) * math.log(count) for count in COUNTS]
+    if method == "balanced-softmax":
+        expected = [math.log(50), math.log(30), math.log(25)]
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
 def test_balanced_softmax_adds_the_log_counts_of_the_mixture() -> None:
     net = network(2, projection=False)
-    data, step = batch(2), step_of(net, 2)
+    mixed = torch.tensor([50.0, 10.0, 2.0])
+    offsets = logit_offsets("balanced-softmax", None, real_counts=torch.ones(3), mixed_counts=mixed)
+    data, step = batch(2), step_of(net, 2, logit_offsets=offsets)
     seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(2))
     logits = copy.deepcopy(net)(seen)
     prior = [math.log(50), math.log(10), math.log(2)]
@@ -219,7 +325,9 @@ def test_balanced_softmax_adds_the_log_counts_of_the_mixture() -> None:
     assert found == [("balanced_softmax", pytest.approx(expected / BATCH, rel=1e-5))]
 
 
-@pytest.mark.parametrize(("method", "projection"), [("sau", True), ("ce", False), ("balanced-softmax", False)])
+@pytest.mark.parametrize(
+    ("method", "projection"), [("sau", True), ("ce", False), ("balanced-softmax", False), ("mixup-cutmix", False)]
+)
 def test_each_method_uses_the_views_it_says(method: Any, projection: bool) -> None:
     entry = METHODS[method]
     assert entry.projection is projection
@@ -359,15 +467,16 @@ def test_prototypes_leave_an_eval_network_in_eval_mode(set_of_images: tuple[Tens
     assert not net.training
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_loss_reaches_the_weights(method: Any) -> None:
+def test_every_loss_reaches_the_weights(method: Any, weight: float) -> None:
     entry = METHODS[method]
     net = network(0, projection=entry.projection)
     gradients: Callable[[], list[float]] = lambda: [  # noqa: E731
         float(p.grad.abs().sum()) if p.grad is not None else 0.0 for p in net.backbone.parameters()
     ]
     before = gradients()
-    for _, loss in entry.step(batch(0), step_of(net, 0)):
+    for _, loss in entry.step(batch(0), step_of(net, 0, synthetic_weight=weight)):
         loss.backward()
         after = gradients()
         assert all(now != then for now, then in zip(after, before, strict=True))

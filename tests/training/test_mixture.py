@@ -26,7 +26,8 @@ def numbered(count: int, *, residence: Residence = "device") -> Mixture:
     """A mixture whose labels and images are their own positions."""
     positions = torch.arange(count)
     images = (positions % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous()
-    return Mixture(images, positions, positions >= count // 2, torch.ones(count), count // 2, residence)
+    ones = torch.ones(count)
+    return Mixture(images, positions, positions >= count // 2, ones, ones, count // 2, residence)
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -55,6 +56,8 @@ def test_real_images_come_first_and_nothing_is_lost(shared_work: Path) -> None:
     counts = [int((mixture.labels == label).sum()) for label in range(10)]
     assert mixture.class_counts.tolist() == counts
     assert min(counts) == 20
+    assert mixture.real_class_counts.tolist() == np.bincount(split.train.labels).tolist()
+    assert mixture.real_class_counts.dtype == mixture.class_counts.dtype == torch.float32
 
 
 def test_without_a_cache_nothing_is_synthetic(shared_work: Path) -> None:
@@ -62,7 +65,7 @@ def test_without_a_cache_nothing_is_synthetic(shared_work: Path) -> None:
     mixture = build_mixture(split, None, CPU)
     assert len(mixture) == mixture.real_count == len(split.train.labels)
     assert not mixture.synthetic.any()
-    assert mixture.class_counts.tolist() == split.class_counts.tolist()
+    assert mixture.class_counts.tolist() == mixture.real_class_counts.tolist() == split.class_counts.tolist()
 
 
 @pytest.mark.parametrize("residence", ["device", "host"])
@@ -153,6 +156,8 @@ def test_a_batch_holds_what_belongs_together() -> None:
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)
     assert torch.equal(batch.partner_images[:, 0, 0, 0].long(), batch.partner_labels)
     assert torch.equal(batch.synthetic, batch.labels >= 32)
+    assert torch.equal(batch.partner_synthetic, batch.partner_labels >= 32)
+    assert not torch.equal(batch.synthetic, batch.partner_synthetic)
 
 
 # --- images in host memory ---------------------------------------------------------------------------------------
@@ -204,7 +209,8 @@ def test_copies_to_a_gpu_overtake_nothing() -> None:
     gpu = torch.device("cuda", 0)
     positions = torch.arange(4096)
     images = (positions % 251).to(torch.uint8)[:, None, None, None].expand(-1, 3, 64, 64).contiguous()
-    on_gpu = Mixture(images, positions.to(gpu), (positions < 0).to(gpu), torch.ones(1).to(gpu), 4096, "host")
+    ones = torch.ones(1, device=gpu)
+    on_gpu = Mixture(images, positions.to(gpu), (positions < 0).to(gpu), ones, ones, 4096, "host")
     order, busy = BatchOrder(on_gpu, 128, seed=0), torch.rand(4096, 4096, device=gpu)
     wrong = torch.zeros((), dtype=torch.int64, device=gpu)
     for step in range(3 * order.steps_per_epoch):

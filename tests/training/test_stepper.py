@@ -83,19 +83,31 @@ def inputs(seed: int, *, projection: bool = True) -> StepInputs:
     def labels() -> Tensor:
         return torch.randint(CLASSES, (BATCH,), generator=draw)
 
-    batch = Batch(images(), labels(), torch.rand(BATCH, generator=draw) < 0.6, images(), labels())
+    def synthetic() -> Tensor:
+        return torch.rand(BATCH, generator=draw) < 0.6
+
+    batch = Batch(images(), labels(), synthetic(), images(), labels(), synthetic())
     rows = F.normalize(torch.randn(2, CLASSES, 16, generator=draw), dim=2)
     return StepInputs(batch, (rows[0], rows[1]) if projection else None, seed)
 
 
-def stepper(method: MethodEntry, *, noise: Any = "pos_neg", cuda_graph: bool = True, amp: Any = "off") -> Stepper:
+def stepper(
+    method: MethodEntry,
+    *,
+    noise: Any = "pos_neg",
+    cuda_graph: bool = True,
+    amp: Any = "off",
+    tau: float = 1.0,
+    weight: float = 1.0,
+) -> Stepper:
     torch.manual_seed(0)
     return Stepper(
         DualBranchNet("convnet-small", CLASSES, projection=method.projection),
         method,
         Views(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25]), side=SIDE, flip=True),
         Precision(amp, "cpu"),
-        class_counts=torch.tensor([50.0, 20.0, 9.0, 3.0]),
+        logit_offsets=tau * torch.tensor([50.0, 20.0, 9.0, 3.0]).log(),
+        synthetic_weight=weight,
         noise=noise,
         temperature=0.1,
         weight_decay=1e-3,
@@ -112,15 +124,21 @@ def everything(step: Stepper) -> dict[str, Tensor]:
     return {**step.network.state_dict(), **momentum}
 
 
-CASES = [("ce", "pos_neg"), ("balanced-softmax", "pos_neg"), *(("sau", noise) for noise in NOISE_STRATEGIES)]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((method, {}) for method in ("ce", "balanced-softmax", "mixup-cutmix")),
+    *(("sau", {"noise": noise}) for noise in NOISE_STRATEGIES),
+    *((method, {"tau": 0.75, "weight": 0.25}) for method in METHODS),
+]
 
 
-@pytest.mark.parametrize(("method", "noise"), CASES)
+@pytest.mark.parametrize(("method", "options"), CASES, ids=str)
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_a_recorded_step_has_the_bits_of_the_eager_one(recording: None, method: Any, noise: str, amp: str) -> None:
+def test_a_recorded_step_has_the_bits_of_the_eager_one(
+    recording: None, method: Any, options: dict[str, Any], amp: str
+) -> None:
     entry = METHODS[method]
-    eager = stepper(entry, noise=noise, cuda_graph=False, amp=amp)
-    recorded = stepper(entry, noise=noise, amp=amp)
+    eager = stepper(entry, cuda_graph=False, amp=amp, **options)
+    recorded = stepper(entry, amp=amp, **options)
     first, second = (inputs(seed, projection=entry.projection) for seed in (1, 2))
     recorded.warm_up(first, second, 0.1)
     assert recorded._recorded is not None

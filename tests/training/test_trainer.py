@@ -22,6 +22,7 @@ from support import metrics, timeless_metrics, tiny, tree
 from torch import Tensor
 
 import saukit.data.split as split_room
+from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError, UsageError
 from saukit.core.workspace import Workspace
@@ -120,6 +121,62 @@ def test_prototypes_see_the_real_training_images_of_the_split_and_nothing_else(
         assert np.array_equal(images.numpy(), split.train.images)
         assert np.array_equal(labels.numpy(), split.train.labels)
     assert split.class_counts.tolist()[-1] == 2  # not the 140 and more images of that class outside the split
+
+
+@pytest.mark.parametrize("method", ["ce", "sau", "mixup-cutmix", "balanced-softmax"])
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_losses_see_the_counts_that_the_configuration_names(
+    shared_work: Path, method: Any, synthetic: bool
+) -> None:
+    """Real counts for a prior correction, whatever else is in the training set; balanced softmax counts everything."""
+    tau = None if method == "balanced-softmax" else 0.75
+    config = tiny(method=method, synthetic=synthetic, prior_correction=tau, synthetic_weight=0.5 if synthetic else 1.0)
+    trainer = Trainer(plan_of(shared_work, config))
+    counts = np.bincount(
+        trainer.mixture.labels.numpy() if tau is None else load_split(Workspace(shared_work)).train.labels
+    )
+    found = trainer.stepper.logit_offsets.tolist()
+    assert found == pytest.approx([(tau or 1.0) * math.log(count) for count in counts], rel=1e-6)
+    assert trainer.stepper.synthetic_weight == (0.5 if synthetic else 1.0)
+
+
+def test_prior_and_weight_change_the_run_and_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(synthetic=True)
+    given = [{}, {"prior_correction": 0.75}, {"synthetic_weight": 0.5},
+             {"prior_correction": 0.75, "synthetic_weight": 0.5}]  # fmt: skip
+    runs = [train(work, replace(config, **fields), reporter=Reporter()) for fields in given]
+    assert [run.name for run in runs] == [
+        "ce+synth", "ce+synth-prior0.75", "ce+synth-weight0.5", "ce+synth-prior0.75-weight0.5"
+    ]  # fmt: skip
+    assert len({(run.folder / "model.safetensors").read_bytes() for run in runs}) == 4
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "training ce+synth: ce, preset small" in shown
+    assert "training ce+synth-prior0.75-weight0.5: ce, prior correction 0.75, synthetic weight 0.5, preset" in shown
+
+
+def test_a_prior_of_0_is_the_run_without_one(split_work: Path) -> None:
+    first = train(split_work, tiny())
+    again = train(split_work, tiny(prior_correction=0.0, synthetic_weight=1.0))
+    assert (first.state, again.state, again.folder) == ("new", "complete", first.folder)
+
+
+def test_a_run_from_before_there_were_prior_and_weight_is_still_complete(split_work: Path) -> None:
+    """Its config.yaml names neither field, and means their defaults."""
+    run = train(split_work, tiny())
+    path = run.folder / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    old = [line for line in lines if not line.startswith(("prior_correction", "synthetic_weight"))]
+    assert len(old) == len(lines) - 2
+    path.write_text("".join(old))
+    assert differences(load_config(TrainConfig, path), run.config) == []
+
+
+def test_balanced_softmax_on_real_images_is_cross_entropy_with_a_prior_of_1(split_work: Path) -> None:
+    own = train(split_work, tiny(method="balanced-softmax"))
+    prior = train(split_work, tiny(method="ce", prior_correction=1.0))
+    one, other = (load_model(run.folder / "model.safetensors")[0].state_dict() for run in (own, prior))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_seed_changes_the_run_and_never_the_data(split_work: Path) -> None:
@@ -288,6 +345,9 @@ CASES: list[dict[str, Any]] = [
     {"method": "sau", "synthetic": True},
     {"method": "sau", "synthetic": True, "amp": "bf16"},
     {"method": "balanced-softmax", "schedule": "cosine-epoch", "batch_size": 64},
+    {"method": "mixup-cutmix", "synthetic": True, "prior_correction": 0.75},
+    {"method": "ce", "synthetic": True, "prior_correction": 1.0, "synthetic_weight": 0.5},
+    {"method": "sau", "synthetic": True, "prior_correction": 0.75, "synthetic_weight": 0.25, "amp": "bf16"},
 ]
 
 

@@ -32,9 +32,14 @@ DISPLACES = {"preset": PRESET_FIELDS, "epochs": ("steps",), "steps": ("epochs",)
 def command(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Option(help="The run's name.", show_default="method, +synth, and a seed other than 0")
+        str | None,
+        typer.Option(
+            help="The run's name.", show_default="method, +synth, and prior, weight and seed away from their defaults"
+        ),
     ] = None,
-    method: Annotated[Method, typer.Option(help="What a step computes.")] = TrainConfig.method,
+    method: Annotated[
+        Method, typer.Option(help="What a step computes; mixup-cutmix is SAU without its synthetic-aware branch.")
+    ] = TrainConfig.method,
     synthetic: Annotated[
         bool | None,
         typer.Option(
@@ -77,6 +82,18 @@ def command(
     temperature: Annotated[
         float, typer.Option(help="SAU: temperature of the contrastive loss.")
     ] = TrainConfig.temperature,
+    prior_correction: Annotated[
+        float | None,
+        typer.Option(
+            help="Add this times log(real images of a class) to the logits that the classification losses see; "
+            "0 is none, 1 on real images alone is balanced softmax.",
+            show_default="the method's own: none, or balanced softmax's",
+        ),
+    ] = TrainConfig.prior_correction,
+    synthetic_weight: Annotated[
+        float,
+        typer.Option(help="Weight of a synthetic image in the classification losses, beside 1 of a real one."),
+    ] = TrainConfig.synthetic_weight,
     flip: Annotated[
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror images at random.", show_default="by the data set"),
@@ -113,6 +130,8 @@ def command(
       saukit train
 
       saukit train --method balanced-softmax --no-synthetic
+
+      saukit train --method mixup-cutmix --prior-correction 0.75 --synthetic-weight 0.5
 
       saukit train --config saukit_work/runs/ce/config.yaml --seed 1
     """

@@ -8,16 +8,25 @@ from typing import Literal, TypeVar
 from saukit.core.config import Amp
 from saukit.core.errors import UsageError
 
-Method = Literal["sau", "ce", "balanced-softmax"]
+Method = Literal["sau", "ce", "balanced-softmax", "mixup-cutmix"]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step"]
 PresetName = Literal["paper", "fast", "small"]
 T = TypeVar("T")
 
+OWN_PRIOR: tuple[Method, ...] = ("balanced-softmax",)  # log counts of the mixed training set, by their definition
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Every default of `train` lives here; None is "from the preset" or "from the data"."""
+    """A training run. Every default of `train` lives here; None is "from the preset" or "from the data".
+
+    `prior_correction` is the tau of logit adjustment (Menon et al. 2021, Eq. 10): the classification losses see
+    logits_k + tau log(n_k), n_k the real training images of class k. None is the method's own prior: for
+    balanced-softmax the log counts of the mixed training set, and no other; for the other methods none, as 0.
+    `synthetic_weight` is what a synthetic image weighs in the classification losses, a real one weighing 1: those are
+    weighted means, sum(w loss) / sum(w). Neither touches SAU's contrastive loss, nor how a trained model predicts.
+    """
 
     method: Method = "sau"
     synthetic: bool | None = None
@@ -32,6 +41,8 @@ class TrainConfig:
     warmup: float | None = None
     noise: Noise = "pos_neg"
     temperature: float = 0.1
+    prior_correction: float | None = None
+    synthetic_weight: float = 1.0
     flip: bool | None = None
     select: Literal["last", "val"] = "last"
     amp: Amp = "auto"
@@ -76,7 +87,8 @@ def resolve(
 
     Raises: UsageError that lists every value that makes no sense.
     """
-    _check(config, device_type=device_type, amp=amp)
+    synthetic = cache_exists if config.synthetic is None else config.synthetic
+    _check(config, synthetic=synthetic, device_type=device_type, amp=amp)
     tiny = image_side <= SMALL_IMAGE_SIDE
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
     name = suitable if config.preset == "auto" else config.preset
@@ -85,7 +97,7 @@ def resolve(
     return replace(
         config,
         preset=name,
-        synthetic=cache_exists if config.synthetic is None else config.synthetic,
+        synthetic=synthetic,
         backbone=config.backbone or ("convnet-small" if tiny else preset.backbone),
         epochs=config.epochs if lengths_given else preset.epochs,
         steps=config.steps if lengths_given else preset.steps,
@@ -94,22 +106,34 @@ def resolve(
         weight_decay=_or(config.weight_decay, preset.weight_decay),
         schedule=config.schedule or preset.schedule,
         warmup=_or(config.warmup, preset.warmup),
+        prior_correction=config.prior_correction or None,  # 0 and none are one run, so they have one name
         flip=_or(config.flip, default_flip),
         amp=amp,
     )
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """The name of a resolved configuration's run: `sau+synth`, `ce`, `ce-seed1`."""
+    """The name of a resolved configuration's run: `sau+synth`, `ce`, `ce-seed1`, `ce+synth-prior0.75-weight0.5`."""
     name = config.method + ("+synth" if config.synthetic else "")
-    return name if config.seed == TrainConfig.seed else f"{name}-seed{config.seed}"
+    if config.prior_correction is not None:
+        name += f"-prior{_brief(config.prior_correction)}"
+    if config.synthetic_weight != TrainConfig.synthetic_weight:
+        name += f"-weight{_brief(config.synthetic_weight)}"
+    if config.seed != TrainConfig.seed:
+        name += f"-seed{config.seed}"
+    return name
+
+
+def _brief(number: float) -> str:
+    """All its digits, so that two numbers never have one name: 1, 0.75."""
+    return str(float(number)).removesuffix(".0")
 
 
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _check(config: TrainConfig, *, device_type: str, amp: Amp) -> None:
+def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) -> None:
     from saukit.models.backbones import BACKBONES
 
     problems = []
@@ -129,6 +153,21 @@ def _check(config: TrainConfig, *, device_type: str, amp: Amp) -> None:
         problems.append(f"weight_decay must be at least 0, got {config.weight_decay}")
     if config.warmup is not None and not 0 <= config.warmup < 1:
         problems.append(f"warmup must be a share of the steps, at least 0 and below 1, got {config.warmup}")
+    tau, weight = config.prior_correction, config.synthetic_weight
+    if tau is not None and not 0 <= tau < float("inf"):
+        problems.append(f"prior_correction must be at least 0 (times the log of a class's real images), got {tau}")
+    elif tau is not None and config.method in OWN_PRIOR:
+        problems.append(
+            f"{config.method} has its own prior, the counts of the mixed training set, and takes no prior_correction, "
+            f"got {tau}: use --method ce --prior-correction {_brief(tau)}"
+        )
+    if not 0 < weight <= 1:
+        problems.append(f"synthetic_weight must be above 0 and at most 1 (a real image's weight), got {weight}")
+    elif weight != 1 and not synthetic:
+        problems.append(
+            f"synthetic_weight {weight} weighs synthetic images, and this run has none: "
+            "use --synthetic, or --synthetic-weight 1"
+        )
     if config.backbone is not None and config.backbone not in BACKBONES:
         problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")
     if config.cuda_graph and device_type != "cuda":

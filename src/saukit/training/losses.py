@@ -31,34 +31,63 @@ def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
     return -(target_probabilities.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
 
 
-def mixed_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor | float) -> Tensor:
-    """Cross-entropy of a mixed batch, lam CE(y_a) + (1 - lam) CE(y_b): the soft form without one-hot targets.
+def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, mean over the batch; with weights sum_i w_i CE_i / sum_i w_i, as torch does with class weights.
 
-    Mixup: Zhang et al. 2018, Section 2; CutMix: Yun et al. 2019, Eq. 1.
+    Over the sum of the weights and not over b: a weight then says how much one image counts beside another, and not
+    also how large the step is, which would follow from how many images of little weight a batch happens to have.
 
-    Shapes: logits [b, K]; labels_a, labels_b int64 [b]; lam a number or a tensor [] or [b]; returns [].
+    Shapes: logits [b, K]; labels int64 [b]; weights [b], positive; returns [].
     Raises: ValueError if b differs.
     """
-    _check_labels(logits, labels_a)
-    _check_labels(logits, labels_b)
+    _check_per_sample(logits, labels=labels, weights=weights)
+    scores = _full_precision(logits)
+    if weights is None:
+        return F.cross_entropy(scores, labels)
+    return (weights * F.cross_entropy(scores, labels, reduction="none")).sum() / weights.sum()
+
+
+def mixed_cross_entropy(
+    logits: Tensor,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor | float,
+    *,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Cross-entropy of a mixed batch, lam CE(y_a) + (1 - lam) CE(y_b): the soft form without one-hot targets.
+
+    Mixup: Zhang et al. 2018, Section 2; CutMix: Yun et al. 2019, Eq. 1. With weights (w_a, w_b) each term has that of
+    the image whose label it is:
+
+        sum_i (lam w_ai CE(y_ai) + (1 - lam) w_bi CE(y_bi)) / sum_i (lam w_ai + (1 - lam) w_bi)
+
+    Shapes: logits [b, K]; labels_a, labels_b int64 [b]; lam a number or a tensor [] or [b]; weights two of [b],
+        positive; returns [].
+    Raises: ValueError if b differs.
+    """
+    _check_per_sample(logits, labels=labels_a)
+    _check_per_sample(logits, labels=labels_b)
     log_probabilities = F.log_softmax(_full_precision(logits), dim=1)
     term_a = F.nll_loss(log_probabilities, labels_a, reduction="none")
     term_b = F.nll_loss(log_probabilities, labels_b, reduction="none")
-    return (lam * term_a + (1 - lam) * term_b).mean()
+    if weights is None:
+        return (lam * term_a + (1 - lam) * term_b).mean()
+    _check_per_sample(logits, weights=weights[0])
+    _check_per_sample(logits, weights=weights[1])
+    share_a, share_b = lam * weights[0], (1 - lam) * weights[1]
+    return (share_a * term_a + share_b * term_b).sum() / (share_a + share_b).sum()
 
 
-def balanced_softmax_loss(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-    """Balanced softmax (Ren et al. 2020, Eq. 4): cross-entropy of logits_k + log n_k.
+def prior_offsets(class_counts: Tensor, tau: float) -> Tensor:
+    """What logit adjustment adds to the logits that a loss sees: tau log n_k (Menon et al. 2021, Eq. 10).
 
-    Shapes: logits [b, K]; labels int64 [b]; class_counts [K], training images of each class, all positive;
-        returns [].
-    Raises: ValueError if b or K differs.
+    Counts serve as well as shares, since softmax ignores what all classes have in common. Cross-entropy with tau = 1
+    and the counts of the training set is balanced softmax (Ren et al. 2020, Eq. 4); tau = 0 adds nothing.
+
+    Shapes: class_counts [K], all positive; returns [K], float32 if the counts are whole numbers.
     """
-    _check_labels(logits, labels)
-    if class_counts.shape != logits.shape[1:]:
-        raise ValueError(f"class_counts must be [K] = [{logits.shape[1]}], got {list(class_counts.shape)}")
-    scores = _full_precision(logits)
-    return F.cross_entropy(scores + class_counts.to(scores).log(), labels)
+    return tau * class_counts.log()
 
 
 @torch.no_grad()
@@ -188,9 +217,10 @@ def _class_labels(prototypes: Tensor) -> Tensor:
     return torch.arange(len(prototypes), device=prototypes.device)
 
 
-def _check_labels(logits: Tensor, labels: Tensor) -> None:
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must be [b] = [{logits.shape[0]}], got {list(labels.shape)}")
+def _check_per_sample(logits: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != logits.shape[:1]:
+            raise ValueError(f"{name} must be [b] = [{logits.shape[0]}], got {list(tensor.shape)}")
 
 
 def _check_branch_shapes(

@@ -21,8 +21,8 @@ from saukit.training.augment import (
     crop_flip_view,
     simclr_view,
 )
-from saukit.training.config import Method, Noise
-from saukit.training.losses import balanced_softmax_loss, mixed_cross_entropy, synthetic_aware_loss
+from saukit.training.config import OWN_PRIOR, Method, Noise
+from saukit.training.losses import cross_entropy, mixed_cross_entropy, prior_offsets, synthetic_aware_loss
 from saukit.training.mixing import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.mixture import Batch
 
@@ -74,13 +74,17 @@ class Views:
 class Step:
     """What a step has at hand besides its batch; `metrics` takes 0-d tensors for the log.
 
-    Shapes: class_counts [K], of the mixed training set; prototypes: two of [K, d], or None without a projection.
+    `logit_offsets` are added to the logits that the classification losses see (`logit_offsets` below makes them), and
+    `synthetic_weight` is what a synthetic image weighs in those losses, a real one weighing 1.
+
+    Shapes: logit_offsets float32 [K]; prototypes: two of [K, d], or None without a projection.
     """
 
     network: DualBranchNet
     views: Views
     precision: Precision
-    class_counts: Tensor
+    logit_offsets: Tensor
+    synthetic_weight: float
     prototypes: tuple[Tensor, Tensor] | None
     noise: Noise
     temperature: float
@@ -88,44 +92,69 @@ class Step:
     metrics: dict[str, Tensor]
 
     def logits(self, images: Tensor) -> Tensor:
-        """One forward pass of the classifier in autocast; float32 [b, K]."""
+        """One forward pass of the classifier in autocast, and the prior's offsets in full; float32 [b, K]."""
         with self.precision.autocast():
             logits: Tensor = self.network(images)
-        return logits.float()
+        return logits.float() + self.logit_offsets
 
     def embeddings(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Forward passes of backbone and projection in autocast, one a view; L2-normalised float32 [b, d] each."""
         with self.precision.autocast():
             return self.network.project_views(*views)
 
+    def weights(self, synthetic: Tensor) -> Tensor:
+        """What each image weighs in the classification losses: bool [b] to float32 [b]."""
+        return torch.ones_like(synthetic, dtype=torch.float32).masked_fill_(synthetic, self.synthetic_weight)
+
 
 def cross_entropy_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-    """Plain cross entropy on v1(A)."""
-    logits = step.logits(step.views.crop_flip(batch.images, step.generator))
-    yield "ce", F.cross_entropy(logits, batch.labels)
+    """Cross entropy on v1(A)."""
+    yield "ce", _loss_of_first_view(batch, step)
 
 
 def balanced_softmax_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-    """Balanced softmax (Ren et al. 2020) on v1(A); its prior is the class counts of the mixed training set."""
+    """Balanced softmax (Ren et al. 2020) on v1(A): cross entropy whose offsets are the mixed training set's counts."""
+    yield "balanced_softmax", _loss_of_first_view(batch, step)
+
+
+def _loss_of_first_view(batch: Batch, step: Step) -> Tensor:
     logits = step.logits(step.views.crop_flip(batch.images, step.generator))
-    yield "balanced_softmax", balanced_softmax_loss(logits, batch.labels, step.class_counts)
+    # Without weights where they are all 1: what such a run computes does not depend on this option's arithmetic.
+    weights = None if step.synthetic_weight == 1 else step.weights(batch.synthetic)
+    return cross_entropy(logits, batch.labels, weights=weights)
 
 
-def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-    """SAU: L = L_mix + L_SC (Li, Song and Zheng 2024). L_mix ignores which images are synthetic, L_SC checks them."""
+def mixup_cutmix_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Mixup and CutMix of v1(A) and v1(B): SAU's synthetic-unaware branch, L_mix.
+
+    How images are mixed does not depend on which are synthetic; what their labels weigh may.
+    """
     generator = step.generator
     first = step.views.crop_flip(batch.images, generator)
     second = step.views.crop_flip(batch.partner_images, generator)
     lam = draw_beta_one_one(device=first.device, generator=generator)
 
     mixed = step.logits(mixup(first, second, lam))
-    yield "mixup", mixed_cross_entropy(mixed, batch.labels, batch.partner_labels, lam)
+    yield "mixup", _mixed_loss(mixed, batch, step, lam)
 
     # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
     box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=generator)
     cut = step.logits(cutmix(first, second, box))
-    yield "cutmix", mixed_cross_entropy(cut, batch.labels, batch.partner_labels, kept_share)
+    yield "cutmix", _mixed_loss(cut, batch, step, kept_share)
 
+
+def _mixed_loss(logits: Tensor, batch: Batch, step: Step, lam: Tensor) -> Tensor:
+    weights = None
+    if step.synthetic_weight != 1:
+        weights = step.weights(batch.synthetic), step.weights(batch.partner_synthetic)
+    return mixed_cross_entropy(logits, batch.labels, batch.partner_labels, lam, weights=weights)
+
+
+def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """SAU: L = L_mix + L_SC (Li, Song and Zheng 2024). L_mix ignores which images are synthetic, L_SC checks them."""
+    yield from mixup_cutmix_step(batch, step)
+
+    generator = step.generator
     if step.prototypes is None:
         raise RuntimeError("SAU needs prototypes")
     z2, z3 = step.embeddings(
@@ -171,7 +200,23 @@ METHODS: dict[Method, MethodEntry] = {
     "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2),
     "ce": MethodEntry(cross_entropy_step, classifier_passes=1),
     "balanced-softmax": MethodEntry(balanced_softmax_step, classifier_passes=1),
+    "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2),
 }
+
+
+def logit_offsets(
+    method: Method, prior_correction: float | None, *, real_counts: Tensor, mixed_counts: Tensor
+) -> Tensor:
+    """What a run's classification losses add to the logits.
+
+    balanced-softmax: the log counts of the mixed training set, each image one whatever it weighs. The others:
+    `prior_correction` times the log counts of the real training images, and zeros if that is None.
+
+    Shapes: real_counts, mixed_counts float32 [K], all positive; returns float32 [K].
+    """
+    if method in OWN_PRIOR:
+        return prior_offsets(mixed_counts, 1.0)
+    return prior_offsets(real_counts, 0.0 if prior_correction is None else prior_correction)
 
 
 def class_prototypes(

@@ -28,13 +28,15 @@ RESIDENT_SHARE = 0.5
 class Mixture:
     """Samples (x, y, s), the real ones first. `residence` is where the images are; all else is on the device.
 
-    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N]; class_counts float32 [K], of D.
+    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N]; class_counts float32 [K], of D, and
+        real_class_counts float32 [K], of its real part.
     """
 
     images: Tensor
     labels: Tensor
     synthetic: Tensor
     class_counts: Tensor
+    real_class_counts: Tensor
     real_count: int
     residence: Residence = "device"
 
@@ -66,6 +68,7 @@ class Batch:
     synthetic: Tensor
     partner_images: Tensor
     partner_labels: Tensor
+    partner_synthetic: Tensor
 
 
 def choose_residence(needed: int, free: int) -> Residence:
@@ -92,6 +95,7 @@ def build_mixture(
         labels=torch.from_numpy(labels).to(device),
         synthetic=(torch.arange(len(labels)) >= len(split.train.labels)).to(device),
         class_counts=torch.from_numpy(np.bincount(labels, minlength=split.num_classes)).float().to(device),
+        real_class_counts=torch.from_numpy(split.class_counts).float().to(device),
         real_count=len(split.train.labels),
         residence=residence,
     )
@@ -140,7 +144,7 @@ class BatchOrder:
         else:
             both = self._fetch(step, self._feed)
             images, partner_images = both[: self.batch_size], both[self.batch_size :]
-        return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b])
+        return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b], data.synthetic[b])
 
     def _fetch(self, step: int, feed: _HostFeed) -> Tensor:
         """The images of A, then those of B; what was sent ahead is used only if it is what is asked for."""

@@ -59,15 +59,17 @@ class Stepper:
         views: Views,
         precision: Precision,
         *,
-        class_counts: Tensor,
+        logit_offsets: Tensor,
+        synthetic_weight: float,
         noise: Noise,
         temperature: float,
         weight_decay: float,
         cuda_graph: bool,
     ) -> None:
-        device = class_counts.device
+        device = logit_offsets.device
         self.network, self.method, self.views, self.precision = network, method, views, precision
-        self.class_counts, self.noise, self.temperature = class_counts, noise, temperature
+        self.logit_offsets, self.synthetic_weight = logit_offsets, synthetic_weight
+        self.noise, self.temperature = noise, temperature
         # A tensor that stays where it is, because a recorded step reads the learning rate from its address.
         self.learning_rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.SGD(
@@ -124,7 +126,8 @@ class Stepper:
             network=self.network,
             views=self.views,
             precision=self.precision,
-            class_counts=self.class_counts,
+            logit_offsets=self.logit_offsets,
+            synthetic_weight=self.synthetic_weight,
             prototypes=inputs.prototypes,
             noise=self.noise,
             temperature=self.temperature,

@@ -31,7 +31,7 @@ from saukit.models.model_file import ModelCard, save_model
 from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
-from saukit.training.methods import METHODS, Views, class_prototypes
+from saukit.training.methods import METHODS, Views, class_prototypes, logit_offsets
 from saukit.training.metrics_log import MetricsLog
 from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
@@ -139,7 +139,13 @@ class Trainer:
             self.method,
             self.views,
             self.precision,
-            class_counts=self.mixture.class_counts,
+            logit_offsets=logit_offsets(
+                config.method,
+                config.prior_correction,
+                real_counts=self.mixture.real_class_counts,
+                mixed_counts=self.mixture.class_counts,
+            ),
+            synthetic_weight=config.synthetic_weight,
             noise=config.noise,
             temperature=config.temperature,
             weight_decay=required(config.weight_decay),
@@ -254,7 +260,7 @@ class Trainer:
         plan, config = self.plan, self.plan.config
         synthetic = 0 if plan.cache is None else len(plan.cache.labels)
         reporter.say(
-            f"training {plan.name}: {config.method}, preset {config.preset}, {config.backbone} "
+            f"training {plan.name}: {_describe_loss(config)}, preset {config.preset}, {config.backbone} "
             f"({count_parameters(self.network) / 1e6:.2f} M parameters), {self.mixture.real_count:,} real + "
             f"{synthetic:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
             f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views an image), "
@@ -398,6 +404,15 @@ def resume_command(plan: TrainingPlan, workspace: Workspace) -> str:
     config = workspace.run(plan.name) / CONFIG_NAME
     command = ["saukit", "train", "-w", str(workspace.root), "--config", str(config), "--name", plan.name, "--resume"]
     return shlex.join(command)
+
+
+def _describe_loss(config: TrainConfig) -> str:
+    parts: list[str] = [config.method]
+    if config.prior_correction is not None:
+        parts.append(f"prior correction {config.prior_correction:g}")
+    if config.synthetic_weight != 1:
+        parts.append(f"synthetic weight {config.synthetic_weight:g}")
+    return ", ".join(parts)
 
 
 def _describe_line(line: dict[str, Any]) -> str:
