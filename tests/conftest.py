@@ -47,7 +47,9 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shared")
     workspace = Workspace(root)
     make_split(SplitConfig(imb=50), workspace, root=None, force=False, reporter=QUIET)
-    micro = SynthConfig(per_class_target=20, train_steps=3, train_batch_size=4, sampler_steps=2, amp="off")
+    micro = SynthConfig(
+        per_class_target=20, train_steps=3, train_batch_size=4, sampler_steps=2, amp="off", preflight=0, audit=False
+    )
     synthesize(micro, workspace, device=CPU, force=False, resume=False, reporter=QUIET)
     for method, synthetic in (("sau", True), ("ce", False)):
         config = tiny(method=method, synthetic=synthetic)

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saukit.synthesis.config import SynthConfig
 from saukit.training.config import TrainConfig
+
+# Classes 5 to 9 of digits at ratio 50 have 16, 10, 6, 4, 2 images: 62 to make, in shards of 8.
+MICRO = SynthConfig(
+    per_class_target=20,
+    train_steps=6,
+    train_batch_size=4,
+    sampler_steps=2,
+    sample_batch_size=4,
+    amp="off",
+    preflight=0,
+    audit=False,
+)
 
 TIME_FIELDS = ("seconds", "images_per_second")
 

@@ -17,6 +17,9 @@ import pytest
 import torch
 
 from saukit.core.device import Precision
+from saukit.core.workspace import Workspace
+from saukit.data.split import load_split
+from saukit.synthesis.diffusion import Geometry
 from saukit.training import methods
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
 
@@ -252,6 +255,169 @@ def test_a_ladder_compares_with_the_reference_and_with_the_rung_before() -> None
 )
 def test_a_command_line_holds_no_folder_of_the_machine(given: list[str], shown: str) -> None:
     assert load("measure").command_line("feed.py", given) == f"python feed.py {shown}"
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("s, t", [(0.0, 0.01), (0.0, 1.0), (0.3, 0.31), (0.5, 0.9), (0.99, 1.0)])
+def test_a_step_of_the_reference_is_the_product_of_two_gaussians(s: float, t: float) -> None:
+    """Bayes: q(x_s | x_t, x_0) ~ q(x_t | x_s) q(x_s | x_0), where precisions add up."""
+    x_t, x_0 = 0.7, -0.4
+    step = load("ancestral").posterior(s, t)
+    kept = (1 - t) / (1 - s)
+    added = t**2 - (kept * s) ** 2  # x_t = kept x_s + sqrt(added) e
+    if s == 0:
+        mean, variance = x_0, 0.0
+    else:
+        variance = 1 / (1 / s**2 + kept**2 / added)
+        mean = variance * ((1 - s) * x_0 / s**2 + kept * x_t / added)
+    assert step.of_x_t * x_t + step.of_x_0 * x_0 == pytest.approx(mean, abs=1e-12)
+    assert step.std**2 == pytest.approx(variance, abs=1e-12)
+
+
+@pytest.mark.parametrize("s, t", [(0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1)])
+def test_a_step_goes_back_in_time(s: float, t: float) -> None:
+    with pytest.raises(ValueError, match="0 <= s < t <= 1"):
+        load("ancestral").posterior(s, t)
+
+
+class GaussianFlow:
+    """The exact velocity of images whose pixels are Gaussian, with a mean a class; `calls` holds times and classes."""
+
+    def __init__(self, means: list[float], std: float) -> None:
+        self.means, self.std = torch.tensor(means), std
+        self.calls: list[tuple[float, list[int]]] = []
+
+    def __call__(
+        self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool
+    ) -> tuple[torch.Tensor]:
+        self.calls.append((float(timestep[0]), class_labels.tolist()))
+        t = timestep.view(-1, 1, 1, 1) / 1000
+        mean = self.means[class_labels].view(-1, 1, 1, 1)
+        gain = (1 - t) * self.std**2 / ((1 - t) ** 2 * self.std**2 + t**2)
+        clean = mean + gain * (sample - (1 - t) * mean)  # E[x_0 | x_t]
+        return ((sample - clean) / t,)
+
+
+def test_the_reference_draws_gaussian_images_with_their_mean_and_spread() -> None:
+    """With one spread for all classes, guidance moves the mean from that without a class on past that of the class."""
+    ancestral, guidance, std = load("ancestral"), 1.5, 0.1
+    flow, labels = GaussianFlow([-0.3, 0.2, 0.1], std), np.arange(64) % 2
+    images = ancestral.draw_ancestral(
+        flow,
+        Geometry(16, 16, patch=1, multiple=2),
+        labels,
+        np.arange(64),
+        null_class=2,
+        guidance=guidance,
+        precision=Precision("off", "cpu"),
+        device=CPU,
+    )
+    assert images.shape == (64, 3, 16, 16) and images.dtype == np.uint8
+    pixels = images / 127.5 - 1
+    for label, mean in enumerate(flow.means[:2].tolist()):
+        drawn = pixels[labels == label]
+        assert drawn.mean() == pytest.approx(0.1 + guidance * (mean - 0.1), abs=0.005)
+        assert drawn.std() == pytest.approx(std, rel=0.06)  # a hundred steps fall short by 4 %
+    # The published way: two passes over the batch in each of 100 steps.
+    assert [time for time, _ in flow.calls] == pytest.approx(np.repeat(np.arange(1000, 0, -10), 2), rel=1e-5)
+    assert [classes for _, classes in flow.calls] == [labels.tolist(), [2] * 64] * 100
+
+
+def test_network_passes_are_those_that_are_made(shared_val_work: Path) -> None:
+    sampling = load("sampling")
+    trainer = sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
+    images = [0]
+
+    def count(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: object) -> None:
+        images[0] += len(arguments[0])
+
+    trainer.average.register_forward_hook(count)
+    ways = sampling.ways_to_draw(trainer, 4, sampling.SOLVERS, both=True)
+    assert [way.batch_size for way in ways[:3]] == [4, 1, 4]
+    assert [way.passes for way in ways[1:3]] == [200, 200]
+    assert len(ways) == len(sampling.SOLVERS) + (2 if trainer.precision.amp == "off" else 3)
+    assert len({way.name for way in ways}) == len(ways)
+    for way in ways:
+        images[0] = 0
+        drawn = way.draw(np.arange(2), np.arange(2))
+        assert images[0] == 2 * way.passes, way.name
+        assert drawn.shape == (2, 3, 8, 8) and (drawn == drawn[:, :1]).all(), "digits have no colour"
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(size=10)
+    left_out = np.array([np.delete(values, i).mean() for i in range(10)])
+    expected = values.std(ddof=1) / np.sqrt(10)
+    assert load("sampling").jackknife_error(left_out) == pytest.approx(expected)
+
+
+def test_a_difference_of_distances_knows_that_both_began_with_the_same_seeds() -> None:
+    sampling, generator = load("sampling"), np.random.default_rng(0)
+    real, features = generator.normal(size=(500, 4)), 0.5 + generator.normal(size=(200, 4))
+    ours, far = sampling.distance(features, real), sampling.distance(features + 0.1, real)
+    assert ours.error > 0
+    difference = sampling.distance_difference(features + 0.1, features, real)
+    assert difference.value == pytest.approx(far.value - ours.value)
+    assert difference.error < 0.5 * ours.error  # the images' own scatter is in both
+
+
+def test_real_images_are_of_the_classes_wanted_and_no_image_comes_twice() -> None:
+    labels = np.repeat([0, 1, 2], [30, 20, 40])
+    images = np.arange(90, dtype=np.uint8).reshape(90, 1, 1, 1)
+    wanted = np.arange(60) % 3
+    chosen = load("sampling")._real_images(images, labels, wanted)[:, 0, 0, 0]
+    assert labels[chosen].tolist() == wanted.tolist()
+    assert len(set(chosen.tolist())) == 60
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["trained", "given"])
+def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
+    given: bool,
+    tmp_path: Path,
+    shared_val_work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling, out = load("sampling"), tmp_path / "sampling.json"
+    monkeypatch.setattr(sampling, "STEPS", 3)
+    monkeypatch.setattr(sampling, "QUICK_YARDSTICK_STEPS", 2)
+    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "4", "--images", "100"]
+    if given:
+        trainer = sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
+        trainer.average.save_pretrained(tmp_path / "generator" / "unet")
+        arguments += ["--generator", str(tmp_path / "generator")]
+    else:
+        arguments += ["--train-steps", "2"]
+    sampling.main([*arguments, "--out", str(out)])
+
+    printed = capsys.readouterr().out
+    assert ("generator: step 2 of 2" in printed) is not given
+    head, document = json.loads(printed.splitlines()[-1]), json.loads(out.read_text())
+    assert head["benchmark"] == "sampling" and head["quick"] is True and head.items() <= document.items()
+    ours, alone, together = document["candidates"][:3]
+    assert [row["batch_size"] for row in (ours, alone, together)] == [4, 1, 4]
+    for row in document["candidates"]:
+        milliseconds = row["milliseconds_a_batch"]
+        assert len(milliseconds["rounds"]) == 5
+        assert row["images_per_second"] == pytest.approx(1e3 * row["batch_size"] / milliseconds["median"], rel=1e-3)
+    for name, row in (("ratio_batch1", alone), ("ratio_equal_batch", together)):
+        assert head[name] == pytest.approx(ours["images_per_second"] / row["images_per_second"], rel=1e-3)
+    assert head["frechet_saukit"] == ours["frechet"] and head["frechet_ancestral"] == together["frechet"]
+    # With the network's output at zero a solver leaves the noise as it is; ancestral steps renew it.
+    assert ours["frechet"] > 0 and together["frechet"] > 0
+    assert document["frechet_real_training_images"]["frechet"] < ours["frechet"]
+    assert document["frechet_images"] == 100 and document["frechet_features"]["test_images"] == 359
+    assert document["generator"]["train_steps"] == (None if given else 2)
+    assert str(tmp_path) not in out.read_text()
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_sampling_wants_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("sampling").main(["--quick", "--batch-size", "1"])
+    assert "--batch-size must be at least 2: one image at a time is measured anyway" in capsys.readouterr().err
 
 
 # --- precision ----------------------------------------------------------------------------------------------------

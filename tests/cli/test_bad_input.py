@@ -19,7 +19,7 @@ from saukit.training import trainer as training_room
 
 Pictures = Callable[..., Path]
 FOLDER = ("make-lt", "--dataset", "folder")
-SYNTH = ("--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2")
+SYNTH = ("--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2", "--no-audit", "--preflight", "0")
 TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off", "--no-synthetic")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -15,7 +16,8 @@ from support import Cli, program, timeless_metrics, tree
 import saukit
 from saukit.training import trainer as training_room
 
-SYNTH = ("--per-class-target", "10", "--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2")
+SYNTH = ("--per-class-target", "10", "--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2",
+         "--no-audit", "--preflight", "0")  # fmt: skip
 TRAIN = ("--steps", "3", "--batch-size", "16", "--amp", "off")
 
 
@@ -125,7 +127,7 @@ def test_dry_runs_tell_counts_bytes_and_time(cli: Cli, split_work: Path) -> None
     [
         ("make-lt", "--imb", "50"),
         ("synth", "--per-class-target", "20", "--train-steps", "3", "--train-batch-size", "4", "--sampler-steps", "2",
-         "--amp", "off"),
+         "--amp", "off", "--no-audit", "--preflight", "0"),
         ("train", "--method", "ce", "--no-synthetic", "--steps", "4", "--batch-size", "16", "--amp", "off"),
     ],
     ids=lambda arguments: arguments[0],
@@ -327,3 +329,34 @@ def test_ctrl_c_saves_and_the_command_it_prints_continues(
 def test_version(cli: Cli) -> None:
     outcome = cli("--version")
     assert (outcome.code, outcome.out) == (0, f"saukit {saukit.__version__}\n")
+
+
+def test_an_audited_and_filtered_cache(cli: Cli, work: Path) -> None:
+    """The run `ce` judges: it is named, so no other classifier is trained."""
+    looked_at = ("--classifier", "ce", "--max-tries", "1", "-w", work)
+    outcome = cli("synth", *SYNTH[:-3], *looked_at, "--preflight", "2", "--force")
+    assert outcome.code == 0, outcome
+    assert "audit of the kept images, % (judged by ce; diversity" in outcome.out
+    assert re.search(r"│ all +│ +392 │ +18 / 18 │", outcome.out)
+    audit = json.loads((work / "synth" / "audit.json").read_text())
+    assert audit["classifier_run"] == "ce" and audit["classifier_also_filters"] is False
+    assert audit["overall"]["kept"] == 18
+    assert {row["images"] for row in json.loads((work / "synth" / "preflight.json").read_text())["per_class"]} == {2}
+    assert {path.name for path in (work / "runs").iterdir()} == {"ce", "sau"}
+
+    again = cli("synth", "--refilter", "--filter", "classifier", "--min-confidence", "0.02", "-w", work, "--json")
+    assert again.code == 0, again
+    assert again.document["config"]["min_confidence"] == 0.02 and again.document["config"]["train_steps"] == 2
+    assert again.document["images"] + again.document["rejected"].get("low confidence", 0) == 18
+    assert again.document["audit"]["overall"]["kept"] == again.document["images"]
+
+
+def test_jobs_and_a_merge(cli: Cli, split_work: Path) -> None:
+    for job in ("0/2", "1/2"):
+        outcome = cli("synth", *SYNTH, "--shard", job, "-w", split_work)
+        assert outcome.code == 0, outcome
+        assert f"job {job}: " in outcome.out and "saukit synth --merge" in outcome.out
+    merged = cli("synth", "--merge", "-w", split_work, "--json")
+    assert merged.code == 0, merged
+    assert merged.document["images"] == 18
+    assert cli("synth", *SYNTH, "-w", split_work, "--json").document["state"] == "complete"

@@ -22,7 +22,8 @@ def test_all_four_commands_on_a_folder(cli: Cli, pictures: Pictures, tmp_path: P
     split = cli(*FOLDER, "--root", root, "-w", work, "--json").document
     assert (split["classes"], split["counts"], split["test_images"]) == (["cat", "cow", "dog"], [16, 8, 4], 7)
     assert (split["config"]["profile"], split["image_size"]) == ("none", 16)
-    cache = cli("synth", "--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2", "-w", work, "--json")
+    micro = ("--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2", "--no-audit", "--preflight", "0")
+    cache = cli("synth", *micro, "-w", work, "--json")
     assert cache.document["images_per_class"] == {"cat": 0, "cow": 8, "dog": 12}
     run = cli("train", "--method", "ce", "--steps", "30", "--batch-size", "16", "-w", work, "--json").document
     assert (run["name"], run["real_images"], run["synthetic_images"]) == ("ce+synth", 28, 20)

@@ -96,22 +96,6 @@ def test_a_group_is_the_accuracy_on_the_images_of_its_classes(
     assert document["groups_rule"] == "thresholds: many > 100, medium 20-100, few < 20"
 
 
-def test_probabilities_do_not_depend_on_the_batches(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, card = load_model(trained / "runs" / "learnt" / "model.safetensors")
-    images = load_test(Workspace(trained)).images[:20]
-    monkeypatch.setattr(room, "BATCH_SIZE", 7)
-    found = predict_probabilities(network.train(), card, images, device=CPU)
-    network.eval()
-    for image, row in zip(images, found, strict=True):
-        pixels = image.astype(np.float64) / 255
-        for channel in range(3):
-            pixels[channel] = (pixels[channel] - card.mean[channel]) / card.std[channel]
-        with torch.no_grad():
-            logits = network(torch.from_numpy(pixels[None]).float())[0].double()
-        assert row == pytest.approx((logits.exp() / logits.exp().sum()).tolist(), abs=1e-5)
-    assert found.dtype == np.float32 and found.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
-
-
 def test_the_document_tells_the_run_and_the_split(trained: Path) -> None:
     document = evaluated(trained, run="learnt").document
     split = load_split(Workspace(trained))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import MICRO
 
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
@@ -11,10 +12,6 @@ from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
 from saukit.synthesis.config import SynthConfig
 
-# Classes 5 to 9 of digits at ratio 50 have 16, 10, 6, 4, 2 images: 62 to make, in shards of 8.
-MICRO = SynthConfig(
-    per_class_target=20, train_steps=6, train_batch_size=4, sampler_steps=2, sample_batch_size=4, amp="off"
-)
 CPU = torch.device("cpu")
 
 

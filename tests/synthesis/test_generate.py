@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import MICRO
 
 from saukit.core.artifacts import load_tensors, sha256_file
 from saukit.core.config import load_config
@@ -15,17 +16,21 @@ from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
-from saukit.synthesis import generate
+from saukit.synthesis import filling, worker
 from saukit.synthesis.cache import load_cache
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import SynthesisResult, estimate_seconds, plan_synthesis, synthesize
+from saukit.synthesis.generate import SynthesisResult, estimate_seconds, synthesize
+from saukit.synthesis.plan import SynthesisPlan, begin, outline
 from saukit.synthesis.trainer import GeneratorTrainer
 
 Run = Callable[..., SynthesisResult]
 EXPECTED_FILES = {
     "config.yaml",
     "manifest.json",
+    "plan.json",
     "samples.png",
+    "selection.safetensors",
+    "source.json",
     "generator/unet/config.json",
     "generator/unet/diffusion_pytorch_model.safetensors",
     "generator/scheduler/scheduler_config.json",
@@ -38,7 +43,9 @@ def files_of(folder: Path) -> set[str]:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    return {name: sha256_file(folder / name) for name in files_of(folder) if name != "manifest.json"}
+    """Every file's hash, but of those that tell times."""
+    timeless = files_of(folder) - {"manifest.json", "source.json"}
+    return {name: sha256_file(folder / name) for name in timeless}
 
 
 @pytest.fixture
@@ -54,11 +61,8 @@ def undisturbed(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The folder of an undisturbed micro run."""
     root = tmp_path_factory.mktemp("undisturbed")
     (root / "split").symlink_to(digits_root / "split")
-    config = SynthConfig(
-        per_class_target=20, train_steps=6, train_batch_size=4, sampler_steps=2, sample_batch_size=4, amp="off"
-    )
     reporter = Reporter(quiet=True)
-    synthesize(config, Workspace(root), device=torch.device("cpu"), force=False, resume=False, reporter=reporter)
+    synthesize(MICRO, Workspace(root), device=torch.device("cpu"), force=False, resume=False, reporter=reporter)
     return root / "synth"
 
 
@@ -70,12 +74,12 @@ def finished(workspace: Workspace, undisturbed: Path) -> Workspace:
 
 
 def test_the_cache_is_the_plan(finished: Workspace, split: Split, micro: SynthConfig, cpu: torch.device) -> None:
-    plan = plan_synthesis(micro, split, cpu)
+    plan = begin(outline(micro, split, cpu))
     cache = load_cache(finished, split)
     assert cache.images.shape == (62, 3, 8, 8)
     assert cache.images.dtype == np.uint8
     assert np.array_equal(cache.labels, plan.labels)
-    assert np.array_equal(cache.seeds, plan.seeds)
+    assert np.array_equal(cache.seeds, plan.rounds[0].seeds)
     assert files_of(finished.synth) == EXPECTED_FILES
     assert set(cache.manifest.files) == EXPECTED_FILES - {"manifest.json"}
     assert cache.manifest.inputs == {"split": split.manifest.digest}
@@ -154,13 +158,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
     ("owner", "name", "call"),
     [
         (GeneratorTrainer, "train_step", 8),  # the first four measure the time
-        (generate, "save_generator", 1),
-        (generate, "write_shard", 1),
-        (generate, "write_shard", 4),
-        (generate, "draw_batch", 7),
-        (generate, "save_grid", 1),
-        (generate, "write_manifest", 1),
-        (generate, "_remove_unfinished", 1),
+        (worker, "save_generator", 1),
+        (SynthesisPlan, "save", 1),
+        (filling, "write_shard", 1),
+        (filling, "write_shard", 4),
+        (GeneratorTrainer, "draw", 13),  # the first three measure the time
+        (worker, "save_selection", 1),
+        (worker, "save_grid", 1),
+        (worker, "write_manifest", 1),
+        (worker, "unfinished", 1),
     ],
 )
 def test_a_resumed_cache_is_the_same_to_the_bit(
@@ -171,7 +177,7 @@ def test_a_resumed_cache_is_the_same_to_the_bit(
         kill_at(patched, owner, name, call)
         with pytest.raises(Killed):
             run()
-    if name != "_remove_unfinished":
+    if name != "unfinished":
         with pytest.raises(UsageError, match="interrupted synth: continue it with --resume, or start over"):
             run()
     run(resume=True)
@@ -185,18 +191,18 @@ def test_a_signal_saves_and_resumes(
     import os
     import signal
 
-    owner, name = {"training": (GeneratorTrainer, "train_step"), "sampling": (generate, "draw_batch")}[moment]
+    owner, name = {"training": (GeneratorTrainer, "train_step"), "sampling": (GeneratorTrainer, "draw")}[moment]
     original, calls = getattr(owner, name), [0]
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 6:
+        if calls[0] == 9:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, interrupted)
-        with pytest.raises(Interrupted, match=rf"saukit synth --resume -w {workspace.root}") as caught:
+        with pytest.raises(Interrupted, match=r"saukit synth --resume --config .*config.yaml -w ") as caught:
             run()
     assert caught.value.exit_code == 130
     assert (workspace.synth / "generator" / "checkpoint.pt").is_file()
@@ -209,7 +215,7 @@ def test_a_damaged_shard_is_made_again_by_a_resume(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        kill_at(patched, generate, "save_grid", 1)
+        kill_at(patched, worker, "save_grid", 1)
         with pytest.raises(Killed):
             run()
     (workspace.synth / "shard-00001.safetensors").write_bytes(b"cut off")
@@ -279,7 +285,7 @@ def test_a_full_disk_is_told_before_the_work(run: Run, workspace: Workspace, mon
 def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = generate.write_shard, [0]
+    original, calls = filling.write_shard, [0]
 
     def failing(*arguments: Any, **options: Any) -> None:
         calls[0] += 1
@@ -288,7 +294,7 @@ def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
         original(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "write_shard", failing)
+        patched.setattr(filling, "write_shard", failing)
         with pytest.raises(EnvironmentFault):
             run()
     assert hashes_of(undisturbed).items() >= {
@@ -299,13 +305,13 @@ def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
 
 
 def test_an_estimate_writes_nothing(workspace: Workspace, split: Split, micro: SynthConfig, cpu: torch.device) -> None:
-    assert 0 < estimate_seconds(plan_synthesis(micro, split, cpu), split, cpu) < 60
+    assert 0 < estimate_seconds(outline(micro, split, cpu), split, cpu) < 60
     assert not workspace.synth.exists()
 
 
 def test_days_of_work_are_told_with_a_smaller_preset(
     run: Run, micro: SynthConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generate, "DAY_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "DAY_SECONDS", 0.0)
     run(replace(micro, preset="small", train_steps=1))
     assert "--preset tiny is quicker" in capsys.readouterr().err

@@ -16,7 +16,14 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generate import synthesize
 
 CONFIG = SynthConfig(
-    per_class_target=30, train_steps=20, train_batch_size=4, sampler_steps=4, sample_batch_size=4, amp="off"
+    per_class_target=30,
+    train_steps=20,
+    train_batch_size=4,
+    sampler_steps=4,
+    sample_batch_size=4,
+    amp="off",
+    preflight=0,
+    audit=False,
 )
 MOMENTS = 10
 SCRIPT = f"""
@@ -38,7 +45,7 @@ synthesize({CONFIG!r}, Workspace(Path(sys.argv[1])), device=torch.device("cpu"),
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("manifest.json", "source.json")]
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 

@@ -1,20 +1,22 @@
 import hashlib
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from saukit.core.errors import DataError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.data.split import Split
 from saukit.synthesis.config import PRESETS, SynthConfig, auto_preset, preset_values, resolve_config, smaller_preset
-from saukit.synthesis.plan import SynthesisPlan, make_plan, plan_synthesis
+from saukit.synthesis.plan import SynthesisPlan, begin, load_plan, outline, outline_of
 
 
-def planned(real: list[int], *, target: int, batch: int = 4, seed: int = 0) -> SynthesisPlan:
-    config = SynthConfig(per_class_target=target, sample_batch_size=batch, seed=seed)
+def planned(real: list[int], *, target: int, batch: int = 4, **fields: Any) -> SynthesisPlan:
+    config = SynthConfig(per_class_target=target, sample_batch_size=batch, **fields)
     names = [f"class {index}" for index in range(len(real))]
-    return make_plan(config, classes=names, image_size=(8, 8), real_counts=np.array(real))
+    return begin(outline_of(config, classes=names, image_size=(8, 8), real_counts=np.array(real)))
 
 
 @pytest.mark.parametrize(("real", "target", "batch"), [([9, 5, 2], 9, 4), ([300, 3, 1], 120, 7), ([4, 4], 6, 64)])
@@ -27,38 +29,83 @@ def test_labels_and_seeds_are_those_of_a_plain_loop(real: list[int], target: int
             seeds.append(int.from_bytes(digest[:8], "little") >> 1)
     plan = planned(real, target=target, batch=batch, seed=3)
     assert plan.labels.tolist() == labels
-    assert plan.seeds.tolist() == seeds
-    assert plan.seeds.min() >= 0
+    assert plan.rounds[0].seeds.tolist() == seeds
+    assert min(seeds) >= 0
     assert len(set(seeds)) == len(seeds)
-    assert [n + m for n, m in zip(real, plan.synthetic_counts, strict=True)] == [max(target, n) for n in real]
+    assert [n + m for n, m in zip(real, plan.wanted, strict=True)] == [max(target, n) for n in real]
 
 
 @pytest.mark.parametrize(("total", "batch"), [(1, 64), (63, 64), (850, 64), (1028, 32), (37_594, 64), (37_594, 100)])
 def test_batches_and_shards_hold_every_image_once_in_order(total: int, batch: int) -> None:
     plan = planned([total + 1, 1], target=total + 1, batch=batch)
-    seen = [image for shard in plan.shards for part in plan.batches(shard) for image in range(part.start, part.stop)]
+    first = plan.rounds[0]
+    batches = [part for shard in first.shards.values() for part in first.batches(shard)]
+    seen = [image for part in batches for image in range(part.start, part.stop)]
     assert seen == list(range(total))
     assert plan.shard_images % batch == 0
-    sizes = [part.stop - part.start for shard in plan.shards for part in plan.batches(shard)]
+    sizes = [part.stop - part.start for part in batches]
     assert all(size == batch for size in sizes[:-1])  # only the very last is short
-    assert len(plan.shards) <= 256
+    assert plan.shard_count <= 256
 
 
 def test_a_small_cache_has_several_shards_and_a_large_one_not_thousands() -> None:
-    assert len(planned([851, 1], target=851, batch=64).shards) >= 5
-    assert len(planned([37_595, 1], target=37_595, batch=64).shards) < 100
-    assert len(planned([400_001, 1], target=400_001, batch=64).shards) <= 256
+    assert planned([851, 1], target=851, batch=64).shard_count >= 5
+    assert planned([37_595, 1], target=37_595, batch=64).shard_count < 100
+    assert planned([400_001, 1], target=400_001, batch=64).shard_count <= 256
 
 
-def test_the_digest_tells_plans_apart() -> None:
+def test_the_digest_tells_rounds_apart() -> None:
+    def digest(real: list[int], **options: Any) -> str:
+        return planned(real, target=9, **options).rounds[0].digest
+
+    assert digest([9, 5, 2]) == digest([9, 5, 2])
+    assert digest([9, 5, 2]) not in {digest([9, 5, 2], seed=1), digest([9, 4, 2]), digest([9, 5, 2], batch=2)}
+
+
+def test_a_further_round_goes_on_where_the_one_before_it_ended() -> None:
     plan = planned([9, 5, 2], target=9)
-    assert plan.digest == planned([9, 5, 2], target=9).digest
-    others = [
-        planned([9, 5, 2], target=9, seed=1),
-        planned([9, 4, 2], target=9),
-        planned([9, 5, 2], target=9, batch=2),
-    ]
-    assert plan.digest not in {other.digest for other in others}
+    longer = plan.with_round(np.array([0, 1, 5]))
+    assert longer.rounds[0] is plan.rounds[0]
+    second = longer.rounds[1]
+    assert second.labels.tolist() == [1, 2, 2, 2, 2, 2]
+    assert second.ordinals.tolist() == [4, 7, 8, 9, 10, 11]  # after the 4 and 7 of the first round
+    assert list(second.shards) == [plan.shard_count, plan.shard_count + 1]
+    assert longer.generated.tolist() == [0, 5, 12]
+    assert not set(second.seeds.tolist()) & set(plan.rounds[0].seeds.tolist())
+    # An image's seed is its class's and its number's, whatever round it is drawn in.
+    assert second.seeds[0] == planned([9, 1, 2], target=9).rounds[0].seeds[4]
+
+
+def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    plan = planned([9, 5, 2], target=9, batch=3)
+    bare = outline_of(plan.config, classes=plan.classes, image_size=(8, 8), real_counts=plan.real_counts)
+    assert load_plan(tmp_path, bare) is None
+    longer = replace(plan.with_round(np.array([0, 1, 5])), closed=True)
+    longer.save(tmp_path)
+    found = load_plan(tmp_path, replace(bare, batch_images=64, shard_images=640))  # the saved sizes count
+    assert found is not None and found.closed
+    assert [part.digest for part in found.rounds] == [part.digest for part in longer.rounds]
+    assert (found.batch_images, found.shard_images) == (3, longer.shard_images)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"batch_images": 4, "shard_images": 4, "rounds": [[1]], "closed": false}'])
+def test_a_damaged_plan_is_an_error_with_the_remedy(text: str, tmp_path: Path) -> None:
+    plan = planned([9, 5, 2], target=9)
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(CorruptArtifactError, match=r"plan.json is damaged .*: start over with --force"):
+        load_plan(tmp_path, plan)
+
+
+def test_more_candidates_than_wanted_where_only_a_share_is_kept() -> None:
+    assert planned([9, 5, 2], target=9, keep=0.5).generated.tolist() == [0, 8, 14]
+
+
+def test_a_folder_limits_the_candidates() -> None:
+    config = SynthConfig(per_class_target=9, sample_batch_size=4)
+    plan = outline_of(config, classes=["a", "b", "c"], image_size=(8, 8), real_counts=np.array([9, 5, 2]))
+    assert begin(plan, capacity=np.array([50, 1, 3])).generated.tolist() == [0, 1, 3]
+    with pytest.raises(DataError, match=r"no image of a class that needs one \(b, c\)"):
+        begin(plan, capacity=np.array([50, 0, 0]))
 
 
 @pytest.mark.parametrize(
@@ -85,18 +132,19 @@ def test_a_class_without_real_images_is_named() -> None:
 
 
 def test_the_default_target_is_the_largest_class(split: Split) -> None:
-    plan = plan_synthesis(SynthConfig(), split, torch.device("cpu"))
+    plan = outline(SynthConfig(), split, torch.device("cpu"))
     assert plan.config.per_class_target == max(split.class_counts)
-    assert (split.class_counts + plan.synthetic_counts).tolist() == [142] * 10
+    assert (split.class_counts + plan.wanted).tolist() == [142] * 10
     assert plan.config.preset == "tiny"
-    assert None not in vars(plan.config).values()
-    assert "auto" not in vars(plan.config).values()
+    fields = vars(plan.config)
+    open_fields = ("preset", "amp", "train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
+    assert not {name: fields[name] for name in open_fields if fields[name] in (None, "auto")}
 
 
 def test_resolving_again_changes_nothing(split: Split) -> None:
-    once = plan_synthesis(SynthConfig(guidance=2.5), split, torch.device("cpu")).config
+    once = outline(SynthConfig(guidance=2.5), split, torch.device("cpu")).config
     assert once.guidance == 2.5
-    assert plan_synthesis(once, split, torch.device("cpu")).config == once
+    assert outline(once, split, torch.device("cpu")).config == once
 
 
 @pytest.mark.parametrize(
@@ -108,12 +156,24 @@ def test_resolving_again_changes_nothing(split: Split) -> None:
         ({"guidance": float("nan")}, "guidance must be from 1 to 20 (1 is no guidance), got nan"),
         ({"sampler_steps": 1}, "sampler_steps must be from 2 to 999, got 1"),
         ({"train_steps": 0, "train_batch_size": 0}, "train_steps must be at least 1, got 0; train_batch_size must be"),
+        ({"balance": 1.5}, "balance must be from 0 to 1 (0 draws all images, 1 all classes with equal probability)"),
+        ({"keep": 0.0}, "keep must be from 0.01 to 1 (a share of the candidates), got 0.0"),
+        (
+            {"generator": "pipeline"},
+            "--generator pipeline needs a --model: a folder, or the name of a model on the Hub",
+        ),
+        ({"generator": "folder"}, "--generator folder needs --from"),
+        (
+            {"generator": "folder", "from_folder": "x", "tail": "cbdm", "lora": "y"},
+            "tail is for --generator diffusion, not for folder; lora is for --generator pipeline, not for folder",
+        ),
+        ({"prompts": "p.yaml"}, "prompts is for --generator pipeline, not for diffusion"),
         ({"sample_batch_size": 0}, "sample_batch_size must be from 1 to 65536, got 0"),
     ],
 )
-def test_values_out_of_their_limits(split: Split, change: dict[str, float], message: str) -> None:
+def test_values_out_of_their_limits(split: Split, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        plan_synthesis(replace(SynthConfig(), **change), split, torch.device("cpu"))  # type: ignore[arg-type]
+        outline(replace(SynthConfig(), **change), split, torch.device("cpu"))
     assert message in str(caught.value)
 
 
@@ -138,6 +198,6 @@ def test_every_preset_resolves() -> None:
 
 
 def test_bytes_are_those_of_the_shards_on_disk(split: Split) -> None:
-    plan = plan_synthesis(SynthConfig(), split, torch.device("cpu"))
+    plan = begin(outline(SynthConfig(), split, torch.device("cpu")))
     pixels = plan.total * (3 * 8 * 8 + 16)
-    assert pixels < plan.bytes <= pixels + 4096 * len(plan.shards)
+    assert pixels < plan.bytes <= pixels + plan.total * 12 + 4096 * plan.shard_count

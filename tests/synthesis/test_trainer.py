@@ -11,7 +11,7 @@ from saukit.core.errors import CorruptArtifactError, Interrupted, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.data.split import Split
 from saukit.synthesis.config import PRESETS, Preset, SynthConfig
-from saukit.synthesis.trainer import BalancedImages, GeneratorTrainer, build_trainer, read_checkpoint
+from saukit.synthesis.trainer import GeneratorTrainer, TrainingImages, build_trainer, read_checkpoint
 
 SMALL = replace(PRESETS["tiny"][0], channels=(16, 32))
 WITH_DROPOUT = replace(SMALL, dropout=0.3)
@@ -28,7 +28,7 @@ def trainer(
 def test_each_class_is_equally_likely_and_each_image_within_it(cpu: torch.device) -> None:
     labels = np.array([2, 0, 0, 0, 1, 0, 0, 1, 0, 0])  # 7, 2 and 1 images
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=1)  # a picture shows its own number
-    data = BalancedImages(images, labels, 3, flip=False, device=cpu)
+    data = TrainingImages(images, labels, 3, flip=False, balance=1.0, device=cpu)
     generator = torch.Generator().manual_seed(0)
     drawn, drawn_labels = data.draw(30_000, generator)
     numbers = drawn[:, 0, 0, 0].numpy()
@@ -42,7 +42,7 @@ def test_each_class_is_equally_likely_and_each_image_within_it(cpu: torch.device
 def test_half_of_the_images_are_mirrored_only_where_that_keeps_the_class(flip: bool, cpu: torch.device) -> None:
     image = np.zeros((1, 3, 2, 4), dtype=np.uint8)
     image[..., 0] = 255
-    data = BalancedImages(image, np.array([0]), 1, flip=flip, device=cpu)
+    data = TrainingImages(image, np.array([0]), 1, flip=flip, balance=1.0, device=cpu)
     drawn, _ = data.draw(4000, torch.Generator().manual_seed(0))
     mirrored = (drawn[:, 0, 0, 3] == 255).double().mean()
     assert float(mirrored) == pytest.approx(0.5 if flip else 0, abs=0.05)

@@ -106,12 +106,6 @@ def test_crop_offsets_are_uniform() -> None:
     assert (dy == dx).float().mean() == pytest.approx(1 / 9, abs=0.015)
 
 
-def test_normalise_equals_torchvision() -> None:
-    images = photographs(32, 32)
-    expected = TF.normalize(as_float(images), MEAN.tolist(), STD.tolist())
-    torch.testing.assert_close(augment.normalise(images, MEAN, STD), expected, rtol=0, atol=2e-6)
-
-
 @pytest.mark.parametrize("size", [4, 5, 16])
 def test_cutout_zeroes_a_clipped_square(size: int) -> None:
     images = torch.rand(40, 3, 24, 20, generator=generator()) + 1

@@ -28,10 +28,10 @@ from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, Sau
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
+from saukit.models.inference import normalise
 from saukit.models.model_file import load_model
 from saukit.training import methods
 from saukit.training import trainer as room
-from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES

@@ -56,11 +56,13 @@ def build_config(
     file: Path | None,
     *,
     displaces: Mapping[str, Sequence[str]] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Config:
     """The configuration of a command: defaults, then `file`, then the options that were given.
 
     `displaces` maps an option to the fields of `file` that it replaces by their defaults: `--epochs` wins over the
-    file's `steps`, and a preset over the values that the file's own preset filled in.
+    file's `steps`, and a preset over the values that the file's own preset filled in. `extra` holds fields that were
+    given by options of other names.
     Raises: UsageError for a bad file or a value of the wrong type.
     """
     names = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
@@ -68,6 +70,7 @@ def build_config(
     base: Config = config_type() if file is None else load_config(config_type, file)
     gone = {field for name in given for field in (displaces or {}).get(name, ())}
     values = {field: getattr(config_type if field in gone else base, field) for field in names} | given
+    values |= extra or {}
     return from_mapping(config_type, values, where="options")
 
 

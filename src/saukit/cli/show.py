@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from saukit.data.split import SplitResult
     from saukit.evaluation.evaluate import EvalResult
     from saukit.synthesis.generate import SynthesisResult
+    from saukit.synthesis.worker import Job
     from saukit.training.trainer import TrainingResult
+
+AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
 
 
 def show_split_plan(plan: SplitPlan, reporter: Reporter) -> None:
@@ -46,16 +49,48 @@ def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
 
 
 def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
-    """A cache: how many images, how long it took, where the sample grid is."""
-    summary = result.manifest.summary
-    reporter.result(
-        f"{summary['images']:,} synthetic images; training {format_duration(summary['train_seconds'])}, "
-        f"sampling {format_duration(summary['sample_seconds'])} "
-        f"({summary['images_per_second']:.1f} images/s on {result.manifest.device})"
-    )
+    """A cache: how many images of how many candidates, how long it took, what the audit says, where to look."""
+    summary, audit = result.summary, result.audit
+    assert result.manifest is not None
+    times = []
+    if summary.get("train_seconds"):
+        times.append(f"training {format_duration(summary['train_seconds'])}")
+    if summary["sample_seconds"]:
+        times.append(
+            f"sampling {format_duration(summary['sample_seconds'])} ({summary['images_per_second']:.1f} images/s "
+            f"on {result.manifest.device})"
+        )
+    reporter.result("; ".join([f"{summary['images']:,} synthetic images", *([", ".join(times)] if times else [])]))
+    if summary["rejected"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejected"].items())
+        reporter.result(f"rejected of {summary['candidates']:,} candidates: {reasons}")
+    if audit is not None:
+        _show_audit(audit, reporter)
     reporter.result(f"look at {result.samples}: real images on the left, synthetic ones on the right")
     _show_state(result.state, result.folder, reporter)
-    reporter.document(_document(result.state, result.folder, result.config, summary))
+    extra = {} if audit is None else {"audit": audit}
+    reporter.document(_document(result.state, result.folder, result.config, summary) | extra)
+
+
+def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
+    """One job's part of a cache."""
+    first = result.plan.rounds[0]
+    mine = [there for index, there in first.shards.items() if index % job.count == job.index]
+    images = sum(there.stop - there.start for there in mine)
+    reporter.result(
+        f"job {job}: {images:,} of {first.total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
+        "saukit synth --merge"
+    )
+    reporter.document(
+        {
+            "state": "job done",
+            "folder": str(result.folder),
+            "config": to_mapping(result.config),
+            "job": str(job),
+            "images": images,
+            "shards": len(mine),
+        }
+    )
 
 
 def show_run(result: TrainingResult, reporter: Reporter) -> None:
@@ -140,6 +175,44 @@ def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
         return [name, "-", "-", "-", "-"]
     classes = ", ".join(group["classes"]) if len(group["classes"]) <= 12 else f"{len(group['classes'])} classes"
     return [name, classes, f"{group['train_images']:,}", f"{group['images']:,}", format_share(group["top1"])]
+
+
+def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
+    """What of each class was kept, and what is known of it; then the distances to the test images."""
+    rows = [_audit_row(row["class"], row) for row in audit["per_class"] if row["wanted"]]
+    if len(rows) > AUDIT_ROWS:
+        rows = [*rows[: AUDIT_ROWS // 2], ["...", *[""] * 6], *rows[-AUDIT_ROWS // 2 :]]
+    reporter.table(
+        f"audit of the kept images, % (judged by {audit['classifier']}; diversity: of real ones; copies: of training "
+        "images; leaked: copies of test images)",
+        ["class", "real", "kept / wanted", "recognised", "diversity", "copies", "leaked"],
+        [*rows, _audit_row("all", audit["overall"])],
+    )
+    for distances in audit["distances"]:
+        ours, yardstick = distances["synthetic"], distances["yardstick"]
+        if ours is None:
+            continue
+        text = (
+            f"Frechet distance to the test images in the features of {distances['features']}: {ours['frechet']:.1f} "
+            f"(precision {ours['precision']:.2f}, recall {ours['recall']:.2f})"
+        )
+        if yardstick is not None:
+            text += (
+                f"; with as few images as the rarest class has, {yardstick['synthetic']['frechet']:.1f}, and "
+                f"{yardstick['real']['frechet']:.1f} for real training images"
+            )
+        reporter.result(text)
+
+
+def _audit_row(name: str, row: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{row['real']:,}",
+        f"{row['kept']:,} / {row['wanted']:,}",
+        format_share(row["agreement"]),
+        format_share(row["diversity"]["ratio"]),
+        *(format_share(row[key]) for key in ("memorised", "leaked")),
+    ]
 
 
 def _show_groups(groups: ShotGroups, classes: list[str], counts: list[int], reporter: Reporter) -> None:

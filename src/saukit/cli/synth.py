@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,9 +23,17 @@ from saukit.cli.options import (
 )
 from saukit.core.config import Amp
 from saukit.core.console import Reporter, format_duration
-from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.config import FilterName, GeneratorName, Sampler, SynthConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from saukit.core.workspace import Workspace
+    from saukit.synthesis.scoring import TrainClassifier
 
 DISPLACES = {"preset": ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")}
+OWN, PIPELINE, FOLDER = "The diffusion model of the split", "Pretrained pipelines", "Images made elsewhere"
+KEEP, SCALE = "What is kept, and what is looked at", "Several machines"
 
 
 def command(
@@ -34,28 +42,171 @@ def command(
         int | None,
         typer.Option(help="Real + synthetic images of each class.", show_default="the largest class"),
     ] = SynthConfig.per_class_target,
-    preset: Annotated[
-        Literal["auto", "tiny", "small", "base"],
-        typer.Option(help="Size and budget of the diffusion model: tiny for a processor, base for a GPU."),
-    ] = SynthConfig.preset,
-    train_steps: Annotated[
-        int | None, typer.Option(help="Training steps of the generator.", show_default="of the preset")
-    ] = SynthConfig.train_steps,
-    train_batch_size: Annotated[
-        int | None, typer.Option(help="Images a training step.", show_default="of the preset")
-    ] = SynthConfig.train_batch_size,
+    generator: Annotated[
+        GeneratorName,
+        typer.Option(help="diffusion: trained on the split; pipeline: pretrained; folder: images made elsewhere."),
+    ] = SynthConfig.generator,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The pipeline, a folder or a name on the Hub; or another workspace's synth/generator."),
+    ] = SynthConfig.model,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default="of the preset")
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default="of preset or pipeline")
     ] = SynthConfig.guidance,
     sampler_steps: Annotated[
-        int | None, typer.Option(help="Steps of DPM-Solver++ an image.", show_default="of the preset")
+        int | None, typer.Option(help="Solver steps an image.", show_default="of preset or pipeline")
     ] = SynthConfig.sampler_steps,
     sample_batch_size: Annotated[
-        int | None, typer.Option(help="Images sampled at once.", show_default="of the preset")
+        int | None,
+        typer.Option(help="Images sampled at once.", show_default="of the preset; on a GPU found by trying"),
     ] = SynthConfig.sample_batch_size,
-    amp: Annotated[Amp, typer.Option(help="Arithmetic of the forward passes.")] = SynthConfig.amp,
     seed: Annotated[int, typer.Option(help="Seed of the generator and of every image.")] = SynthConfig.seed,
     resume: Annotated[bool, typer.Option("--resume", help="Continue after an interruption, to the same bits.")] = False,
+    preset: Annotated[
+        Literal["auto", "tiny", "small", "base"],
+        typer.Option(help="Size and budget: tiny for a processor, base for a GPU.", rich_help_panel=OWN),
+    ] = SynthConfig.preset,
+    balance: Annotated[
+        float,
+        typer.Option(help="Classes in training: 1 equally often, 0 as often as they are.", rich_help_panel=OWN),
+    ] = SynthConfig.balance,
+    tail: Annotated[
+        Literal["none", "cbdm"],
+        typer.Option(help="Remedy for the tail: class-balancing regulariser (CBDM).", rich_help_panel=OWN),
+    ] = SynthConfig.tail,
+    augment: Annotated[
+        float,
+        typer.Option(help="Share of training images that are warped; none of it is drawn.", rich_help_panel=OWN),
+    ] = SynthConfig.augment,
+    variation_of: Annotated[
+        Literal["none", "real", "head"],
+        typer.Option(
+            help="Start from noised real images (SDEdit): of the class itself, or of any class.", rich_help_panel=OWN
+        ),
+    ] = SynthConfig.variation_of,
+    strength: Annotated[
+        float, typer.Option(help="Noise of a variation, up to 1; more is further from it.", rich_help_panel=OWN)
+    ] = SynthConfig.strength,
+    sampler: Annotated[
+        Sampler, typer.Option(help="DPM-Solver++ 2M or UniPC.", rich_help_panel=OWN)
+    ] = SynthConfig.sampler,
+    train_steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps of the generator.", show_default="of the preset", rich_help_panel=OWN),
+    ] = SynthConfig.train_steps,
+    train_batch_size: Annotated[
+        int | None, typer.Option(help="Images a training step.", show_default="of the preset", rich_help_panel=OWN)
+    ] = SynthConfig.train_batch_size,
+    amp: Annotated[Amp, typer.Option(help="Arithmetic of the forward passes.", rich_help_panel=OWN)] = SynthConfig.amp,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="YAML or JSON file: prompts of each class, as many as you like.", rich_help_panel=PIPELINE),
+    ] = SynthConfig.prompts,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML or JSON file: what a class is, where its name does not tell.", rich_help_panel=PIPELINE
+        ),
+    ] = SynthConfig.descriptions,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A prompt with {class} in it; several may be given, and are used in turn.",
+            show_default="a photo of a {class}, and others",
+            rich_help_panel=PIPELINE,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the images are not to show.", rich_help_panel=PIPELINE)
+    ] = SynthConfig.negative_prompt,
+    class_ids: Annotated[
+        str | None,
+        typer.Option(help="YAML or JSON file: a class-conditional model's own numbers.", rich_help_panel=PIPELINE),
+    ] = SynthConfig.class_ids,
+    lora: Annotated[
+        str | None, typer.Option(help="LoRA weights: a file or a folder.", rich_help_panel=PIPELINE)
+    ] = SynthConfig.lora,
+    lora_scale: Annotated[
+        float, typer.Option(help="How much of the LoRA weights; 0 is none.", rich_help_panel=PIPELINE)
+    ] = SynthConfig.lora_scale,
+    draw_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels that the pipeline draws at.", show_default="its own", rich_help_panel=PIPELINE
+        ),
+    ] = SynthConfig.draw_size,
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        typer.Option(help="Arithmetic of the pipeline.", rich_help_panel=PIPELINE),
+    ] = SynthConfig.dtype,
+    from_folder: Annotated[
+        str | None,
+        typer.Option("--from", help="Folder of images, one sub-folder a class.", rich_help_panel=FOLDER),
+    ] = SynthConfig.from_folder,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel=FOLDER)
+    ] = SynthConfig.skip_bad,
+    filter: Annotated[
+        FilterName,
+        typer.Option(help="What images have to pass: a classifier of the real images, CLIP.", rich_help_panel=KEEP),
+    ] = SynthConfig.filter,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="A run on real images that judges.",
+            show_default="balanced-softmax, trained if it is not there",
+            rich_help_panel=KEEP,
+        ),
+    ] = SynthConfig.classifier,
+    clip_model: Annotated[
+        str, typer.Option(help="CLIP, a folder or a name on the Hub (extra clip).", rich_help_panel=KEEP)
+    ] = SynthConfig.clip_model,
+    min_confidence: Annotated[
+        float,
+        typer.Option(help="Least probability of its own class, for the filter classifier.", rich_help_panel=KEEP),
+    ] = SynthConfig.min_confidence,
+    max_confidence: Annotated[
+        float,
+        typer.Option(help="Greatest one: below 1 keeps images near the class's edge.", rich_help_panel=KEEP),
+    ] = SynthConfig.max_confidence,
+    min_clip: Annotated[
+        float, typer.Option(help="Least cosine to the class's prompts, for the filter clip.", rich_help_panel=KEEP)
+    ] = SynthConfig.min_clip,
+    reject_copies: Annotated[
+        bool, typer.Option(help="Reject near-duplicates of real training images.", rich_help_panel=KEEP)
+    ] = SynthConfig.reject_copies,
+    reject_repeats: Annotated[
+        bool, typer.Option(help="Reject near-duplicates of each other.", rich_help_panel=KEEP)
+    ] = SynthConfig.reject_repeats,
+    keep: Annotated[
+        float,
+        typer.Option(help="Share of a class's candidates that is kept, the best by the filter.", rich_help_panel=KEEP),
+    ] = SynthConfig.keep,
+    max_tries: Annotated[
+        float,
+        typer.Option(help="Candidates for each image wanted, before a class is given up.", rich_help_panel=KEEP),
+    ] = SynthConfig.max_tries,
+    preflight: Annotated[
+        int, typer.Option(help="Images a class to look at before the long run; 0 is none.", rich_help_panel=KEEP)
+    ] = SynthConfig.preflight,
+    audit: Annotated[
+        bool, typer.Option(help="Look at what is kept: audit.json, closest.png.", rich_help_panel=KEEP)
+    ] = SynthConfig.audit,
+    inception: Annotated[
+        str | None,
+        typer.Option(help="Inception-v3 weights, for distances in its features too.", rich_help_panel=KEEP),
+    ] = SynthConfig.inception,
+    refilter: Annotated[
+        bool,
+        typer.Option("--refilter", help="Choose anew from the images there are; draws none.", rich_help_panel=KEEP),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: be one of n jobs that draw the same plan, counted from 0.", rich_help_panel=SCALE),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Check and join what the jobs drew.", rich_help_panel=SCALE)
+    ] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     config: ConfigOption = None,
     device: DeviceOption = "auto",
@@ -65,7 +216,7 @@ def command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train a class-conditional diffusion model on the split's real images and fill every class to one size.
+    """Fill every class to one size with images from a diffusion model, a pretrained pipeline or a folder.
 
     [bold]Examples[/bold]
 
@@ -73,28 +224,99 @@ def command(
 
       saukit synth --per-class-target 5000 --preset small
 
+      saukit synth --generator pipeline --model stabilityai/sd-turbo --guidance 1 --sampler-steps 1
+
+      saukit synth --generator folder --from made_elsewhere --filter classifier
+
+      saukit synth --refilter --filter classifier --keep 0.8
+
+      saukit synth --shard 0/3
+
+      saukit synth --merge
+
       saukit synth --resume
     """
+    from saukit.core.errors import UsageError
+
     reporter = Reporter(quiet=quiet, json_output=json)
-    synth_config = build_config(context, SynthConfig, config, displaces=DISPLACES)
+    opened = open_workspace(workspace)
+    if (merge or refilter) and config is None and (opened.synth / "config.yaml").exists():
+        config = opened.synth / "config.yaml"
+    synth_config = build_config(
+        context,
+        SynthConfig,
+        config,
+        displaces=DISPLACES,
+        extra={} if template is None else {"templates": template},
+    )
+    if sum((merge, refilter, shard is not None)) > 1 or ((merge or refilter) and (force or resume)):
+        raise UsageError("give one of --shard, --merge and --refilter; the last two without --force and --resume")
 
-    from saukit.cli.show import show_synthesis
-    from saukit.data.split import load_split
-    from saukit.synthesis.generate import estimate_seconds, synthesize
-    from saukit.synthesis.plan import plan_synthesis
+    from saukit.cli.show import show_job, show_synthesis
+    from saukit.synthesis import generate
+    from saukit.synthesis.worker import Job
 
-    opened, where = open_workspace(workspace), open_device(device)
+    where = open_device(device)
     if dry_run:
-        split = load_split(opened)
-        plan = plan_synthesis(synth_config, split, where)
-        counts = dict(zip(plan.classes, plan.synthetic_counts.tolist(), strict=True))
-        facts = {
-            "images": plan.total,
-            "images_per_class": counts,
-            "bytes": plan.bytes,
-            "estimated_time": format_duration(estimate_seconds(plan, split, where)),
-        }
-        DryRun("synth", plan.config, facts).show(reporter)
+        _dry_run(synth_config, opened, where).show(reporter)
         return
-    result = synthesize(synth_config, opened, device=where, force=force, resume=resume, reporter=reporter)
+    train_classifier = classifier_training(opened, where, reporter)
+    if merge:
+        result = generate.merge(
+            synth_config, opened, device=where, reporter=reporter, train_classifier=train_classifier
+        )
+    elif refilter:
+        result = generate.refilter(
+            synth_config, opened, device=where, reporter=reporter, train_classifier=train_classifier
+        )
+    else:
+        job = None if shard is None else Job.parse(shard)
+        result = generate.synthesize(
+            synth_config,
+            opened,
+            device=where,
+            force=force,
+            resume=resume,
+            reporter=reporter,
+            train_classifier=train_classifier,
+            job=job,
+        )
+        if job is not None and result.manifest is None:
+            show_job(result, job, reporter)
+            return
     show_synthesis(result, reporter)
+
+
+def classifier_training(opened: Workspace, where: torch.device, reporter: Reporter) -> TrainClassifier:
+    """A function that trains the classifier of real images, or finds that it is there, and gives its run's name."""
+
+    def train() -> str:
+        from saukit.training.config import TrainConfig
+        from saukit.training.trainer import fit
+
+        name = "balanced-softmax"
+        if (opened.run(name) / "manifest.json").exists():
+            return name  # however long it was trained: its owner chose that
+        reporter.say(f"training the classifier that judges the images (run {name}, on real images alone)")
+        config = TrainConfig(method="balanced-softmax", synthetic=False)
+        return fit(config, opened, name=name, device=where, force=False, resume=True, reporter=reporter).name
+
+    return train
+
+
+def _dry_run(config: SynthConfig, opened: Workspace, where: torch.device) -> DryRun:
+    from saukit.data.split import load_split
+    from saukit.synthesis.generate import estimate_seconds
+    from saukit.synthesis.plan import begin, outline
+
+    split = load_split(opened)
+    plan = begin(outline(config, split, where))
+    facts = {
+        "images": int(plan.wanted.sum()),
+        "images_per_class": dict(zip(plan.classes, plan.wanted.tolist(), strict=True)),
+        "candidates": plan.total,
+        "bytes": plan.bytes,
+    }
+    if config.generator == "diffusion":
+        facts["estimated_time"] = format_duration(estimate_seconds(plan, split, where))
+    return DryRun("synth", plan.config, facts)

@@ -32,7 +32,19 @@ CONFIG_NAME = "config.yaml"
 MANIFEST_NAME = "manifest.json"
 INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 METADATA_KEY = "saukit"
-VERSIONED_PACKAGES = ("saukit", "torch", "torchvision", "diffusers", "safetensors", "numpy", "pillow", "scikit-learn")
+VERSIONED_PACKAGES = (
+    "saukit",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "transformers",
+    "peft",
+    "accelerate",
+)
 # Pictures may differ by a library's version; they are no part of what an artefact is.
 CONTENT_SUFFIXES = (".safetensors", ".yaml")
 _TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")

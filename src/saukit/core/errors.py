@@ -12,6 +12,10 @@ class SaukitError(Exception):
     exit_code = 1
 
 
+class LockHeldError(SaukitError):
+    """Another process is writing the same artefact."""
+
+
 class UsageError(SaukitError):
     """An option, or a combination of options, that makes no sense (exit code 2)."""
 

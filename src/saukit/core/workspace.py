@@ -25,7 +25,7 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.config import differences, load_config, to_yaml
-from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, LockHeldError, UsageError
 
 Config = TypeVar("Config")
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -64,11 +64,12 @@ class Workspace:
         return [name for _, name in sorted(completed)]
 
     @contextlib.contextmanager
-    def lock(self, artifact: Path) -> Iterator[None]:
+    def lock(self, artifact: Path, *, tidy: bool = True) -> Iterator[None]:
         """Hold the one writer's lock of `artifact`, and clear what a killed writer left half-written in it.
 
         The lock belongs to the process, so a killed one holds nothing; the file goes when the lock is given back.
-        Raises: SaukitError that names the process that holds it, EnvironmentFault if the folder cannot be written to.
+        `tidy` False clears nothing: for an artefact to which other processes write parts under locks of their own.
+        Raises: LockHeldError that names the process that holds it, EnvironmentFault if the folder cannot be written to.
         """
         path = self.root / f".{artifact.relative_to(self.root).as_posix().replace('/', '-')}.lock"
         try:
@@ -82,7 +83,7 @@ class Workspace:
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
             file.flush()
-            if artifact.exists():
+            if tidy and artifact.exists():
                 remove_temporaries(artifact)
             yield
         finally:
@@ -121,6 +122,16 @@ def prepare(
     if state == "complete":
         (folder / INPUTS_NAME).unlink(missing_ok=True)
     return state
+
+
+def reopen(folder: Path, config: object, *, inputs: Mapping[str, str]) -> None:
+    """Make a complete artefact unfinished again, under another configuration; call it under the artefact's lock.
+
+    What vouches for it goes before config.yaml changes, so that a kill in between leaves no wrong artefact.
+    """
+    write_json(folder / INPUTS_NAME, dict(inputs))
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    write_text(folder / CONFIG_NAME, to_yaml(config))
 
 
 def existing_state(
@@ -206,7 +217,7 @@ def _locked_file(path: Path, artifact: Path) -> BinaryIO:
             file.seek(0)
             holder = _holder(file.read())
             file.close()
-            raise SaukitError(f"{artifact} is being written by {holder}: wait for it, or stop it ({path})") from None
+            raise LockHeldError(f"{artifact} is being written by {holder}: wait for it, or stop it ({path})") from None
         # The holder before us may have removed the file between our open and our lock.
         try:
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -95,14 +95,14 @@ def open_folder(root: Path) -> Source:
     )
 
 
-def decode_image(path: Path, size: int) -> Images:
+def decode_image(file: Path | BinaryIO, size: int) -> Images:
     """One image file as uint8 [3, size, size], as the table above says; raises whatever Pillow raises."""
     from PIL import Image
 
-    with Image.open(path) as file:
-        file.draft(None, (round(REDUCING_GAP * size),) * 2)  # only JPEG heeds it, and never goes below that size
-        file.load()
-        picture = _to_rgb(_upright(file))
+    with Image.open(file) as opened:
+        opened.draft(None, (round(REDUCING_GAP * size),) * 2)  # only JPEG heeds it, and never goes below that size
+        opened.load()
+        picture = _to_rgb(_upright(opened))
     if picture.size != (size, size):
         width, height = picture.size
         side = min(width, height)
@@ -110,6 +110,17 @@ def decode_image(path: Path, size: int) -> Images:
         square = picture.crop((left, top, left + side, top + side))
         picture = square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
+
+
+def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images in `folder` and below by their names, hidden ones left out, in the order of their paths; and how many
+    files of each other extension there are.
+
+    Raises: DataError if a folder cannot be read.
+    """
+    found = sorted(_visible_files(folder))
+    images = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return images, Counter(path.suffix.lower() for path in found if path.suffix.lower() not in EXTENSIONS)
 
 
 def available_memory() -> int | None:
@@ -130,7 +141,7 @@ def available_memory() -> int | None:
 
 def _layout(root: Path) -> tuple[Tree, Tree | None]:
     """The trees of training and test images; None for the latter if there is but one tree."""
-    folders = {path.name: path for path in _subfolders(root)}
+    folders = {path.name: path for path in subfolders(root)}
     split = {name for name in ("train", "test") if name in folders and _holds_classes(folders[name])}
     if split == {"train", "test"}:
         train, test = _scan(folders["train"], root), _scan(folders["test"], root)
@@ -152,7 +163,7 @@ def _layout(root: Path) -> tuple[Tree, Tree | None]:
 
 
 def _scan(folder: Path, root: Path) -> Tree:
-    class_folders = _subfolders(folder)
+    class_folders = subfolders(folder)
     if len(class_folders) < 2:
         raise DataError(f"{folder} needs at least two subfolders, one a class; it has {len(class_folders)}")
     odd = [path.name for path in class_folders if not _is_text(path.name)]
@@ -162,9 +173,8 @@ def _scan(folder: Path, root: Path) -> Tree:
     labels: list[int] = []
     empty, ignored = [], Counter[str]()
     for label, class_folder in enumerate(class_folders):
-        found = sorted(_visible_files(class_folder))
-        images = [path for path in found if path.suffix.lower() in EXTENSIONS]
-        ignored.update(path.suffix.lower() for path in found if path.suffix.lower() not in EXTENSIONS)
+        images, others = image_files(class_folder)
+        ignored += others
         if not images:
             empty.append(class_folder.relative_to(root).as_posix())
         files += images
@@ -175,7 +185,8 @@ def _scan(folder: Path, root: Path) -> Tree:
     return Tree(tuple(files), np.array(labels, np.int64), tuple(path.name for path in class_folders), ignored)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder`, hidden ones left out, by name. Raises: DataError if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
@@ -185,7 +196,7 @@ def _subfolders(folder: Path) -> list[Path]:
 def _holds_classes(folder: Path) -> bool:
     """Whether `folder` has subfolders and no image of its own; a class may well be called `train`."""
     own = any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
-    return not own and bool(_subfolders(folder))
+    return not own and bool(subfolders(folder))
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -242,7 +253,7 @@ def _decode_all(root: Path, train: Sequence[Path], test: Sequence[Path], size: i
                 raise
             except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
                 readable[index] = False
-                reasons[index] = _reason(error)
+                reasons[index] = why_unreadable(error)
         return min(start + CHUNK, len(files))
 
     with reporter.progress("decoding", len(files)) as line, ThreadPoolExecutor(_workers()) as pool:
@@ -310,7 +321,8 @@ def _by_range(values: npt.NDArray[np.float64], *, is_float: bool) -> npt.NDArray
     return values if high <= 255 else values / 257
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """What a person is told of an image that `decode_image` could not read."""
     text = str(error).strip()
     if "cannot identify image file" in text:
         return "no image that Pillow knows"

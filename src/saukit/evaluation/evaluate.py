@@ -30,15 +30,14 @@ from saukit.evaluation.metrics import (
     top_k_accuracy,
 )
 from saukit.models.dual_branch import DualBranchNet
+from saukit.models.inference import predict
 from saukit.models.model_file import ModelCard, load_model
-from saukit.training.augment import normalise
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import MODEL_NAME
 
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
 CONFUSION_NAME = "confusion.png"
-BATCH_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -149,15 +148,8 @@ def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: S
     }
 
 
-@torch.no_grad()
 def predict_probabilities(
     network: DualBranchNet, card: ModelCard, images: npt.NDArray[np.uint8], *, device: torch.device
 ) -> npt.NDArray[np.float32]:
     """Class probabilities [n, K] of images uint8 [n, 3, H, W], by the classifier alone, in float32."""
-    network = network.to(device).eval()
-    mean, std = (torch.tensor(values, device=device) for values in (card.mean, card.std))
-    rows = []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = torch.from_numpy(images[start : start + BATCH_SIZE]).to(device)
-        rows.append(network(normalise(batch, mean, std)).float().softmax(1).cpu().numpy())
-    return np.concatenate(rows)
+    return predict(network, card, images, device=device).probabilities

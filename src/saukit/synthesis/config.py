@@ -10,33 +10,139 @@ from saukit.core.config import Amp
 from saukit.core.errors import UsageError
 
 PresetName = Literal["tiny", "small", "base"]
+GeneratorName = Literal["diffusion", "pipeline", "folder"]
+Sampler = Literal["dpm++", "unipc"]
+FilterName = Literal["none", "classifier", "clip", "classifier+clip"]
 # Least and largest value of a field, and a word on it.
-LIMITS: dict[str, tuple[int, int | None, str]] = {
+LIMITS: dict[str, tuple[float, float | None, str]] = {
     "per_class_target": (1, None, " (real + synthetic images of a class)"),
+    "balance": (0, 1, " (0 draws all images, 1 all classes with equal probability)"),
+    "augment": (0, 1, " (probability of a warp)"),
+    "strength": (0.05, 1, " (1 starts from pure noise)"),
     "train_steps": (1, None, ""),
     "train_batch_size": (1, 65536, ""),
     "guidance": (1, 20, " (1 is no guidance)"),
     "sampler_steps": (2, 999, ""),
     "sample_batch_size": (1, 65536, ""),
+    "draw_size": (16, 4096, " (pixels)"),
+    "lora_scale": (0, 10, ""),
+    "min_confidence": (0, 1, " (a probability)"),
+    "max_confidence": (0, 1, " (a probability)"),
+    "min_clip": (-1, 1, " (a cosine)"),
+    "keep": (0.01, 1, " (a share of the candidates)"),
+    "max_tries": (1, 100, " (candidates for an image that is wanted)"),
+    "preflight": (0, 1000, " (images a class; 0 is none)"),
 }
 
 
 @dataclass(frozen=True)
 class SynthConfig:
-    """A cache of synthetic images. Every default of `synth` lives here; None is "from the preset".
+    """A cache of synthetic images. Every default of `synth` lives here; None is "from the preset", or off.
 
     `per_class_target` counts real and synthetic images of a class together; None is the size of the largest class.
     """
 
     per_class_target: int | None = None
+    generator: GeneratorName = "diffusion"
+    model: str | None = None
+    from_folder: str | None = None
+    # The diffusion model of one's own.
     preset: Literal["auto", "tiny", "small", "base"] = "auto"
+    balance: float = 1.0
+    tail: Literal["none", "cbdm"] = "none"
+    augment: float = 0.0
+    variation_of: Literal["none", "real", "head"] = "none"
+    strength: float = 0.6
+    sampler: Sampler = "dpm++"
     train_steps: int | None = None
     train_batch_size: int | None = None
+    amp: Amp = "auto"
+    # Pretrained pipelines.
+    prompts: str | None = None
+    descriptions: str | None = None
+    templates: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
+    class_ids: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+    draw_size: int | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    # Both.
     guidance: float | None = None
     sampler_steps: int | None = None
     sample_batch_size: int | None = None
-    amp: Amp = "auto"
     seed: int = 0
+    # Images from a folder.
+    skip_bad: bool = False
+    # What is kept.
+    filter: FilterName = "none"
+    classifier: str | None = None
+    clip_model: str = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    min_confidence: float = 0.5
+    max_confidence: float = 1.0
+    min_clip: float = 0.2
+    reject_copies: bool = False
+    reject_repeats: bool = False
+    keep: float = 1.0
+    max_tries: float = 4.0
+    # What is looked at.
+    preflight: int = 8
+    audit: bool = True
+    inception: str | None = None
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The scores that images have to pass: of ("classifier", "clip")."""
+        return () if self.filter == "none" else tuple(self.filter.split("+"))
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether a classifier of the split's real images is asked for an opinion."""
+        judged_by_clip = "clip" in self.filters
+        return "classifier" in self.filters or self.audit or bool(self.preflight and not judged_by_clip)
+
+
+# Distilled pipelines take one step and guidance 0.
+PIPELINE_LIMITS: dict[str, tuple[float, float | None, str]] = {
+    **LIMITS,
+    "guidance": (0, 50, ""),
+    "sampler_steps": (1, 999, ""),
+}
+# What a cache can be given anew without drawing its images again.
+SELECTION_FIELDS = (
+    "filter",
+    "classifier",
+    "clip_model",
+    "min_confidence",
+    "max_confidence",
+    "min_clip",
+    "reject_copies",
+    "reject_repeats",
+    "keep",
+    "audit",
+    "inception",
+)
+# Fields that mean something to these generators only; given to another one they are refused, not ignored.
+_OF_DIFFUSION = ("preset", "balance", "tail", "augment", "variation_of", "strength", "sampler", "train_steps",
+                 "train_batch_size", "amp")  # fmt: skip
+_OF_PIPELINES = (
+    "prompts",
+    "descriptions",
+    "templates",
+    "negative_prompt",
+    "class_ids",
+    "lora",
+    "lora_scale",
+    "draw_size",
+    "dtype",
+)
+GENERATOR_FIELDS: dict[str, tuple[GeneratorName, ...]] = {
+    **dict.fromkeys(_OF_DIFFUSION, ("diffusion",)),
+    **dict.fromkeys(_OF_PIPELINES, ("pipeline",)),
+    **dict.fromkeys(("model", "guidance", "sampler_steps"), ("diffusion", "pipeline")),
+    **dict.fromkeys(("from_folder", "skip_bad"), ("folder",)),
+}
+PIPELINE_BATCH = 4  # images at once on a CPU, where larger batches are no quicker
 
 
 @dataclass(frozen=True)
@@ -113,23 +219,46 @@ def resolve_config(
     device_type: str,
     amp: Literal["bf16", "fp16", "off"],
 ) -> SynthConfig:
-    """`config` with each "auto" and each None replaced by its value; resolving it again changes nothing.
+    """`config` with each "auto" and each None that a preset fills replaced by its value; again changes nothing.
 
-    Raises: UsageError that lists every value out of its limits.
+    Raises: UsageError that lists every value out of its limits, and every field that its generator does not know.
     """
-    name = auto_preset(image_size, device_type) if config.preset == "auto" else config.preset
-    preset = preset_values(name, image_size)
-    given = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
-    defaults = {
-        field: getattr(preset, field)
-        for field in ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
-    }
-    resolved = SynthConfig(**{**defaults, "per_class_target": largest_class, **given, "preset": name, "amp": amp})
-    problems = [
-        f"{field} must be {f'at least {low}' if high is None else f'from {low} to {high}'}{note}, got {value}"
-        for field, (low, high, note) in LIMITS.items()
-        if not low <= (value := getattr(resolved, field)) or (high is not None and value > high)
-    ]
+    values: dict[str, object] = {"per_class_target": largest_class}
+    if config.generator == "diffusion":
+        name = auto_preset(image_size, device_type) if config.preset == "auto" else config.preset
+        preset = preset_values(name, image_size)
+        fields = ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
+        values |= {"preset": name, "amp": amp} | {field: getattr(preset, field) for field in fields}
+    else:
+        values |= {"sample_batch_size": PIPELINE_BATCH if config.generator == "pipeline" else 64}
+    open_fields = {name: value for name, value in values.items() if getattr(config, name) in (None, "auto")}
+    resolved = dataclasses.replace(config, **open_fields)  # type: ignore[arg-type]
+    problems = [*_out_of_limits(resolved), *_of_another_generator(config)]
     if problems:
         raise UsageError("; ".join(problems))
     return resolved
+
+
+def _out_of_limits(config: SynthConfig) -> list[str]:
+    limits = PIPELINE_LIMITS if config.generator == "pipeline" else LIMITS
+    return [
+        f"{field} must be {f'at least {low}' if high is None else f'from {low} to {high}'}{note}, got {value}"
+        for field, (low, high, note) in limits.items()
+        if (value := getattr(config, field)) is not None and (not low <= value or (high is not None and value > high))
+    ]
+
+
+def _of_another_generator(config: SynthConfig) -> list[str]:
+    default = SynthConfig()
+    problems = [
+        f"{field} is for --generator {' and '.join(known)}, not for {config.generator}"
+        for field, known in GENERATOR_FIELDS.items()
+        if config.generator not in known and getattr(config, field) != getattr(default, field)
+    ]
+    if config.generator == "pipeline" and config.model is None:
+        problems.append("--generator pipeline needs a --model: a folder, or the name of a model on the Hub")
+    if config.lora is None and config.lora_scale != default.lora_scale:
+        problems.append("lora_scale scales --lora weights, and there are none")
+    if config.generator == "folder" and config.from_folder is None:
+        problems.append("--generator folder needs --from: a folder of images, one sub-folder a class")
+    return problems

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from saukit.synthesis.diffusion import is_guided, solver_times
 from saukit.synthesis.plan import SynthesisPlan
-from saukit.synthesis.trainer import GeneratorTrainer, draw_batch
+from saukit.synthesis.trainer import GeneratorTrainer
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,11 @@ def measure(plan: SynthesisPlan, trainer: GeneratorTrainer) -> TimeEstimate:
     It changes the weights: `trainer` must not be used for anything else.
     """
     step_seconds = _best_seconds(lambda: float(trainer.train_step()), 3)
-    first = next(plan.batches(plan.shards[0]))
-    pass_seconds = _best_seconds(lambda: draw_batch(trainer, plan, first, steps=2, guidance=1.0), 2) / 2
+    part = plan.rounds[0]
+    first = next(part.batches(slice(0, part.total)))
+    pass_seconds = (
+        _best_seconds(lambda: trainer.draw(part.labels[first], part.seeds[first], steps=2, guidance=1.0), 2) / 2
+    )
     guidance, steps = plan.config.guidance, plan.config.sampler_steps
     assert guidance is not None and steps is not None
     passes = sum(2 if is_guided(t, guidance) else 1 for t in solver_times(steps))

@@ -1,67 +1,61 @@
-"""The stage `synth`: train the generator on the split's real images, then fill the planned shards.
+"""The stage `synth`: get a generator, draw the candidates, keep the good ones, look at what is kept.
 
-    synth/  config.yaml  manifest.json  shard-00000.safetensors ...  samples.png
-            generator/unet  generator/scheduler      both load with diffusers' from_pretrained
-            generator/checkpoint.pt, times.json      only while the work is unfinished
+    synth/  config.yaml  manifest.json  plan.json  shard-00000.safetensors ...  selection.safetensors
+            source.json  samples.png  preflight.json  audit.json  closest.png
+            generator/unet  generator/scheduler      of the own diffusion model; load with diffusers' from_pretrained
+            generator/checkpoint.pt, times*.json     only while the work is unfinished
 
 Order of events, which makes every kill harmless: checkpoints, the last one at the end of the training; generator/;
-shards; grid; manifest; checkpoint removed.
+plan; preflight; shards, round by round; selection, audit and pictures; manifest; checkpoint removed.
+
+Several jobs (`--shard i/n`) prepare under one lock, so that the first of them trains the generator and the others wait
+for it; then each draws every n-th shard of the first round by itself. `merge` does what comes after: later rounds,
+selection, audit, manifest. One process that does all of it goes through the same steps, and so to the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from saukit.core.artifacts import (
-    CONFIG_NAME,
-    Manifest,
-    atomic_path,
-    check_disk_space,
-    format_bytes,
-    read_manifest,
-    sha256_file,
-    sync_folder,
-    write_json,
-    write_manifest,
-)
-from saukit.core.console import Reporter, format_duration
-from saukit.core.device import Precision, describe_device
+from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
+from saukit.core.config import differences, load_config
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError, LockHeldError, UsageError
 from saukit.core.interrupts import StopRequest
-from saukit.core.workspace import State, Workspace, prepare
+from saukit.core.workspace import State, Workspace, prepare, reopen, require_made_from
 from saukit.data.split import Split, load_split
-from saukit.synthesis.cache import COMMAND, KIND, load_shard_images, shard_is_done, shard_path, write_shard
-from saukit.synthesis.config import Preset, SynthConfig, preset_values, smaller_preset
-from saukit.synthesis.diffusion import build_scheduler, build_unet
-from saukit.synthesis.estimate import TimeEstimate, measure
-from saukit.synthesis.grid import COLUMNS, save_grid, shown_classes
-from saukit.synthesis.plan import SynthesisPlan, plan_synthesis
-from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, draw_batch, read_checkpoint
+from saukit.synthesis.batch_size import find_batch_size
+from saukit.synthesis.cache import COMMAND, KIND
+from saukit.synthesis.config import SELECTION_FIELDS, SynthConfig
+from saukit.synthesis.estimate import measure
+from saukit.synthesis.generators import open_pipeline
+from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline
+from saukit.synthesis.scoring import TrainClassifier
+from saukit.synthesis.worker import AUDIT, GRID, Job, Worker, new_trainer, unfinished
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-DAY_SECONDS = 24 * 3600.0
-WEIGHTS = "generator/unet/diffusion_pytorch_model.safetensors"
-GENERATOR_FILES = ("generator/unet/config.json", WEIGHTS, "generator/scheduler/scheduler_config.json")
-CHECKPOINT = "generator/checkpoint.pt"  # only while the work is unfinished
-TIMES = "generator/times.json"  # likewise
-GRID = "samples.png"
+WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What `synthesize` found ("new", "partial", "complete") and what is there now."""
+    """What `synthesize` found ("new", "partial", "complete") and what is there now.
+
+    `manifest` is None while other jobs are not done or not merged yet.
+    """
 
     state: State
     plan: SynthesisPlan
-    manifest: Manifest
+    manifest: Manifest | None
     folder: Path
 
     @property
@@ -71,7 +65,9 @@ class SynthesisResult:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The manifest's summary."""
+        """The manifest's summary. Raises: RuntimeError if there is none yet."""
+        if self.manifest is None:
+            raise RuntimeError("the cache is not complete yet")
         return self.manifest.summary
 
     @property
@@ -79,220 +75,209 @@ class SynthesisResult:
         """The sample grid."""
         return self.folder / GRID
 
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """The audit's document; None where none was asked for."""
+        path = self.folder / AUDIT
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
 
 def synthesize(
-    config: SynthConfig, workspace: Workspace, *, device: torch.device, force: bool, resume: bool, reporter: Reporter
+    config: SynthConfig,
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    force: bool,
+    resume: bool,
+    reporter: Reporter,
+    train_classifier: TrainClassifier | None = None,
+    job: Job | None = None,
 ) -> SynthesisResult:
-    """Make the cache of synthetic images of `workspace`, or continue it, or find it complete.
+    """Make the cache of synthetic images of `workspace`, or continue it, or find it complete; or one job's part of it.
 
+    `train_classifier` makes sure that there is a run of a classifier on real images, and returns its name; it is called
+    if the configuration needs one and names none.
     Raises: DataError without a split, or for a cache of another split; UsageError for a bad value, a target that needs
     no image or another configuration; Interrupted after a signal, with all saved; EnvironmentFault on a full disk.
     """
     split = load_split(workspace)
-    plan = plan_synthesis(config, split, device)
     folder = workspace.synth
-    with workspace.lock(folder), StopRequest() as stop:
+    if job is not None and force:
+        raise UsageError(
+            f"--force with --shard would remove what other jobs drew: remove {folder} yourself, then start all jobs"
+        )
+    with StopRequest() as stop:
+        lock = workspace.lock(folder) if job is None else _turn(workspace, folder, stop, reporter)
+        with lock:
+            if job is None:
+                _refuse_beside_jobs(workspace)
+            config = _with_batch_size(config, split, device, None if force else folder, reporter)
+            plan = outline(config, split, device)
+            state = prepare(
+                folder,
+                plan.config,
+                kind=KIND,
+                force=force,
+                resume=resume or job is not None,
+                another="another --workspace",
+                inputs={"split": split.manifest.digest},
+            )
+            if state == "complete":
+                for path in unfinished(folder):
+                    path.unlink()
+                manifest = read_manifest(folder, kind=KIND, verify=False)
+                return SynthesisResult(state, load_plan(folder, plan) or plan, manifest, folder)
+            work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, job)
+            work.prepare()
+            if job is None:
+                return SynthesisResult(state, work.plan, work.complete(), folder)
+        with workspace.lock(folder / job.name, tidy=False):
+            work.draw_shards()
+    return SynthesisResult(state, work.plan, None, folder)
+
+
+def merge(
+    config: SynthConfig,
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    train_classifier: TrainClassifier | None = None,
+) -> SynthesisResult:
+    """Join what the jobs of `--shard` drew, replace what the filters reject, and complete the cache.
+
+    `config` is the jobs' own.
+    Raises: DataError that names the shards that are not there yet, LockHeldError while a job runs.
+    """
+    split, folder = load_split(workspace), workspace.synth
+    if not (folder / PLAN_NAME).exists():
+        raise DataError(f"nothing to merge in {folder}: run the jobs `saukit synth --shard 0/n` and so on first")
+    with StopRequest() as stop, workspace.lock(folder):
+        _refuse_beside_jobs(workspace)
+        plan = outline(_with_batch_size(config, split, device, folder, reporter), split, device)
         state = prepare(
             folder,
             plan.config,
             kind=KIND,
-            force=force,
-            resume=resume,
+            force=False,
+            resume=True,
             another="another --workspace",
             inputs={"split": split.manifest.digest},
         )
         if state == "complete":
-            _remove_unfinished(folder)
-            manifest = read_manifest(folder, kind=KIND, verify=False)
-            assert manifest is not None
-            return SynthesisResult(state, plan, manifest, folder)
-        work = _Work(plan, split, folder, device, reporter, stop, f"{COMMAND} --resume -w {workspace.root}")
-        return SynthesisResult(state, plan, work.run(), folder)
+            return SynthesisResult(
+                state, load_plan(folder, plan) or plan, read_manifest(folder, kind=KIND, verify=False), folder
+            )
+        work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, None)
+        work.prepare()
+        work.check_shards()
+        return SynthesisResult(state, work.plan, work.complete(), folder)
+
+
+def refilter(
+    config: SynthConfig,
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    train_classifier: TrainClassifier | None = None,
+) -> SynthesisResult:
+    """Choose anew from the candidates of a cache, with other filters, and draw nothing.
+
+    `config` may differ from the cache's own in `SELECTION_FIELDS`. A class may keep fewer images than it wants.
+    Raises: DataError without a cache, UsageError if other fields differ.
+    """
+    split, folder = load_split(workspace), workspace.synth
+    if not (folder / PLAN_NAME).exists() or not (folder / CONFIG_NAME).exists():
+        raise DataError(f"no candidates in {folder} to choose from: run `{COMMAND}` first")
+    with StopRequest() as stop, workspace.lock(folder):
+        _refuse_beside_jobs(workspace)
+        plan = outline(config, split, device)
+        old = load_config(SynthConfig, folder / CONFIG_NAME)
+        chosen = {name: getattr(plan.config, name) for name in SELECTION_FIELDS}
+        if others := differences(dataclasses.replace(old, **chosen), plan.config):
+            raise UsageError(
+                f"--refilter draws nothing, so it cannot change {'; '.join(others)}: "
+                f"make those anew with --force (--refilter changes {', '.join(SELECTION_FIELDS)})"
+            )
+        manifest = read_manifest(folder, kind=KIND)
+        if manifest is not None and not differences(old, plan.config):
+            return SynthesisResult("complete", load_plan(folder, plan) or plan, manifest, folder)
+        work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, None)
+        found = load_plan(folder, plan)
+        assert found is not None
+        work.plan = dataclasses.replace(found, closed=True)
+        work.check_shards()
+        if manifest is not None:
+            require_made_from(manifest, folder, split=split.manifest, command=COMMAND)
+        work.plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without drawing
+        reopen(folder, plan.config, inputs={"split": split.manifest.digest})
+        return SynthesisResult("partial", work.plan, work.complete(), folder)
 
 
 def estimate_seconds(plan: SynthesisPlan, split: Split, device: torch.device) -> float:
-    """Seconds that `synth` would take, from a few measured steps; writes nothing."""
-    return measure(plan, _new_trainer(plan, split, device)).total_seconds
+    """Seconds that `synth` would take with a diffusion model of its own, from a few measured steps; writes nothing."""
+    return measure(begin(plan), new_trainer(plan, split, device)).total_seconds
 
 
-@dataclass
-class _Work:
-    """One process's part of making a cache."""
-
-    plan: SynthesisPlan
-    split: Split
-    folder: Path
-    device: torch.device
-    reporter: Reporter
-    stop: StopRequest
-    resume_command: str
-
-    def run(self) -> Manifest:
-        folder = self.folder
-        self._announce()
-        trainer = self._trained(read_checkpoint(folder / CHECKPOINT, self.device))
-        self._draw_all(trainer)
-        self._save_grid()
-        shards = [shard_path(folder, index).name for index in self._shard_indices()]
-        manifest = write_manifest(
-            folder,
-            kind=KIND,
-            files=[CONFIG_NAME, *GENERATOR_FILES, GRID, *shards],
-            inputs={"split": self.split.manifest.digest},
-            summary=self._summary(trainer),
-            device=describe_device(self.device),
-        )
-        _remove_unfinished(folder)
-        return manifest
-
-    def _announce(self) -> None:
-        plan, config = self.plan, self.plan.config
-        filled = plan.synthetic_counts > 0
-        counts = plan.synthetic_counts[filled]
-        each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
-        self.reporter.say(
-            f"{plan.total:,} images to make ({each} for each of {filled.sum()} of {len(plan.classes)} classes, up to "
-            f"{config.per_class_target:,} real + synthetic), {format_bytes(plan.bytes)} in {len(plan.shards)} shards"
-        )
-        weights = 4 * self._parameters()
-        done = sum(shard_path(self.folder, i).stat().st_size for i in self._shard_indices() if self._exists(i))
-        # The weights are on disk up to eight times: model, average and two moments, while a new checkpoint is written.
-        check_disk_space(self.folder, max(0, plan.bytes - done) + 10 * weights)
-
-    def _trained(self, state: dict[str, Any] | None) -> GeneratorTrainer:
-        """The generator after its training, which is continued from `state`, or done now."""
-        plan = self.plan
-        trainer = _new_trainer(plan, self.split, self.device)
-        if state is not None:
-            trainer.load(state)
-            self.reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
-        if not trainer.done:
-            estimate = measure(plan, _new_trainer(plan, self.split, self.device))
-            left = estimate.train_seconds * (1 - trainer.step / trainer.total_steps) + estimate.sample_seconds
-            self._tell_time(estimate, left)
-            trainer.run(
-                self.folder / CHECKPOINT,
-                stop=self.stop,
-                reporter=self.reporter,
-                resume_command=self.resume_command,
-            )
-        save_generator(self.folder / "generator", trainer.average)
-        return trainer
-
-    def _tell_time(self, estimate: TimeEstimate, left: float) -> None:
-        self.reporter.say(
-            f"about {format_duration(left)} to go (whole training {format_duration(estimate.train_seconds)}, "
-            f"whole sampling {format_duration(estimate.sample_seconds)})"
-        )
-        preset = self.plan.config.preset
-        assert preset != "auto"
-        smaller = smaller_preset(preset)
-        if left > DAY_SECONDS:
-            way = f"--preset {smaller} is quicker" if smaller else "a smaller --per-class-target is quicker"
-            self.reporter.warn(f"that is {format_duration(left)} on {describe_device(self.device)}; {way}")
-
-    def _draw_all(self, trainer: GeneratorTrainer) -> None:
-        """Write every shard that is not there yet, finishing the batch at a signal."""
-        plan, folder = self.plan, self.folder
-        generator = sha256_file(folder / WEIGHTS)
-        ready = {i for i in self._shard_indices() if shard_is_done(folder, i, plan, generator=generator)}
-        done = sum(plan.shards[i].stop - plan.shards[i].start for i in ready)
-        first, began = done, time.monotonic()
-        with self.reporter.progress("drawing images", plan.total, done=done) as progress:
-            for index in (i for i in self._shard_indices() if i not in ready):
-                images, shard_began = [], time.monotonic()
-                for batch in plan.batches(plan.shards[index]):
-                    if self.stop.requested:
-                        raise self.stop.interrupted(self.resume_command)
-                    images.append(draw_batch(trainer, plan, batch))
-                    done += len(images[-1])
-                    progress.update(done, f"{(done - first) / (time.monotonic() - began):.1f} images/s")
-                self._add_sample_seconds(time.monotonic() - shard_began)
-                write_shard(folder, index, np.concatenate(images), plan, generator=generator)
-
-    def _add_sample_seconds(self, seconds: float) -> None:
-        """Keep the time of the sampling over several processes; no part of a shard, whose bytes must not vary."""
-        write_json(self.folder / TIMES, {"sample_seconds": self._sample_seconds() + seconds})
-
-    def _sample_seconds(self) -> float:
-        path = self.folder / TIMES
-        return float(json.loads(path.read_text("utf-8"))["sample_seconds"]) if path.exists() else 0.0
-
-    def _save_grid(self) -> None:
-        plan, train = self.plan, self.split.train
-        starts = np.cumsum(plan.synthetic_counts) - plan.synthetic_counts
-        rows = shown_classes(len(plan.classes))
-        wanted = {c: starts[c] + np.arange(min(COLUMNS, plan.synthetic_counts[c])) for c in rows}
-        shown = load_shard_images(self.folder, plan, np.concatenate([wanted[c] for c in rows]))
-        ends = np.cumsum([len(wanted[c]) for c in rows])
-        synthetic = {c: shown[end - len(wanted[c]) : end] for c, end in zip(rows, ends.tolist(), strict=True)}
-        save_grid(
-            self.folder / GRID,
-            plan.classes,
-            plan.real_counts,
-            plan.synthetic_counts,
-            lambda c: train.images[np.flatnonzero(train.labels == c)[:COLUMNS]],
-            lambda c: synthetic[c],
-        )
-
-    def _summary(self, trainer: GeneratorTrainer) -> dict[str, Any]:
-        plan, seconds = self.plan, self._sample_seconds()
-        return {
-            "images": plan.total,
-            "images_per_class": dict(zip(plan.classes, plan.synthetic_counts.tolist(), strict=True)),
-            "real_per_class": dict(zip(plan.classes, plan.real_counts.tolist(), strict=True)),
-            "per_class_target": plan.config.per_class_target,
-            "preset": plan.config.preset,
-            "amp": plan.config.amp,
-            "parameters": self._parameters(),
-            "patch": trainer.preset.patch,
-            "shards": len(plan.shards),
-            "train_steps": trainer.total_steps,
-            "train_seconds": round(trainer.seconds, 1),
-            "train_steps_per_second": round(trainer.total_steps / trainer.seconds, 2),
-            "sample_seconds": round(seconds, 1),
-            "images_per_second": round(plan.total / seconds, 2),
-        }
-
-    def _parameters(self) -> int:
-        with torch.device("meta"):
-            unet = build_unet(_preset(self.plan), self.plan.image_size, len(self.plan.classes), self.plan.config.seed)
-        return sum(weight.numel() for weight in unet.parameters())
-
-    def _shard_indices(self) -> range:
-        return range(len(self.plan.shards))
-
-    def _exists(self, index: int) -> bool:
-        return shard_path(self.folder, index).is_file()
+def _with_batch_size(
+    config: SynthConfig, split: Split, device: torch.device, folder: Path | None, reporter: Reporter
+) -> SynthConfig:
+    """`config` with the batch size that `folder` was begun with, or else, on a GPU, with the one found by trying."""
+    if config.sample_batch_size is not None:
+        return config
+    if folder is not None and (folder / CONFIG_NAME).exists():
+        begun = load_config(SynthConfig, folder / CONFIG_NAME)
+        return dataclasses.replace(config, sample_batch_size=begun.sample_batch_size)
+    if device.type != "cuda" or config.generator == "folder":
+        return config
+    size = find_batch_size(_trial(outline(config, split, device), split, device, reporter))
+    reporter.say(f"drawing {size} images at once")
+    return dataclasses.replace(config, sample_batch_size=size)
 
 
-def save_generator(folder: Path, unet: UNet2DModel) -> None:
-    """Write `unet` and the scheduler so that diffusers loads them, flushed to disk."""
-    from safetensors.torch import save
+def _trial(plan: SynthesisPlan, split: Split, device: torch.device, reporter: Reporter) -> Callable[[int], float]:
+    """A function that draws n images with an untrained model, or with the pipeline, and tells the seconds it took."""
+    pipeline = open_pipeline(plan.config, split, device, reporter) if plan.config.generator == "pipeline" else None
+    trainer = new_trainer(plan, split, device) if pipeline is None else None
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-    with atomic_path(folder / "unet" / "diffusion_pytorch_model.safetensors") as temporary:
-        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
-    with atomic_path(folder / "unet" / "config.json") as temporary:
-        unet.to_json_file(temporary)
-    with atomic_path(folder / "scheduler" / "scheduler_config.json") as temporary:
-        build_scheduler().to_json_file(temporary)
-    sync_folder(folder)
+    def seconds(count: int) -> float:
+        labels = np.arange(count, dtype=np.int64) % len(plan.classes)
+        ordinals = np.arange(count, dtype=np.int64)
+        for _ in range(2):  # the first one warms up
+            began = time.monotonic()
+            if pipeline is not None:
+                pipeline.draw(labels, ordinals, ordinals)
+            elif trainer is not None:
+                trainer.draw(labels, ordinals)
+        return time.monotonic() - began
 
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what only unfinished work needs; called once the manifest is there."""
-    for name in (CHECKPOINT, TIMES):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _new_trainer(plan: SynthesisPlan, split: Split, device: torch.device) -> GeneratorTrainer:
-    assert plan.config.amp != "auto"
-    return build_trainer(
-        plan.config, _preset(plan), split, precision=Precision(plan.config.amp, device.type), device=device
-    )
+    return seconds
 
 
-def _preset(plan: SynthesisPlan) -> Preset:
-    assert plan.config.preset != "auto"
-    return preset_values(plan.config.preset, plan.image_size)
+@contextlib.contextmanager
+def _turn(workspace: Workspace, folder: Path, stop: StopRequest, reporter: Reporter) -> Iterator[None]:
+    """The lock of `folder` when it is this job's turn: others may be training the generator that all of them use."""
+    told = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(workspace.lock(folder, tidy=False))
+            except LockHeldError as error:
+                if not told:
+                    reporter.say(f"waiting for another job to prepare: {error}")
+                told = True
+            else:
+                yield
+                return
+        if stop.requested:
+            raise stop.interrupted("the same command")
+        time.sleep(WAIT_SECONDS)
+
+
+def _refuse_beside_jobs(workspace: Workspace) -> None:
+    """Raises: LockHeldError if a job of `--shard` is drawing right now."""
+    for path in workspace.root.glob(f".{workspace.synth.name}-job-*.lock"):
+        name = path.name.removeprefix(f".{workspace.synth.name}-").removesuffix(".lock")
+        with workspace.lock(workspace.synth / name, tidy=False):
+            pass

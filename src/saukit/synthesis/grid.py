@@ -36,9 +36,9 @@ def save_grid(
     classes, 20 are shown, spread evenly from the first to the last.
     """
     rows = shown_classes(len(classes))
-    tiles = [(_enlarge(real(c)[:COLUMNS]), _enlarge(synthetic(c)[:COLUMNS])) for c in rows]
+    tiles = [(enlarge(real(c)[:COLUMNS]), enlarge(synthetic(c)[:COLUMNS])) for c in rows]
     height, width = next(t.shape[1:3] for pair in tiles for t in pair if len(t))
-    name_font, small_font = _font(13, bold=True), _font(10)
+    name_font, small_font = font(13, bold=True), font(10)
     names = [classes[c] if len(classes[c]) <= 28 else classes[c][:27] + "…" for c in rows]
     notes = [f"{real_counts[c]:,} real + {synthetic_counts[c]:,} synthetic" for c in rows]
     left = MARGIN + _widest(name_font, names, small_font, notes) + 16 * SCALE
@@ -48,7 +48,7 @@ def save_grid(
     canvas = Image.new("RGB", (right + block + MARGIN, HEAD + MARGIN + len(rows) * row_height), PAPER)
     draw = ImageDraw.Draw(canvas)
     for x, head in ((left, "real"), (right, "synthetic")):
-        draw.text((x, HEAD - 8 * SCALE), head, INK, _font(14, bold=True), anchor="ls")
+        draw.text((x, HEAD - 8 * SCALE), head, INK, font(14, bold=True), anchor="ls")
     for row, (name, note, pair) in enumerate(zip(names, notes, tiles, strict=True)):
         top = HEAD + row * row_height
         middle = top + height // 2
@@ -70,10 +70,18 @@ def shown_classes(num_classes: int) -> list[int]:
     return [round(index) for index in np.linspace(0, num_classes - 1, MAX_ROWS).tolist()]
 
 
-def _enlarge(images: Pixels) -> Pixels:
+def enlarge(images: Pixels) -> Pixels:
     """uint8 [n, 3, h, w] to [n, H, W, 3], each pixel a block; images larger than a tile stay as they are."""
     factor = max(1, TILE // max(images.shape[2:]))
     return np.repeat(np.repeat(images.transpose(0, 2, 3, 1), factor, axis=1), factor, axis=2)
+
+
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own font, which is there on every machine and knows most scripts' letters."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size * SCALE)
 
 
 def _widest(
@@ -81,11 +89,3 @@ def _widest(
 ) -> int:
     lengths = [name_font.getlength(text) for text in names] + [note_font.getlength(text) for text in notes]
     return round(max(lengths))
-
-
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, which is there on every machine and knows most scripts' letters."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size * SCALE)

@@ -1,85 +1,189 @@
 """Which image of which class has which seed, in which shard and batch: fixed before the first image is made.
 
 Bit-equal images across batch sizes do not exist, even with a generator an image, so a resumed run makes the same images
-only if it makes the same batches. The plan is a pure function of the configuration and of the split's class counts.
+only if it makes the same batches. Candidates are drawn in rounds: the first is a pure function of the configuration and
+of the split's class counts, a later one replaces what the filters rejected and is a pure function of the scores before
+it. `plan.json` records the rounds as they were begun.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.errors import DataError, UsageError
+from saukit.core.artifacts import write_json
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.seeding import derive_seed
 from saukit.synthesis.config import SynthConfig, resolve_config
+from saukit.synthesis.selection import first_round
 
 if TYPE_CHECKING:
     import torch
 
     from saukit.data.split import Split
 
+Integers = npt.NDArray[np.int64]
+PLAN_NAME = "plan.json"
 # A shard is what a stop can cost: half a minute of a CPU's work. Large caches have larger shards, not thousands.
 MIN_SHARD_IMAGES, MIN_SHARDS, MAX_SHARDS = 512, 8, 256
-SHARD_EXTRA_BYTES = 4096 + 16  # a header, and a label and a seed an image
+HEADER_BYTES = 4096
+SCORE_BYTES = 4 * 3
 
 
 @dataclass(frozen=True)
-class SynthesisPlan:
-    """What `synth` will make; n images in all, K classes.
+class Round:
+    """Candidates that are drawn in one go; n in all.
 
-    `labels` and `seeds` int64 [n] are in the order of the cache: class by class, and image 0, 1, ... of each class.
-    `real_counts` and `synthetic_counts` int64 [K]. `shard_images` is a multiple of the batch, the last shard may be
-    shorter.
+    `labels`, `seeds` and `ordinals` int64 [n] are in the order of the cache: class by class; an ordinal is the
+    candidate's number within its class, over all rounds. `shard_images` is a multiple of the batch, the last shard may
+    be shorter.
     """
 
-    config: SynthConfig
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    real_counts: npt.NDArray[np.int64]
-    synthetic_counts: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    seeds: npt.NDArray[np.int64]
+    labels: Integers
+    seeds: Integers
+    ordinals: Integers
+    first_shard: int
     batch_images: int
     shard_images: int
 
     @property
     def total(self) -> int:
-        """Synthetic images in all."""
+        """Candidates of the round."""
         return len(self.labels)
 
     @property
-    def shards(self) -> list[slice]:
-        """The images of each shard."""
-        return [slice(at, min(at + self.shard_images, self.total)) for at in range(0, self.total, self.shard_images)]
+    def shards(self) -> dict[int, slice]:
+        """The candidates of each shard, by the shard's number in the cache."""
+        starts = range(0, self.total, self.shard_images)
+        return {
+            self.first_shard + index: slice(at, min(at + self.shard_images, self.total))
+            for index, at in enumerate(starts)
+        }
 
     def batches(self, shard: slice) -> Iterator[slice]:
-        """The images of each batch of `shard`; the last batch may be shorter."""
+        """The candidates of each batch of `shard`; the last batch may be shorter."""
         for at in range(shard.start, shard.stop, self.batch_images):
             yield slice(at, min(at + self.batch_images, shard.stop))
 
     @property
-    def bytes(self) -> int:
-        """Size of all shards on disk, headers included."""
-        height, width = self.image_size
-        return self.total * (3 * height * width + SHARD_EXTRA_BYTES % 4096) + 4096 * len(self.shards)
-
-    @property
     def digest(self) -> str:
-        """SHA-256 of labels, seeds and batches: two plans with the same digest make the same images."""
-        sha = hashlib.sha256(f"{self.image_size} {self.batch_images} {self.shard_images}".encode())
-        sha.update(self.labels.astype("<i8").tobytes())
-        sha.update(self.seeds.astype("<i8").tobytes())
+        """SHA-256 of labels, seeds and batches: two rounds with the same digest hold the same images."""
+        sha = hashlib.sha256(f"{self.first_shard} {self.batch_images} {self.shard_images}".encode())
+        for values in (self.labels, self.seeds, self.ordinals):
+            sha.update(values.astype("<i8").tobytes())
         return sha.hexdigest()
 
 
-def plan_synthesis(config: SynthConfig, split: Split, device: torch.device) -> SynthesisPlan:
-    """The plan for `split`, with `config` resolved for `device`; writes nothing.
+@dataclass(frozen=True)
+class SynthesisPlan:
+    """What `synth` will make; K classes.
+
+    `real_counts` and `wanted` (synthetic images that a class is to get) int64 [K]. `closed`: no round comes after the
+    last one, whatever it leaves to be wished.
+    """
+
+    config: SynthConfig
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    real_counts: Integers
+    wanted: Integers
+    batch_images: int
+    shard_images: int
+    rounds: tuple[Round, ...] = ()
+    closed: bool = False
+
+    @property
+    def total(self) -> int:
+        """Candidates of all rounds so far."""
+        return sum(part.total for part in self.rounds)
+
+    @property
+    def labels(self) -> Integers:
+        """The class of every candidate, int64 [total], in the order of the cache."""
+        return np.concatenate([part.labels for part in self.rounds])
+
+    @property
+    def generated(self) -> Integers:
+        """Candidates of each class so far, int64 [K]."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of all rounds so far."""
+        return sum(len(part.shards) for part in self.rounds)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards so far on disk, headers included."""
+        height, width = self.image_size
+        return self.total * (3 * height * width + 16 + SCORE_BYTES) + HEADER_BYTES * self.shard_count
+
+    def with_round(self, counts: Integers) -> SynthesisPlan:
+        """The plan with one more round of `counts` [K] candidates."""
+        before = self.generated if self.rounds else np.zeros(len(self.classes), dtype=np.int64)
+        labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        ordinals = np.concatenate([before[c] + np.arange(n, dtype=np.int64) for c, n in enumerate(counts)])
+        seeds = [
+            derive_seed(self.config.seed, "image", c, i)
+            for c, i in zip(labels.tolist(), ordinals.tolist(), strict=True)
+        ]
+        new = Round(
+            labels, np.array(seeds, dtype=np.int64), ordinals, self.shard_count, self.batch_images, self.shard_images
+        )
+        return dataclasses.replace(self, rounds=(*self.rounds, new))
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json, atomically."""
+        counts = [np.bincount(part.labels, minlength=len(self.classes)).tolist() for part in self.rounds]
+        write_json(
+            folder / PLAN_NAME,
+            {
+                "batch_images": self.batch_images,
+                "shard_images": self.shard_images,
+                "rounds": counts,
+                "closed": self.closed,
+            },
+        )
+
+
+def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan | None:
+    """The outline `plan` with the rounds that plan.json in `folder` records; None if there is none.
+
+    Raises: CorruptArtifactError if the file does not fit the configuration beside it.
+    """
+    path = folder / PLAN_NAME
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        rounds = [np.array(counts, dtype=np.int64) for counts in document["rounds"]]
+        if any(len(counts) != len(plan.classes) or (counts < 0).any() for counts in rounds) or not rounds:
+            raise ValueError("its rounds do not fit the classes")
+        frozen = dataclasses.replace(
+            plan,
+            batch_images=int(document["batch_images"]),
+            shard_images=int(document["shard_images"]),
+            rounds=(),
+            closed=bool(document["closed"]),
+        )
+        for counts in rounds:
+            frozen = frozen.with_round(counts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifactError(f"{path} is damaged ({error}): start over with --force") from None
+    return frozen
+
+
+def outline(config: SynthConfig, split: Split, device: torch.device) -> SynthesisPlan:
+    """What is to be made for `split`, with `config` resolved for `device`, and no round yet; writes nothing.
 
     Raises: UsageError for values out of their limits and for a target that needs no image, DataError for a class that
     has no real image to learn from.
@@ -94,39 +198,39 @@ def plan_synthesis(config: SynthConfig, split: Split, device: torch.device) -> S
         device_type=device.type,
         amp=resolve_amp(config.amp, device),
     )
-    assert resolved.per_class_target is not None and resolved.sample_batch_size is not None
-    return make_plan(
-        resolved,
-        classes=split.classes,
-        image_size=split.image_size,
-        real_counts=real,
-    )
+    return outline_of(resolved, classes=split.classes, image_size=split.image_size, real_counts=real)
 
 
-def make_plan(
-    config: SynthConfig, *, classes: Sequence[str], image_size: tuple[int, int], real_counts: npt.NDArray[np.int64]
+def outline_of(
+    config: SynthConfig, *, classes: Sequence[str], image_size: tuple[int, int], real_counts: Integers
 ) -> SynthesisPlan:
-    """The plan of a resolved configuration: real + synthetic images reach the target in each class."""
+    """The outline of a resolved configuration: real + synthetic images are to reach the target."""
     target, batch = config.per_class_target, config.sample_batch_size
     assert target is not None and batch is not None
     real_counts = np.asarray(real_counts, dtype=np.int64)
-    synthetic = np.maximum(target - real_counts, 0)
-    _check_counts(target, real_counts, synthetic, classes)
-    labels = np.repeat(np.arange(len(synthetic), dtype=np.int64), synthetic)
-    seeds = np.array(
-        [derive_seed(config.seed, "image", c, i) for c, n in enumerate(synthetic) for i in range(n)], dtype=np.int64
-    )
+    wanted = np.maximum(target - real_counts, 0)
+    _check_counts(target, real_counts, wanted, classes)
     return SynthesisPlan(
         config=config,
         classes=tuple(classes),
         image_size=image_size,
         real_counts=real_counts,
-        synthetic_counts=synthetic,
-        labels=labels,
-        seeds=seeds,
+        wanted=wanted,
         batch_images=batch,
-        shard_images=_shard_images(len(labels), batch),
+        shard_images=_shard_images(int(first_round(wanted, keep=config.keep, capacity=None).sum()), batch),
     )
+
+
+def begin(plan: SynthesisPlan, *, capacity: Integers | None = None) -> SynthesisPlan:
+    """An outline with its first round; `capacity` [K]: images of each class that are to be had, None for no limit.
+
+    Raises: DataError if there is nothing to be had.
+    """
+    counts = first_round(plan.wanted, keep=plan.config.keep, capacity=capacity)
+    if not counts.any():
+        needy = [name for name, count in zip(plan.classes, plan.wanted, strict=True) if count]
+        raise DataError(f"the folder holds no image of a class that needs one ({', '.join(needy)})")
+    return plan.with_round(counts)
 
 
 def _shard_images(total: int, batch: int) -> int:
@@ -135,13 +239,11 @@ def _shard_images(total: int, batch: int) -> int:
     return batch * max(small, math.ceil(total / MAX_SHARDS / batch))
 
 
-def _check_counts(
-    target: int, real: npt.NDArray[np.int64], synthetic: npt.NDArray[np.int64], classes: Sequence[str]
-) -> None:
+def _check_counts(target: int, real: Integers, wanted: Integers, classes: Sequence[str]) -> None:
     empty = [name for name, count in zip(classes, real, strict=True) if count == 0]
     if empty:
         raise DataError(f"no real training image of {', '.join(empty)}: a generator cannot learn a class it never saw")
-    if not synthetic.any():
+    if not wanted.any():
         smallest, largest = int(real.min()), int(real.max())
         there = (
             f"every class has {largest} real images"

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saukit.models.inference import normalise
 from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment
 from saukit.training.mixing import Box, box_mask
 
@@ -134,15 +135,6 @@ def simclr_view(images: Tensor, mean: Tensor, std: Tensor, *, flip: bool, genera
     pixels = apply_to_rows(is_gray, pixels, grayscale)
     pixels = apply_to_rows(is_blurred, pixels, gaussian_blur, sigma)
     return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images / 255 - mean) / std.
-
-    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3]; returns float32 [b, 3, H, W].
-    """
-    scale, shift = 1 / (255 * std), -mean / std
-    return images.to(torch.float32).mul_(scale[:, None, None]).add_(shift[:, None, None])
 
 
 def _crop_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -27,8 +27,8 @@ from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import DualBranchNet
+from saukit.models.inference import normalise
 from saukit.models.model_file import ModelCard, save_model
-from saukit.training.augment import normalise
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
 from saukit.training.methods import METHODS, Views, class_prototypes, logit_offsets

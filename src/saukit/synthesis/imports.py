@@ -1,0 +1,224 @@
+"""Images that were made elsewhere, as a generator: one folder a class, named as the split's classes.
+
+    DIR/cat/0001.png  DIR/cat/more/0002.jpg  DIR/dog/a.webp ...
+
+Which files are images, how they become 8-bit RGB and how they are cropped and resized is `saukit.data.folder`'s, the
+same as for a split's own images. A class name that holds a "/" (Fashion-MNIST's T-shirt/top) has a "_" in its place.
+
+Image i of a class is its i-th file in natural order (img2 before img10). The constructor reads every file once, which
+the digest needs anyway, and decodes it to see whether it is whole; `draw` reads and decodes again what it is asked
+for. Decoding twice costs time (seconds for thousands of small images) and saves the memory of the whole folder, and a
+damaged file is told before the first shard is written, not hours later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saukit.core.console import Reporter
+from saukit.core.device import usable_cores
+from saukit.core.errors import DataError
+from saukit.data.folder import EXTENSIONS, decode_image, image_files, subfolders, why_unreadable
+from saukit.data.plan import shortened
+
+CHUNK = 32  # files that a thread takes at once
+
+
+class FolderGenerator:
+    """The images of a folder, drawn by class and position.
+
+    capacity: how many images there are of each class, int64 [K]; a class without a folder has 0.
+    digest: SHA-256 over the names, relative to the folder, and the contents of all images that can be drawn.
+    description: what a manifest says of it.
+    """
+
+    def __init__(
+        self, folder: Path, classes: Sequence[str], image_size: tuple[int, int], *, reporter: Reporter, skip_bad: bool
+    ) -> None:
+        """List `folder`, read and decode every image of it once.
+
+        Raises: DataError for a folder that is not there or holds no image, for subfolders that are none of `classes`
+        (it lists them), and for images that cannot be read (it lists them; with `skip_bad` they are left out);
+        ValueError for images that are not square, which no split has.
+        """
+        if image_size[0] != image_size[1]:
+            raise ValueError(f"images of a split are square, got {image_size[0]} x {image_size[1]}")
+        self._folder, self._classes, self._size = folder, tuple(classes), image_size[0]
+        found = _checked_files(folder, _list_files(folder, self._classes, reporter), self._size, reporter)
+        bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
+        if bad:
+            _refuse_or_tell(bad, folder, skip_bad=skip_bad, reporter=reporter)
+        self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
+        self.capacity: npt.NDArray[np.int64] = np.array([len(files) for files in self._files], np.int64)
+        if not self.capacity.any():
+            raise DataError(f"no image in {folder} can be read: give a folder of whole images")
+        self.digest = self._digest()
+        self.description: dict[str, Any] = {
+            "generator": "folder",
+            "folder": str(folder),
+            "images": int(self.capacity.sum()),
+            "images_per_class": dict(zip(self._classes, self.capacity.tolist(), strict=True)),
+            "skipped": len(bad),
+            "digest": self.digest,
+        }
+
+    def draw(
+        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint8]:
+        """Image `ordinals[i]` of class `labels[i]`, decoded now; `seeds` are those of the plan, and have no use here.
+
+        Shapes: labels, seeds, ordinals [n]; returns uint8 [n, 3, H, W].
+        Raises: DataError for a file that has changed since the constructor read it; ValueError for a class or an
+        ordinal that is not there.
+        """
+        if not labels.shape == seeds.shape == ordinals.shape or labels.ndim != 1:
+            raise ValueError(f"labels, seeds and ordinals differ: {labels.shape}, {seeds.shape}, {ordinals.shape}")
+        wanted = [self._file(label, at) for label, at in zip(labels.tolist(), ordinals.tolist(), strict=True)]
+        images = np.empty((len(wanted), 3, self._size, self._size), np.uint8)
+
+        def fill(start: int) -> None:
+            for index in range(start, min(start + CHUNK, len(wanted))):
+                images[index] = self._decoded(wanted[index])
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for _ in pool.map(fill, range(0, len(wanted), CHUNK)):
+                pass
+        return images
+
+    def _file(self, label: int, ordinal: int) -> _File:
+        if not 0 <= label < len(self._classes):
+            raise ValueError(f"label {label} is none of the {len(self._classes)} classes")
+        if not 0 <= ordinal < len(self._files[label]):
+            there = len(self._files[label])
+            raise ValueError(f"image {ordinal} of class {self._classes[label]!r} asked for, the folder has {there}")
+        return self._files[label][ordinal]
+
+    def _decoded(self, file: _File) -> npt.NDArray[np.uint8]:
+        try:
+            content = file.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file.path} cannot be read any more: {error.strerror or error}") from error
+        if hashlib.sha256(content).digest() != file.sha256:
+            raise DataError(f"{file.path} has changed since saukit first read it: leave the folder alone meanwhile")
+        return decode_image(io.BytesIO(content), self._size)
+
+    def _digest(self) -> str:
+        sha = hashlib.sha256()
+        for file in (file for files in self._files for file in files):
+            sha.update(os.fsencode(file.path.relative_to(self._folder).as_posix()) + b"\0" + file.sha256)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file after its first reading; `bad` is why it cannot be decoded, None if it can."""
+
+    path: Path
+    label: int
+    sha256: bytes
+    bad: str | None
+
+
+def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> list[tuple[Path, int]]:
+    """Every image with its class, class by class, in natural order within each."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give one with a subfolder for each class")
+    label_of = {name.replace("/", "_"): label for label, name in enumerate(classes)}
+    if len(label_of) < len(classes):
+        raise DataError(f"two classes of the split have one folder name: {', '.join(classes)}")
+    folders = {path.name: path for path in subfolders(folder)}
+    if unknown := [name for name in folders if name not in label_of]:
+        raise DataError(
+            f"{folder} has folders that are no class of the split: {shortened(list(map(_printable, unknown)))}; "
+            f"rename or remove them. Folders of the split's classes: {shortened(list(label_of))}"
+        )
+    listed: list[tuple[Path, int]] = []
+    ignored = Counter[str]()
+    for name, label in label_of.items():
+        if name in folders:
+            images, others = image_files(folders[name])
+            listed += [(path, label) for path in sorted(images, key=lambda path: _natural(path, folder))]
+            ignored += others
+    if not listed:
+        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        raise DataError(
+            f"{folder} holds no image ({kinds}) in a folder of a class; "
+            f"folders of the split's classes: {shortened(list(label_of))}"
+        )
+    if ignored:
+        kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))
+        reporter.say(f"files that are no images by their names are ignored: {kinds}")
+    loose = sum(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
+    if loose:
+        reporter.say(f"images that lie in no class's folder are ignored: {loose} in {folder}")
+    return listed
+
+
+def _checked_files(folder: Path, listed: list[tuple[Path, int]], size: int, reporter: Reporter) -> list[_File]:
+    """Every listed file, read and decoded once."""
+
+    def check(start: int) -> list[_File]:
+        return [_checked(path, label, size) for path, label in listed[start : start + CHUNK]]
+
+    files: list[_File] = []
+    with reporter.progress(f"reading {folder}", len(listed)) as line, ThreadPoolExecutor(usable_cores()) as pool:
+        try:
+            for some in pool.map(check, range(0, len(listed), CHUNK)):
+                files += some
+                line.update(len(files))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return files
+
+
+def _checked(path: Path, label: int, size: int) -> _File:
+    sha256 = b""
+    try:
+        content = path.read_bytes()
+        sha256 = hashlib.sha256(content).digest()
+        decode_image(io.BytesIO(content), size)
+    except MemoryError:
+        raise
+    except OSError as error:  # Pillow's own have no strerror
+        return _File(path, label, sha256, error.strerror or why_unreadable(error))
+    except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
+        return _File(path, label, sha256, why_unreadable(error))
+    return _File(path, label, sha256, None)
+
+
+def _refuse_or_tell(bad: list[str], folder: Path, *, skip_bad: bool, reporter: Reporter) -> None:
+    count, listed = f"{len(bad)} image{'s' if len(bad) > 1 else ''} in {folder} cannot be read", shortened(bad, "\n  ")
+    if not skip_bad:
+        raise DataError(f"{count}: mend or remove them, or leave them out with --skip-bad:\n  {listed}")
+    reporter.warn(f"{count}, left out:\n  {listed}")
+
+
+def _natural(path: Path, folder: Path) -> tuple[list[str | int], str]:
+    """Numbers by their value, the rest by its letters; names that are equal so (1 and 01) by their letters alone."""
+    name = path.relative_to(folder)
+    # Texts and numbers take turns, beginning with a text, so that only like is compared with like. Without its suffix
+    # img comes before img1.
+    pieces = re.split(r"([0-9]+)", name.with_suffix("").as_posix())
+    return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], name.as_posix()
+
+
+def _name(path: Path, folder: Path) -> str:
+    return _printable(path.relative_to(folder).as_posix())
+
+
+def _printable(name: str) -> str:
+    """A name that is no UTF-8 with its bytes written out."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,172 @@
+"""Several jobs over one plan: each draws its shards, one merge joins them, and the cache is that of one process."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import MICRO
+
+from saukit.core.artifacts import sha256_file
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError, LockHeldError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generate import SynthesisResult, merge, synthesize
+from saukit.synthesis.worker import Job
+
+Go = Callable[..., SynthesisResult]
+TIMED = ("manifest.json", "source.json")
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from saukit.core.console import Reporter
+from saukit.core.workspace import Workspace
+from saukit.synthesis import trainer
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generate import synthesize
+from saukit.synthesis.worker import Job
+
+torch.set_num_threads(1)
+trainer.CHECKPOINT_SECONDS = 0.0
+print("ready", flush=True)
+synthesize({config!r}, Workspace(Path({root!r})), device=torch.device("cpu"), force=False, resume=False,
+           reporter=Reporter(quiet=True), job=Job.parse({job!r}))
+"""
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED]
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def workspace_beside(digits_root: Path, root: Path) -> Workspace:
+    root.mkdir()
+    (root / "split").symlink_to(digits_root / "split")
+    return Workspace(root)
+
+
+@pytest.fixture
+def in_one_go(digits_root: Path, tmp_path: Path, cpu: torch.device, reporter: Reporter) -> Workspace:
+    whole = workspace_beside(digits_root, tmp_path / "whole")
+    synthesize(MICRO, whole, device=cpu, force=False, resume=False, reporter=reporter)
+    return whole
+
+
+@pytest.fixture
+def go(workspace: Workspace, cpu: torch.device, reporter: Reporter) -> Go:
+    def call(job: str | None, config: SynthConfig = MICRO, *, force: bool = False) -> SynthesisResult:
+        return synthesize(
+            config,
+            workspace,
+            device=cpu,
+            force=force,
+            resume=False,
+            reporter=reporter,
+            job=None if job is None else Job.parse(job),
+        )
+
+    return call
+
+
+def test_three_jobs_and_a_merge_make_the_cache_of_one_go(
+    go: Go, workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
+) -> None:
+    for job, shards in (("2/3", {2, 5}), ("0/3", {0, 2, 3, 5, 6}), ("1/3", set(range(8)))):
+        result = go(job)
+        assert result.manifest is None
+        there = {int(path.stem.removeprefix("shard-")) for path in workspace.synth.glob("shard-*.safetensors")}
+        assert there == shards
+    assert merge(MICRO, workspace, device=cpu, reporter=reporter).state == "partial"
+    assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
+    assert merge(MICRO, workspace, device=cpu, reporter=reporter).state == "complete"
+    assert go("0/3").state == "complete"
+
+
+@pytest.mark.slow
+def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
+    workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def started(job: str) -> subprocess.Popen[bytes]:
+        script = SCRIPT.format(config=MICRO, root=str(workspace.root), job=job)
+        return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE)
+
+    jobs = {job: started(job) for job in ("0/3", "1/3", "2/3")}
+    try:
+        # The first to get the lock trains; kill the middle one once there is a shard, whatever it is doing then.
+        while not list(workspace.synth.glob("shard-*.safetensors")):
+            assert any(job.poll() is None for job in jobs.values())
+            time.sleep(0.005)
+        jobs["1/3"].kill()
+        for job in jobs.values():
+            job.wait(120)
+    finally:
+        for job in jobs.values():
+            job.kill()
+            assert job.stdout is not None
+            job.stdout.close()
+    assert [jobs[name].returncode for name in ("0/3", "2/3")] == [0, 0]
+    with started("1/3") as again:
+        assert again.wait(120) == 0
+    merge(MICRO, workspace, device=cpu, reporter=reporter)
+    assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
+    assert {path.name for path in workspace.root.iterdir()} == {"split", "synth"}
+
+
+def test_a_merge_names_the_shards_that_are_missing(
+    go: Go, workspace: Workspace, cpu: torch.device, reporter: Reporter
+) -> None:
+    with pytest.raises(DataError, match=r"nothing to merge in .*run the jobs `saukit synth --shard 0/n`"):
+        merge(MICRO, workspace, device=cpu, reporter=reporter)
+    go("1/2")
+    with pytest.raises(DataError, match=r"lacks shards 0, 2, 4, 6 of 8: run the `saukit synth --shard i/n`"):
+        merge(MICRO, workspace, device=cpu, reporter=reporter)
+    with pytest.raises(UsageError, match="train_steps: 6 -> 7"):
+        merge(replace(MICRO, train_steps=7), workspace, device=cpu, reporter=reporter)
+
+
+def test_a_damaged_shard_of_a_job_is_drawn_again_by_the_merge(
+    go: Go, workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
+) -> None:
+    for job in ("0/2", "1/2"):
+        go(job)
+    (workspace.synth / "shard-00003.safetensors").write_bytes(b"cut off")
+    merge(MICRO, workspace, device=cpu, reporter=reporter)
+    assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
+
+
+def test_nothing_is_merged_and_no_job_is_doubled_while_it_runs(
+    go: Go, workspace: Workspace, cpu: torch.device, reporter: Reporter
+) -> None:
+    go("0/2")
+    with workspace.lock(workspace.synth / "job-1-of-2"):
+        with pytest.raises(LockHeldError, match="job-1-of-2 is being written by process"):
+            merge(MICRO, workspace, device=cpu, reporter=reporter)
+        with pytest.raises(LockHeldError):
+            go("1/2")
+        with pytest.raises(LockHeldError):
+            go(None)
+
+
+def test_jobs_cannot_be_forced_over_each_other(go: Go, workspace: Workspace) -> None:
+    go("0/2")
+    before = hashes_of(workspace.synth)
+    with pytest.raises(UsageError, match=r"--force with --shard would remove what other jobs drew: remove .*synth"):
+        go("1/2", force=True)
+    with pytest.raises(UsageError, match=r"interrupted synth: continue it with --resume"):
+        go(None)
+    assert hashes_of(workspace.synth) == before
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "a/b", "0/0", "1/2/3", ""])
+def test_a_shard_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"shard must be i/n with i from 0 to n - 1, such as 0/3, got"):
+        Job.parse(text)
