@@ -288,6 +288,8 @@ def command_line(script: str, arguments: Sequence[str]) -> str:
     hidden: dict[str, Callable[[str], str]] = {
         "--root": lambda path: "DIR",
         "--workspace": lambda path: "DIR",
+        "--work": lambda path: "DIR",
+        "--generator": lambda path: "DIR",
         "--out": lambda path: Path(path).name,
     }
     shown = []

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> Document:
     workspace, reporter = Workspace(options.workspace), Reporter(quiet=True)
     make_split(SplitConfig(dataset="digits", imb=50.0), workspace, root=None, force=False, reporter=reporter)
     print("synthesising", flush=True)
-    generator = SynthConfig(train_steps=50) if options.quick else SynthConfig()
+    generator = SynthConfig(train_steps=50 if options.quick else None, preflight=0, audit=False)
     synthesize(generator, workspace, device=device, force=False, resume=True, reporter=reporter)
     runs: list[Document] = []
     for seed in range(options.seeds):
