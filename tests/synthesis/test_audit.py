@@ -193,6 +193,14 @@ def test_distances_weigh_the_classes_equally_and_name_what_they_compared() -> No
     )
 
 
+def test_the_yardstick_has_as_many_images_as_the_rarest_class() -> None:
+    (found,) = audit(sets(real=labels_of(80, 60, 20)), Means())["distances"]
+    assert found["synthetic"]["images_per_class"] == 30
+    assert found["yardstick"]["real"]["images_per_class"] == 20
+    assert found["yardstick"]["synthetic"]["images_per_class"] == 20
+    assert found["yardstick"]["synthetic"]["images"] == 40
+
+
 def test_worse_images_are_farther_away() -> None:
     given = sets(real=labels_of(80, 60, 40), fake=labels_of(0, 40, 40))
     images, labels = given["fake"]

@@ -150,7 +150,7 @@ def test_choosing_anew_draws_nothing(go: Go, judged: Workspace, split: Split) ->
     looser = go(replace(config, min_confidence=0.0), anew=True)
     assert looser.summary["images"] == 62
     assert shards_of(judged) == before
-    assert looser.summary["train_steps"] == 6  # where the images come from is still told
+    assert looser.summary["generator"]["train_steps"] == 6  # where the images come from is still told
     with pytest.raises(UsageError, match=r"--refilter draws nothing, so it cannot change train_steps: 6 -> 9"):
         go(replace(config, train_steps=9), anew=True)
 

@@ -53,8 +53,8 @@ def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
     summary, audit = result.summary, result.audit
     assert result.manifest is not None
     times = []
-    if summary.get("train_seconds"):
-        times.append(f"training {format_duration(summary['train_seconds'])}")
+    if summary["generator"].get("train_seconds"):
+        times.append(f"training {format_duration(summary['generator']['train_seconds'])}")
     if summary["sample_seconds"]:
         times.append(
             f"sampling {format_duration(summary['sample_seconds'])} ({summary['images_per_second']:.1f} images/s "

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from saukit.core.errors import UsageError
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.trainer import GeneratorTrainer
+from saukit.synthesis.trainer import GeneratorTrainer, without_colour
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,22 @@ class ImageGenerator(Protocol):
         """One batch uint8 [n, 3, H, W]; labels, seeds and numbers within the class int64 [n]."""
 
 
+class Grey:
+    """A generator whose images are stripped of colour, for a split that has none."""
+
+    def __init__(self, generator: ImageGenerator) -> None:
+        self._generator, self.digest = generator, generator.digest
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """That of the generator within."""
+        return self._generator.description
+
+    def draw(self, labels: Integers, seeds: Integers, ordinals: Integers) -> npt.NDArray[np.uint8]:
+        """Its images without colour."""
+        return without_colour(self._generator.draw(labels, seeds, ordinals))
+
+
 class DiffusionGenerator:
     """The diffusion model that was trained on the split itself; `digest` is that of its weights."""
 
@@ -48,7 +64,7 @@ class DiffusionGenerator:
         trainer = self.trainer
         steps = trainer.total_steps if trainer.seconds else None
         return {
-            "generator": "class-conditional flow matching on the split's real images",
+            "generator": "diffusion",
             "preset": trainer.config.preset,
             "amp": trainer.config.amp,
             "parameters": sum(weight.numel() for weight in trainer.average.parameters()),

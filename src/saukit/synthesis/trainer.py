@@ -72,7 +72,7 @@ class TrainingImages:
         self._class_counts, self._first = counts, np.cumsum(counts) - counts
         self.images = torch.from_numpy(images).to(device)
         self.flip = flip
-        self.grey = bool((images == images[:, :1]).all())
+        self.grey = is_grey(images)
         self._order = torch.from_numpy(order).to(device)
         self._counts = torch.from_numpy(counts).to(device)
         self._shares = self._counts.double() ** (1 - balance)
@@ -264,10 +264,7 @@ class GeneratorTrainer:
             origin=origin,
             strength=config.strength,
         )
-        if self.data.grey:  # a tint that no real image has would tell which images are synthetic
-            grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
-            images = np.broadcast_to(grey, images.shape).copy()
-        return images
+        return without_colour(images) if self.data.grey else images
 
     def adopt(self, folder: Path) -> None:
         """Draw from the trained generator in `folder`, which another `saukit synth` wrote, without any training.
@@ -311,6 +308,18 @@ class GeneratorTrainer:
                 "start over with `saukit synth --force --amp off`, or with another --seed"
             )
         return loss
+
+
+def is_grey(images: npt.NDArray[np.uint8]) -> bool:
+    """Whether no image [n, 3, H, W] has any colour."""
+    return bool((images == images[:, :1]).all())
+
+
+def without_colour(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images [n, 3, H, W] with the mean of the channels in each: a tint that no real image has would tell which images
+    are synthetic."""
+    grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
+    return np.broadcast_to(grey, images.shape).copy()
 
 
 def unwarped(unet: UNet2DModel) -> Velocity:

@@ -36,14 +36,14 @@ from saukit.synthesis.diffusion import build_scheduler, build_unet
 from saukit.synthesis.duplicates import repeats
 from saukit.synthesis.estimate import TimeEstimate, measure
 from saukit.synthesis.filling import Filler
-from saukit.synthesis.generators import DiffusionGenerator, ImageGenerator, open_folder, open_pipeline
+from saukit.synthesis.generators import DiffusionGenerator, Grey, ImageGenerator, open_folder, open_pipeline
 from saukit.synthesis.grid import COLUMNS, save_grid, shown_classes
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan
 from saukit.synthesis.preflight import PREFLIGHT_NAME, preflight, warning
 from saukit.synthesis.scorers import inception_features
 from saukit.synthesis.scoring import COPY_DISTANCE, Judges, TrainClassifier, open_judges, rules_of
 from saukit.synthesis.selection import Selection, more_candidates, select
-from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, read_checkpoint
+from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, is_grey, read_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -96,6 +96,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.generator: ImageGenerator | None = None
+        self._capacity: npt.NDArray[np.int64] | None = None  # images of each class that there are to be had
         self._judges: Judges | None = None
 
     @property
@@ -119,22 +120,23 @@ class Worker:
         if found is not None and found.closed:
             self.plan = found
             return
-        capacity = None
         if plan.config.generator == "folder":
             source = open_folder(plan.config, self.split, self.reporter)
-            self.generator, capacity = source, source.capacity
-        self.plan = begin(plan, capacity=capacity) if found is None else found
+            self.generator, self._capacity = source, source.capacity
+        self.plan = begin(plan, capacity=self._capacity) if found is None else found
         self._announce()
         _ = self.judges  # before the hours of a training: what is missing is told now
         if plan.config.generator == "pipeline":
             self.generator = open_pipeline(plan.config, self.split, self.device, self.reporter)
         elif plan.config.generator == "diffusion":
             self.generator = self._trained()
+        if plan.config.generator != "diffusion" and self.generator is not None and is_grey(self.split.train.images):
+            self.generator = Grey(self.generator)
         self._note_source()
         if found is None:
             self.plan.save(folder)
         if plan.config.preflight and not (folder / PREFLIGHT_NAME).exists():
-            self._preflight(capacity)
+            self._preflight()
 
     def _note_source(self) -> None:
         """Keep what draws the images, which a later choice among them has to tell too.
@@ -210,7 +212,7 @@ class Worker:
                 kept,
                 keep=plan.config.keep,
                 max_tries=plan.config.max_tries,
-                capacity=getattr(self.generator, "capacity", None),
+                capacity=self._capacity,
             )
             if plan.closed or not further.any():
                 break
@@ -317,7 +319,7 @@ class Worker:
             way = f"--preset {smaller} is quicker" if smaller else "a smaller --per-class-target is quicker"
             self.reporter.warn(f"that is {format_duration(left)} on {describe_device(self.device)}; {way}")
 
-    def _preflight(self, capacity: npt.NDArray[np.int64] | None) -> None:
+    def _preflight(self) -> None:
         assert self.generator is not None
         train = self.split.train
         document = preflight(
@@ -326,7 +328,7 @@ class Worker:
             self.judges.probabilities,
             real_images=train.images,
             real_labels=train.labels,
-            capacity=capacity,
+            capacity=self._capacity,
         )
         if (text := warning(document)) is not None:
             self.reporter.warn(text)
@@ -431,7 +433,7 @@ class Worker:
             "classifier": self.judges.classifier_run,
             "sample_seconds": source.get("sample_seconds"),
             "images_per_second": source.get("images_per_second"),
-            **source["description"],
+            "generator": source["description"],
         }
 
 
