@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import operator
@@ -19,6 +20,7 @@ import torch
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split
+from saukit.synthesis.config import preset_values
 from saukit.synthesis.diffusion import Geometry
 from saukit.training import methods
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
@@ -300,11 +302,12 @@ class GaussianFlow:
         return ((sample - clean) / t,)
 
 
-def test_the_reference_draws_gaussian_images_with_their_mean_and_spread() -> None:
+@pytest.mark.parametrize("steps, tolerance", [(100, 0.06), (1000, 0.02)])
+def test_the_reference_draws_gaussian_images_with_their_mean_and_spread(steps: int, tolerance: float) -> None:
     """With one spread for all classes, guidance moves the mean from that without a class on past that of the class."""
-    ancestral, guidance, std = load("ancestral"), 1.5, 0.1
-    flow, labels = GaussianFlow([-0.3, 0.2, 0.1], std), np.arange(64) % 2
-    images = ancestral.draw_ancestral(
+    guidance, std = 1.5, 0.2
+    flow, labels = GaussianFlow([-0.2, 0.2, 0.1], std), np.arange(64) % 2
+    images = load("ancestral").draw_ancestral(
         flow,
         Geometry(16, 16, patch=1, multiple=2),
         labels,
@@ -313,20 +316,33 @@ def test_the_reference_draws_gaussian_images_with_their_mean_and_spread() -> Non
         guidance=guidance,
         precision=Precision("off", "cpu"),
         device=CPU,
+        steps=steps,
     )
     assert images.shape == (64, 3, 16, 16) and images.dtype == np.uint8
     pixels = images / 127.5 - 1
     for label, mean in enumerate(flow.means[:2].tolist()):
         drawn = pixels[labels == label]
-        assert drawn.mean() == pytest.approx(0.1 + guidance * (mean - 0.1), abs=0.005)
-        assert drawn.std() == pytest.approx(std, rel=0.06)  # a hundred steps fall short by 4 %
-    # The published way: two passes over the batch in each of 100 steps.
-    assert [time for time, _ in flow.calls] == pytest.approx(np.repeat(np.arange(1000, 0, -10), 2), rel=1e-5)
-    assert [classes for _, classes in flow.calls] == [labels.tolist(), [2] * 64] * 100
+        assert drawn.mean() == pytest.approx(0.1 + guidance * (mean - 0.1), abs=0.01)
+        assert drawn.std() == pytest.approx(std, rel=tolerance)  # what is short of it goes away with more steps
+    # The published way: in each step one pass for the classes and one without.
+    assert [time for time, _ in flow.calls] == pytest.approx(np.repeat(1000 - np.arange(steps) * 1000 / steps, 2))
+    assert [classes for _, classes in flow.calls] == [labels.tolist(), [2] * 64] * steps
 
 
-def test_network_passes_are_those_that_are_made(shared_val_work: Path) -> None:
+@pytest.fixture
+def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark with a smaller network, and a reference of few steps."""
     sampling = load("sampling")
+    small = dataclasses.replace(preset_values("tiny", (8, 8)), channels=(16, 32))
+    monkeypatch.setattr(sampling, "preset_values", lambda *_: small)
+    monkeypatch.setattr(sampling, "resolve_amp", lambda *_: "off")
+    monkeypatch.setattr(sampling, "STEPS", 3)
+    monkeypatch.setattr(sampling, "QUICK_YARDSTICK_STEPS", 2)
+    return sampling
+
+
+def test_network_passes_are_those_that_are_made(quick_sampling: ModuleType, shared_val_work: Path) -> None:
+    sampling = quick_sampling
     trainer = sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
     images = [0]
 
@@ -336,8 +352,7 @@ def test_network_passes_are_those_that_are_made(shared_val_work: Path) -> None:
     trainer.average.register_forward_hook(count)
     ways = sampling.ways_to_draw(trainer, 4, sampling.SOLVERS, both=True)
     assert [way.batch_size for way in ways[:3]] == [4, 1, 4]
-    assert [way.passes for way in ways[1:3]] == [200, 200]
-    assert len(ways) == len(sampling.SOLVERS) + (2 if trainer.precision.amp == "off" else 3)
+    assert [way.passes for way in ways[1:3]] == [6, 6]
     assert len({way.name for way in ways}) == len(ways)
     for way in ways:
         images[0] = 0
@@ -375,14 +390,12 @@ def test_real_images_are_of_the_classes_wanted_and_no_image_comes_twice() -> Non
 @pytest.mark.parametrize("given", [False, True], ids=["trained", "given"])
 def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     given: bool,
+    quick_sampling: ModuleType,
     tmp_path: Path,
     shared_val_work: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sampling, out = load("sampling"), tmp_path / "sampling.json"
-    monkeypatch.setattr(sampling, "STEPS", 3)
-    monkeypatch.setattr(sampling, "QUICK_YARDSTICK_STEPS", 2)
+    sampling, out = quick_sampling, tmp_path / "sampling.json"
     arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "4", "--images", "100"]
     if given:
         trainer = sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
@@ -405,13 +418,27 @@ def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     for name, row in (("ratio_batch1", alone), ("ratio_equal_batch", together)):
         assert head[name] == pytest.approx(ours["images_per_second"] / row["images_per_second"], rel=1e-3)
     assert head["frechet_saukit"] == ours["frechet"] and head["frechet_ancestral"] == together["frechet"]
-    # With the network's output at zero a solver leaves the noise as it is; ancestral steps renew it.
-    assert ours["frechet"] > 0 and together["frechet"] > 0
     assert document["frechet_real_training_images"]["frechet"] < ours["frechet"]
     assert document["frechet_images"] == 100 and document["frechet_features"]["test_images"] == 359
     assert document["generator"]["train_steps"] == (None if given else 2)
     assert str(tmp_path) not in out.read_text()
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_the_reference_in_another_precision_than_saukit_is_one_way_more(
+    quick_sampling: ModuleType, shared_val_work: Path
+) -> None:
+    trainer = quick_sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
+    trainer.precision = Precision("bf16", "cpu")
+    own = [("dpm++", 12)]
+    names = [way.name for way in quick_sampling.ways_to_draw(trainer, 64, own, both=True)]
+    assert names == [
+        "saukit, dpm++ 12 steps, batch 64, bf16",
+        "ancestral, 3 steps, batch 1, float32",
+        "ancestral, 3 steps, batch 64, bf16",
+        "ancestral, 3 steps, batch 64, float32",
+    ]
+    assert [way.name for way in quick_sampling.ways_to_draw(trainer, 64, own, both=False)] == names[:3]
 
 
 def test_sampling_wants_a_batch(capsys: pytest.CaptureFixture[str]) -> None:

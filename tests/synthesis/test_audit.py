@@ -92,14 +92,14 @@ def test_counts_agreement_and_diversity_of_each_class() -> None:
     fake, labels = given["fake"]
     features, probabilities = Means()(fake)
     assert probabilities is not None
-    expected = diversity(features, labels, 3), diversity(Means()(given["real"][0])[0], REAL, 3)
+    expected = diversity(features, labels, 3), diversity(Means()(given["test"][0])[0], TEST, 3)
     for c, row in enumerate(document["per_class"]):
         own = labels == c
         count = int(own.sum())
         assert (row["class"], row["real"], row["kept"]) == ("abc"[c], (c == REAL).sum(), count)
         assert (row["generated"], row["wanted"]) == (count + 4, count + 1)
         assert row["rejected"] == {"copy": c + 1, "repeat": 3 - c}
-        assert row["diversity"]["real"] == pytest.approx(expected[1][c])
+        assert row["diversity"]["test"] == pytest.approx(expected[1][c])
         if c == 0:  # without synthetic images nothing is known of them
             names = ("agreement", "confidence", "memorised", "leaked")
             assert [row[name] for name in names] == [None] * 4
@@ -215,7 +215,7 @@ def test_worse_images_are_farther_away() -> None:
 def test_only_the_first_extractor_sees_every_image() -> None:
     first, second = Means(), Means(judges=False)
     document = audit(sets(), first, second)
-    assert first.seen == 96 + 84 + 60 and second.seen == 60 + 60
+    assert first.seen == 84 + 120 and second.seen == 60 + 60
     assert document["distances"][0]["synthetic"] == document["distances"][1]["synthetic"]
 
 
@@ -224,7 +224,7 @@ def test_without_probabilities_there_is_no_agreement_and_without_extractors_no_d
     assert features_only["classifier"] is None and features_only["diversity_features"] == "means"
     assert features_only["overall"]["agreement"] is None and features_only["overall"]["diversity"]["ratio"] > 0
     assert nothing["diversity_features"] is None and nothing["distances"] == []
-    assert nothing["overall"]["diversity"] == {"synthetic": None, "real": None, "ratio": None}
+    assert nothing["overall"]["diversity"] == {"synthetic": None, "test": None, "ratio": None}
     assert nothing["memorisation"]["share"] == 0
 
 

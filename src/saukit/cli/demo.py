@@ -59,6 +59,7 @@ def command(
     from saukit.evaluation.config import EvalConfig
     from saukit.evaluation.evaluate import evaluate
     from saukit.synthesis.generate import synthesize
+    from saukit.synthesis.worker import CLOSEST
     from saukit.training.trainer import fit
 
     started = time.monotonic()
@@ -71,9 +72,23 @@ def command(
     split = make_split(DEMO_SPLIT, opened, root=None, force=force, reporter=reporter)
     show_split(split, opened.split, steps)
     reporter.say("2/4 synth: a diffusion model trained on that split fills the tail")
-    cache = synthesize(SynthConfig(), opened, device=where, force=force, resume=True, reporter=reporter)
+
+    def judge() -> str:
+        """The second run, which is needed anyway, looks at the synthetic images too."""
+        seeded = dataclasses.replace(DEMO_RUNS[1], seed=seed)
+        return fit(seeded, opened, name=None, device=where, force=False, resume=True, reporter=reporter).name
+
+    cache = synthesize(
+        SynthConfig(),
+        opened,
+        device=where,
+        force=force,
+        resume=True,
+        reporter=reporter,
+        train_classifier=judge,
+    )
     show_synthesis(cache, steps)
-    documents, pictures = [], [opened.split / CHART_NAME, cache.samples]
+    documents, pictures = [], [opened.split / CHART_NAME, cache.samples, cache.folder / CLOSEST]
     for config in DEMO_RUNS:
         reporter.say(f"3/4 train and 4/4 eval: {config.method}")
         seeded = dataclasses.replace(config, seed=seed)

@@ -183,7 +183,7 @@ def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
     if len(rows) > AUDIT_ROWS:
         rows = [*rows[: AUDIT_ROWS // 2], ["...", *[""] * 6], *rows[-AUDIT_ROWS // 2 :]]
     reporter.table(
-        f"audit of the kept images, % (judged by {audit['classifier']}; diversity: of real ones; copies: of training "
+        f"audit of the kept images, % (judged by {audit['classifier']}; diversity: of test images; copies: of training "
         "images; leaked: copies of test images)",
         ["class", "real", "kept / wanted", "recognised", "diversity", "copies", "leaked"],
         [*rows, _audit_row("all", audit["overall"])],

@@ -78,12 +78,12 @@ def audit_document(
 ) -> dict[str, Any]:
     """All that is known of the kept synthetic images; every number finite, what cannot be known None.
 
-    Of the extractors, the first is asked about every synthetic and real image (its features give the diversity, its
+    Of the extractors, the first is asked about every synthetic and test image (its features give the diversity, its
     probabilities agreement and confidence), the others only about the images whose distances are taken.
 
     - agreement: share of kept images that the classifier gives their own class; confidence: its mean probability of it.
-    - diversity: mean cosine distance of a class's images to each other; overall the mean over classes that have two
-      synthetic and two real images.
+    - diversity: mean cosine distance of a class's images to each other, and the same of its test images (a classifier
+      that knows the training images by heart sees them all alike); overall the mean over the classes that have both.
     - memorised: share of kept images that are copies of a training image. `real_share` is the yardstick: the share of
       training images that pass for copies of another one.
     - leakage: `near_test` kept images are copies of a test image. A training image is at least as close to
@@ -147,7 +147,7 @@ def audit_document(
             "confidence": _mean(judged.confidence, everything),
             "diversity": {
                 name: _mean_of([value for row in comparable if (value := row[name]) is not None])
-                for name in ("synthetic", "real", "ratio")
+                for name in ("synthetic", "test", "ratio")
             },
             "memorised": _mean(copied, everything),
             "leaked": _mean(leaked, everything),
@@ -238,7 +238,7 @@ Sets = Mapping[str, tuple[Pixels, Integers]]
 
 def _judge(extractor: FeatureExtractor, sets: Sets) -> _Judged:
     features, agrees, confidence, classifier = {}, None, None, None
-    for part in ("synthetic", "real"):
+    for part in ("synthetic", "test"):
         images, labels = sets[part]
         if not len(images):
             continue
@@ -255,11 +255,11 @@ def _diversities(judged: _Judged, sets: Sets, num_classes: int) -> list[dict[str
         part: diversity(judged.features[part], sets[part][1], num_classes)
         if part in judged.features
         else [None] * num_classes
-        for part in ("synthetic", "real")
+        for part in ("synthetic", "test")
     }
     return [
-        {"synthetic": ours, "real": theirs, "ratio": ours / theirs if ours is not None and theirs else None}
-        for ours, theirs in zip(of["synthetic"], of["real"], strict=True)
+        {"synthetic": ours, "test": theirs, "ratio": ours / theirs if ours is not None and theirs else None}
+        for ours, theirs in zip(of["synthetic"], of["test"], strict=True)
     ]
 
 
