@@ -387,7 +387,9 @@ def test_real_images_are_of_the_classes_wanted_and_no_image_comes_twice() -> Non
     assert len(set(chosen.tolist())) == 60
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["trained", "given"])
+@pytest.mark.parametrize(
+    "given", [pytest.param(False, id="trained"), pytest.param(True, id="given", marks=pytest.mark.slow)]
+)
 def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     given: bool,
     quick_sampling: ModuleType,
@@ -396,7 +398,7 @@ def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sampling, out = quick_sampling, tmp_path / "sampling.json"
-    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "4", "--images", "100"]
+    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "20", "--images", "100"]
     if given:
         trainer = sampling.new_generator(load_split(Workspace(shared_val_work)), "tiny", 1, CPU)
         trainer.average.save_pretrained(tmp_path / "generator" / "unet")
@@ -410,7 +412,7 @@ def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     head, document = json.loads(printed.splitlines()[-1]), json.loads(out.read_text())
     assert head["benchmark"] == "sampling" and head["quick"] is True and head.items() <= document.items()
     ours, alone, together = document["candidates"][:3]
-    assert [row["batch_size"] for row in (ours, alone, together)] == [4, 1, 4]
+    assert [row["batch_size"] for row in (ours, alone, together)] == [20, 1, 20]
     for row in document["candidates"]:
         milliseconds = row["milliseconds_a_batch"]
         assert len(milliseconds["rounds"]) == 5

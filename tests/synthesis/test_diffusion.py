@@ -13,6 +13,7 @@ from saukit.synthesis.diffusion import (
     Geometry,
     build_scheduler,
     build_unet,
+    class_balancing_loss,
     draw_images,
     draw_times,
     drop_labels,
@@ -230,3 +231,71 @@ def test_an_image_that_is_not_finite_is_an_error() -> None:
             precision=OFF,
             device=torch.device("cpu"),
         )
+
+
+def test_the_class_balancing_loss_is_that_of_a_plain_loop_and_moves_each_side_by_its_share() -> None:
+    rng = np.random.default_rng(0)
+    mine, other = (torch.tensor(rng.normal(size=(3, 2, 4, 4)), requires_grad=True) for _ in range(2))
+    times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    loss = class_balancing_loss(mine, other, times)
+    expected = 0.0
+    for n in range(3):
+        square = float((mine[n] - other[n]).square().mean())
+        expected += float(times[n]) * (square + 0.25 * square) / 3
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert mine.grad is not None and other.grad is not None
+    # The gradient of the image's own class has weight 1, that of the other one a quarter, in opposite directions.
+    torch.testing.assert_close(other.grad, -0.25 * mine.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_every_solver_follows_the_exact_flow_from_any_time(sampler: Any, strength: float) -> None:
+    """Data N(m, s^2): the path of a point keeps its place in units of the marginal's standard deviation."""
+    mean, std = 0.7, 0.4
+
+    def scale(t: float) -> float:
+        return math.sqrt((1 - t) ** 2 * std**2 + t**2)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        place = (x - (1 - t) * mean) / scale(t)
+        change = (-(1 - t) * std**2 + t) / scale(t)
+        return -mean + place * change
+
+    first = solver_times(40, sampler=sampler, strength=strength)[0]
+    assert first == pytest.approx(strength, rel=0.05)
+    places = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1, 1, 1)
+    start = (1 - first) * mean + scale(first) * places
+    drawn = solve(velocity, start, 40, sampler=sampler, strength=strength)
+    torch.testing.assert_close(drawn, mean + std * places, atol=0.01, rtol=0)
+
+
+def test_a_weak_variation_stays_near_its_origin_and_a_strong_one_does_not() -> None:
+    """An exact velocity for data that is N(0, 0.3^2) per pixel: what is left of the origin falls with the strength."""
+
+    def unet(sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool) -> tuple[Tensor]:
+        t = float(timestep[0]) / 1000
+        variance = (1 - t) ** 2 * 0.3**2 + t**2
+        return (sample * (t - (1 - t) * 0.3**2) / variance,)
+
+    geometry = Geometry(8, 8, 1, 1)
+    origin = torch.randint(60, 196, (64, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels, seeds = np.zeros(64, dtype=np.int64), np.arange(64, dtype=np.int64)
+    left = []
+    for strength in (0.1, 0.4, 0.7, 1.0):
+        drawn = draw_images(
+            unet,
+            geometry,
+            labels,
+            seeds,
+            null_class=1,
+            guidance=1.0,
+            steps=20,
+            precision=OFF,
+            device=torch.device("cpu"),
+            origin=origin,
+            strength=strength,
+        )
+        left.append(float(np.corrcoef(origin.flatten().numpy(), drawn.flatten())[0, 1]))
+    assert left[0] > 0.9 and left == sorted(left, reverse=True) and left[3] < 0.1

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from saukit.core.console import Reporter
 from saukit.core.device import Precision
-from saukit.core.errors import CorruptArtifactError, Interrupted, SaukitError
+from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.data.split import Split
 from saukit.synthesis.config import PRESETS, Preset, SynthConfig
@@ -115,3 +116,67 @@ def test_a_damaged_checkpoint_is_an_error_and_a_missing_one_is_none(tmp_path: Pa
     (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(CorruptArtifactError, match=r"bad.pt is damaged .*start over with --force"):
         read_checkpoint(tmp_path / "bad.pt", cpu)
+
+
+@pytest.mark.parametrize("fields", [{"tail": "cbdm"}, {"augment": 0.7}, {"balance": 0.0}], ids=str)
+def test_every_variant_of_the_training_resumes_to_the_same_bits_and_draws(
+    fields: dict[str, Any], micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path
+) -> None:
+    config = replace(micro, guidance=1.5, **fields)
+    whole, plain = trainer(config, split, cpu), trainer(replace(micro, guidance=1.5), split, cpu)
+    losses = [float(whole.train_step()) for _ in range(6)]
+    assert losses != [float(plain.train_step()) for _ in range(6)]
+    first, second = trainer(config, split, cpu), trainer(config, split, cpu)
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path / "checkpoint.pt")
+    state = read_checkpoint(tmp_path / "checkpoint.pt", cpu)
+    assert state is not None
+    second.load(state)
+    assert [float(second.train_step()) for _ in range(3)] == losses[3:]
+    labels, seeds = np.arange(4, dtype=np.int64), np.arange(4, dtype=np.int64)
+    assert np.array_equal(whole.draw(labels, seeds), second.draw(labels, seeds))
+
+
+def test_natural_sampling_draws_images_and_not_classes(cpu: torch.device) -> None:
+    labels = np.repeat([0, 1], [9, 1])
+    data = TrainingImages(np.zeros((10, 3, 2, 2), np.uint8), labels, 2, flip=False, balance=0.0, device=cpu)
+    drawn = data.draw(20_000, torch.Generator().manual_seed(0))[1]
+    assert float((drawn == 1).double().mean()) == pytest.approx(0.1, abs=0.01)
+    half = TrainingImages(np.zeros((10, 3, 2, 2), np.uint8), labels, 2, flip=False, balance=0.5, device=cpu)
+    drawn = half.draw(20_000, torch.Generator().manual_seed(0))[1]
+    assert float((drawn == 1).double().mean()) == pytest.approx(1 / (1 + 3), abs=0.01)  # 1 : sqrt(9)
+
+
+def test_a_variation_starts_from_an_image_of_its_class_or_of_any(cpu: torch.device) -> None:
+    labels = np.repeat([0, 1, 2], [12, 3, 1])
+    images = np.arange(16, dtype=np.uint8).reshape(16, 1, 1, 1).repeat(3, axis=1)  # a picture shows its own number
+    data = TrainingImages(images, labels, 3, flip=False, balance=1.0, device=cpu)
+    wanted, seeds = np.repeat([1, 2], 200).astype(np.int64), np.arange(400, dtype=np.int64)
+    own = data.origins(wanted, seeds, "real")[:, 0, 0, 0].numpy()
+    assert (labels[own] == wanted).all() and set(own[:200].tolist()) == {12, 13, 14}
+    anyone = data.origins(wanted, seeds, "head")[:, 0, 0, 0].numpy()
+    assert float((labels[anyone] == 0).mean()) == pytest.approx(0.75, abs=0.06)
+    # Chosen by the seed alone: another batch, another place in it, the same origin.
+    assert np.array_equal(data.origins(wanted[7:9], seeds[7:9], "real")[:, 0, 0, 0].numpy(), own[7:9])
+
+
+def test_a_generator_of_another_workspace_draws_its_images(
+    micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path
+) -> None:
+    from saukit.synthesis.worker import save_generator
+
+    config = replace(micro, guidance=1.5)
+    trained, other = trainer(config, split, cpu), trainer(replace(config, seed=7), split, cpu)
+    for _ in range(4):
+        trained.train_step()
+    save_generator(tmp_path / "generator", trained.average)
+    other.adopt(tmp_path / "generator")
+    assert other.done
+    labels, seeds = np.arange(4, dtype=np.int64), np.arange(4, dtype=np.int64)
+    assert np.array_equal(other.draw(labels, seeds), trained.draw(labels, seeds))
+    with pytest.raises(DataError, match=r"no generator in .*nowhere: give the folder synth/generator of another"):
+        other.adopt(tmp_path / "nowhere")
+    warped = trainer(replace(config, augment=0.5), split, cpu)
+    with pytest.raises(DataError, match=r"does not fit this split and preset \(in_channels is 3, not 9\)"):
+        warped.adopt(tmp_path / "generator")
