@@ -387,9 +387,8 @@ def test_real_images_are_of_the_classes_wanted_and_no_image_comes_twice() -> Non
     assert len(set(chosen.tolist())) == 60
 
 
-@pytest.mark.parametrize(
-    "given", [pytest.param(False, id="trained"), pytest.param(True, id="given", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [False, True], ids=["trained", "given"])
 def test_sampling_prints_a_last_line_of_json_and_writes_the_whole_result(
     given: bool,
     quick_sampling: ModuleType,

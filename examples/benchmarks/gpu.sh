@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# All benchmarks on a GPU, then two long runs. Every stage writes its own JSON and is passed over if that is there.
+# All benchmarks on a GPU, then a generator and two long runs. Every stage writes its own JSON and is passed over if that is there.
 #
 #     ./gpu.sh WORKSPACE OUT [SECONDS]
 #
 # WORKSPACE: a workspace with a split, or a tar archive of one. SECONDS: interrupt a training stage after that time, with
-# a checkpoint; the script then ends with code 75, and the same command goes on from there. PYTHON names the interpreter.
+# a checkpoint; the script then ends with code 75, and the same command goes on from there. PYTHON names the interpreter,
+# SYNTH_STEPS the training steps of the generator.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -60,9 +61,27 @@ train() { # NAME [OPTION]...
     mv "$out/.$name.json" "$out/$name.json" # last, and whole: it says that the stage is done
 }
 
+synth() { # the base model and 5,000 images a class; its manifest tells the times of training and sampling
+    local resume=() code=0
+    [ -f "$out/synth.json" ] && return
+    echo "== synth"
+    [ -d "$workspace/synth" ] && resume=(--resume)
+    timeout -s INT "$seconds" "${saukit[@]}" synth -w "$workspace" --device cuda --preset base --per-class-target 5000 \
+        --train-steps "${SYNTH_STEPS:-10000}" --no-audit --preflight 0 "${resume[@]}" || code=$?
+    if [ "$code" -eq 124 ]; then
+        echo "synth is not done yet: run the same command again"
+        exit 75
+    fi
+    [ "$code" -eq 0 ] || exit "$code"
+    cp "$workspace/synth/samples.png" "$out/synth-samples.png"
+    cp "$workspace/synth/manifest.json" "$out/synth.json"
+}
+
 benchmark feed
 benchmark step
 benchmark end_to_end
 benchmark scaling
+benchmark sampling
+synth
 train paper-200-epochs --preset paper --epochs 200
 train fast --preset fast

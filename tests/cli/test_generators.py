@@ -38,6 +38,9 @@ def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, mod
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("7: [a seven, the digit seven]\n8: an eight\n9: [nine, niner]\n")
     pipeline = ("--generator", "pipeline", "--model", models / "sd", "--sampler-steps", "2", "--prompts", prompts)
+    dry = cli("synth", *FEW, *pipeline, "-w", split_work, "--dry-run", "--json")
+    assert dry.code == 0 and dry.document["images"] == 12 and dry.document["estimated_time"].endswith("s")
+    assert not (split_work / "synth").exists()
     outcome = cli("synth", *FEW, *pipeline, "-w", split_work, "--json")
     assert outcome.code == 0, outcome
     assert "says nothing of 0, 1, 2, 3, 4, 5, 6: those get the templates" in outcome.error

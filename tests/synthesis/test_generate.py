@@ -305,7 +305,7 @@ def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
 
 
 def test_an_estimate_writes_nothing(workspace: Workspace, split: Split, micro: SynthConfig, cpu: torch.device) -> None:
-    assert 0 < estimate_seconds(outline(micro, split, cpu), split, cpu) < 60
+    assert 0 < estimate_seconds(outline(micro, split, cpu), split, cpu, Reporter(quiet=True)) < 60
     assert not workspace.synth.exists()
 
 

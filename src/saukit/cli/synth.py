@@ -258,7 +258,7 @@ def command(
 
     where = open_device(device)
     if dry_run:
-        _dry_run(synth_config, opened, where).show(reporter)
+        _dry_run(synth_config, opened, where, reporter).show(reporter)
         return
     train_classifier = classifier_training(opened, where, reporter)
     if merge:
@@ -304,19 +304,20 @@ def classifier_training(opened: Workspace, where: torch.device, reporter: Report
     return train
 
 
-def _dry_run(config: SynthConfig, opened: Workspace, where: torch.device) -> DryRun:
+def _dry_run(config: SynthConfig, opened: Workspace, where: torch.device, reporter: Reporter) -> DryRun:
+    """What would be made. It does not count what filters reject."""
     from saukit.data.split import load_split
     from saukit.synthesis.generate import estimate_seconds
     from saukit.synthesis.plan import begin, outline
 
     split = load_split(opened)
-    plan = begin(outline(config, split, where))
+    planned = outline(config, split, where)
+    plan = begin(planned)
     facts = {
         "images": int(plan.wanted.sum()),
         "images_per_class": dict(zip(plan.classes, plan.wanted.tolist(), strict=True)),
         "candidates": plan.total,
         "bytes": plan.bytes,
     }
-    if config.generator == "diffusion":
-        facts["estimated_time"] = format_duration(estimate_seconds(plan, split, where))
+    facts["estimated_time"] = format_duration(estimate_seconds(planned, split, where, reporter))
     return DryRun("synth", plan.config, facts)

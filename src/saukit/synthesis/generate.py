@@ -38,7 +38,7 @@ from saukit.synthesis.batch_size import find_batch_size
 from saukit.synthesis.cache import COMMAND, KIND
 from saukit.synthesis.config import SELECTION_FIELDS, SynthConfig
 from saukit.synthesis.estimate import measure
-from saukit.synthesis.generators import open_pipeline
+from saukit.synthesis.generators import DiffusionGenerator, open_folder, open_pipeline
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline
 from saukit.synthesis.scoring import TrainClassifier
 from saukit.synthesis.worker import AUDIT, GRID, Job, Worker, new_trainer, unfinished
@@ -215,9 +215,29 @@ def refilter(
         return SynthesisResult("partial", work.plan, work.complete(), folder)
 
 
-def estimate_seconds(plan: SynthesisPlan, split: Split, device: torch.device) -> float:
-    """Seconds that `synth` would take with a diffusion model of its own, from a few measured steps; writes nothing."""
-    return measure(begin(plan), new_trainer(plan, split, device)).total_seconds
+def estimate_seconds(plan: SynthesisPlan, split: Split, device: torch.device, reporter: Reporter) -> float:
+    """Seconds that the outline `plan` would take, from a few measured steps or the first batch; writes nothing."""
+    config = plan.config
+    if config.generator == "diffusion" and config.model is None:
+        return measure(begin(plan), new_trainer(plan, split, device)).total_seconds
+    capacity = None
+    if config.generator == "pipeline":
+        draw = open_pipeline(config, split, device, reporter).draw
+    elif config.generator == "folder":
+        folder = open_folder(config, split, reporter)
+        draw, capacity = folder.draw, folder.capacity
+    else:
+        trainer = new_trainer(plan, split, device)
+        trainer.adopt(Path(str(config.model)))
+        draw = DiffusionGenerator(trainer, "").draw
+    part = begin(plan, capacity=capacity).rounds[0]
+    first = next(part.batches(slice(0, part.total)))
+    seconds = 0.0
+    for _ in range(2):  # the first one warms up
+        began = time.monotonic()
+        draw(part.labels[first], part.seeds[first], part.ordinals[first])
+        seconds = time.monotonic() - began
+    return float(seconds * part.total / (first.stop - first.start))
 
 
 def _with_batch_size(

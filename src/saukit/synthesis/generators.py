@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from saukit.core.console import Reporter
     from saukit.data.split import Split
+    from saukit.synthesis.imports import FolderGenerator
 
 Integers = npt.NDArray[np.int64]
 
@@ -127,7 +128,7 @@ def _numbers(path: Path) -> dict[str, int]:
     return {name: int(text) for name, text in texts.items()}
 
 
-def open_folder(config: SynthConfig, split: Split, reporter: Reporter) -> Any:
+def open_folder(config: SynthConfig, split: Split, reporter: Reporter) -> FolderGenerator:
     """The folder of images that `config` names. Raises: as `FolderGenerator`."""
     from saukit.synthesis.imports import FolderGenerator
 
