@@ -36,6 +36,8 @@ MEASURES = ("balanced_accuracy", "many", "medium", "few")
 # Kinds that need a training of the generator.
 TRAINED: dict[str, SynthConfig] = {
     GENERATOR: SynthConfig(),
+    "steps150": SynthConfig(train_steps=150),
+    "steps300": SynthConfig(train_steps=300),
     "natural": SynthConfig(balance=0.0),
     "cbdm": SynthConfig(tail="cbdm", balance=0.0),
     "augment": SynthConfig(augment=0.5),

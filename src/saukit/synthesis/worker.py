@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,9 +103,9 @@ class Worker:
     @property
     def resume_command(self) -> str:
         """What continues after a stop."""
-        if self.job is not None:
-            return f"{COMMAND} --shard {self.job} --config {self.folder / CONFIG_NAME} -w {self.workspace.root}"
-        return f"{COMMAND} --resume --config {self.folder / CONFIG_NAME} -w {self.workspace.root}"
+        way = "--resume" if self.job is None else f"--shard {self.job}"
+        config, root = shlex.quote(str(self.folder / CONFIG_NAME)), shlex.quote(str(self.workspace.root))
+        return f"{COMMAND} {way} --config {config} -w {root}"
 
     @property
     def judges(self) -> Judges:
