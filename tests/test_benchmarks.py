@@ -459,3 +459,36 @@ def test_precisions_are_compared_seed_by_seed() -> None:
     assert row["mean_difference"] == pytest.approx(0.02)
     variances = [np.var(values, ddof=1) for values in top1.values()]
     assert row["seed_std"] == pytest.approx(np.mean(variances) ** 0.5)
+
+
+def test_the_table_of_variants_is_the_mean_and_spread_over_seeds() -> None:
+    variants = load("variants")
+    shares = {"balanced_accuracy": [0.5, 0.7], "many": [1.0, 1.0], "medium": [0.5, 0.6], "few": [0.1, 0.4]}
+    rows = [
+        {"kind": "plain", "way": "ce+synth", "seed": seed, **{name: values[seed] for name, values in shares.items()}}
+        for seed in range(2)
+    ]
+    rows.insert(1, {**rows[0], "kind": "none", "way": "ce"})
+    table = variants.summarise(rows)
+    assert [(row["kind"], row["way"], row["seeds"]) for row in table] == [("plain", "ce+synth", 2), ("none", "ce", 1)]
+    for name, values in shares.items():
+        assert table[0][name] == pytest.approx(100 * np.mean(values), abs=0.01)
+        assert table[0][f"{name}_std"] == pytest.approx(100 * np.std(values, ddof=1), abs=0.01)
+        assert table[1][f"{name}_std"] is None  # one seed has no spread
+
+
+def test_variants_reuse_what_is_there_and_end_with_a_line_of_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = load("variants")
+    options = ["--quick", "--threads", "1", "--work", str(tmp_path), "--seeds", "1", "--ways", "balanced-softmax"]
+    variants.main([*options, "--kinds", "plain"])
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert first["benchmark"] == "variants" and first["data"] == "digits"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    variants.main([*options, "--kinds", "plain,no-guidance"])
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert {path: again[path] for path in before} == before and len(again) > len(before)
+    with pytest.raises(SystemExit):
+        variants.main([*options, "--kinds", "plainn"])
+    assert "unknown: plainn; known are base, steps150" in capsys.readouterr().err
