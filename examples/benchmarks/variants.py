@@ -64,6 +64,7 @@ KINDS = {**TRAINED, **DRAWN, **CHOSEN}
 REAL: dict[str, TrainConfig] = {
     "ce": TrainConfig(method="ce"),
     "balanced-softmax": TrainConfig(method="balanced-softmax"),
+    "ce-real-prior1.5": TrainConfig(method="ce", prior_correction=1.5),
     "mix-real-prior1": TrainConfig(method="mixup-cutmix", prior_correction=1.0),
     "sau-real-prior1": TrainConfig(method="sau", prior_correction=1.0),
 }
