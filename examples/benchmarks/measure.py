@@ -374,6 +374,6 @@ def save_bars(path: Path, plots: Mapping[str, Sequence[Bar]]) -> None:
     axes.set_yticks(ticks, labels, fontsize=7)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlim(0, 1.35 * longest)
+    axes.set_xlim(0, 1.55 * longest)
     axes.invert_yaxis()
     save_figure(figure, path)
