@@ -202,6 +202,7 @@ def new_generator(split: Split, preset: PresetName, train_steps: int | None, dev
         SynthConfig(preset=preset, train_steps=train_steps, seed=SEED),
         image_size=split.image_size,
         largest_class=int(split.class_counts.max()),
+        training_images=int(split.class_counts.sum()),
         device_type=device.type,
         amp=amp,
     )

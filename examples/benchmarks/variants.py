@@ -35,7 +35,7 @@ MEASURES = ("balanced_accuracy", "many", "medium", "few")
 
 # Kinds that need a training of the generator.
 TRAINED: dict[str, SynthConfig] = {
-    GENERATOR: SynthConfig(),
+    GENERATOR: SynthConfig(train_steps=1000),
     "steps150": SynthConfig(train_steps=150),
     "steps300": SynthConfig(train_steps=300),
     "natural": SynthConfig(balance=0.0),

@@ -9,7 +9,15 @@ import torch
 
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.data.split import Split
-from saukit.synthesis.config import PRESETS, SynthConfig, auto_preset, preset_values, resolve_config, smaller_preset
+from saukit.synthesis.config import (
+    PRESETS,
+    SynthConfig,
+    auto_preset,
+    default_steps,
+    preset_values,
+    resolve_config,
+    smaller_preset,
+)
 from saukit.synthesis.plan import SynthesisPlan, begin, load_plan, outline, outline_of
 
 
@@ -191,10 +199,25 @@ def test_every_preset_resolves() -> None:
     for name in PRESETS:
         for size in ((8, 8), (32, 32), (64, 64)):
             config = resolve_config(
-                SynthConfig(preset=name), image_size=size, largest_class=10, device_type="cpu", amp="off"
+                SynthConfig(preset=name),
+                image_size=size,
+                largest_class=10,
+                training_images=100_000,
+                device_type="cpu",
+                amp="off",
             )
             assert config.preset == name
             assert config.train_steps == preset_values(name, size).train_steps
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "steps"),
+    [(392, None, 154), (392, 32, 307), (10, None, 150), (12_406, None, 1000), (2_000, None, 782)],
+)
+def test_a_small_set_is_not_learned_by_heart(images: int, batch: int | None, steps: int) -> None:
+    """At most 25 passes over the images, at least 150 steps, never more than the preset's."""
+    assert default_steps(PRESETS["tiny"][0], images, batch) == steps
+    assert default_steps(PRESETS["base"][1], images, batch) == PRESETS["base"][1].train_steps
 
 
 def test_bytes_are_those_of_the_shards_on_disk(split: Split) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,6 +143,7 @@ GENERATOR_FIELDS: dict[str, tuple[GeneratorName, ...]] = {
     **dict.fromkeys(("model", "guidance", "sampler_steps"), ("diffusion", "pipeline")),
     **dict.fromkeys(("from_folder", "skip_bad"), ("folder",)),
 }
+LEAST_STEPS = 150
 PIPELINE_BATCH = 4  # images at once on a CPU, where larger batches are no quicker
 
 
@@ -152,6 +154,8 @@ class Preset:
     `patch` folds patch x patch pixels into channels before the UNet (space to depth), which divides the cost of its
     first stage by patch^2; `channels` has one entry a stage, each stage at half the resolution of the one before;
     `attention` says in which stages there is self-attention.
+    `train_steps` are at most `max_epochs` passes over the training images, and at least `LEAST_STEPS`: a small set is
+    learned by heart beyond that, and its synthetic images are copies then.
     """
 
     patch: int
@@ -166,6 +170,7 @@ class Preset:
     sampler_steps: int
     sample_batch_size: int
     dropout: float = 0.0
+    max_epochs: int | None = None
 
 
 # By preset, and by the longer side of the image: up to 16 px, up to 48 px, and larger.
@@ -173,9 +178,9 @@ SIZE_LIMITS = (16, 48)
 PRESETS: dict[PresetName, tuple[Preset, Preset, Preset]] = {
     # On two CPU cores: about a minute at 8 px, half an hour for CIFAR-10 at ratio 100.
     "tiny": (
-        Preset(1, (48, 96), (False, False), 1, 1000, 64, 2e-3, 0.999, 1.5, 12, 64),
-        Preset(2, (64, 128, 128), (False, False, True), 1, 1700, 64, 1e-3, 0.999, 1.5, 12, 64),
-        Preset(4, (64, 128, 128), (False, False, True), 1, 1700, 64, 1e-3, 0.999, 1.5, 12, 64),
+        Preset(1, (48, 96), (False, False), 1, 1000, 64, 2e-3, 0.999, 1.5, 12, 64, max_epochs=25),
+        Preset(2, (64, 128, 128), (False, False, True), 1, 1700, 64, 1e-3, 0.999, 1.5, 12, 64, max_epochs=25),
+        Preset(4, (64, 128, 128), (False, False, True), 1, 1700, 64, 1e-3, 0.999, 1.5, 12, 64, max_epochs=25),
     ),
     # Minutes to half an hour on a GPU, a night on a CPU.
     "small": (
@@ -211,11 +216,20 @@ def preset_values(preset: PresetName, image_size: tuple[int, int]) -> Preset:
     return PRESETS[preset][sum(max(image_size) > limit for limit in SIZE_LIMITS)]
 
 
+def default_steps(preset: Preset, training_images: int, batch_size: int | None) -> int:
+    """Training steps of a preset for a set of `training_images`, in batches of `batch_size` (None: the preset's)."""
+    if preset.max_epochs is None:
+        return preset.train_steps
+    steps = math.ceil(preset.max_epochs * training_images / (batch_size or preset.train_batch_size))
+    return min(preset.train_steps, max(LEAST_STEPS, steps))
+
+
 def resolve_config(
     config: SynthConfig,
     *,
     image_size: tuple[int, int],
     largest_class: int,
+    training_images: int,
     device_type: str,
     amp: Literal["bf16", "fp16", "off"],
 ) -> SynthConfig:
@@ -229,6 +243,7 @@ def resolve_config(
         preset = preset_values(name, image_size)
         fields = ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
         values |= {"preset": name, "amp": amp} | {field: getattr(preset, field) for field in fields}
+        values["train_steps"] = default_steps(preset, training_images, config.train_batch_size)
     else:
         values |= {"sample_batch_size": PIPELINE_BATCH if config.generator == "pipeline" else 64}
     open_fields = {name: value for name, value in values.items() if getattr(config, name) in (None, "auto")}

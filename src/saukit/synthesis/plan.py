@@ -195,6 +195,7 @@ def outline(config: SynthConfig, split: Split, device: torch.device) -> Synthesi
         config,
         image_size=split.image_size,
         largest_class=int(real.max()),
+        training_images=int(real.sum()),
         device_type=device.type,
         amp=resolve_amp(config.amp, device),
     )
