@@ -36,13 +36,13 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, load_test, make_split
 from saukit.models.inference import predict
-from saukit.models.model_file import load_model
+from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.synthesis.config import PresetName, Sampler, SynthConfig, preset_values, resolve_config
 from saukit.synthesis.diffusion import GUIDANCE_INTERVAL, is_guided, solver_times
 from saukit.synthesis.distances import frechet_distance
 from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, without_colour
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import MODEL_NAME, fit
+from saukit.training.trainer import fit
 
 PRESET: PresetName = "tiny"
 IMB = 100.0

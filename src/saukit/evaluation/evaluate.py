@@ -31,9 +31,8 @@ from saukit.evaluation.metrics import (
 )
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
-from saukit.models.model_file import ModelCard, load_model
+from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import MODEL_NAME
 
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"

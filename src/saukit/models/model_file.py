@@ -13,6 +13,8 @@ from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.models.backbones import BACKBONES
 from saukit.models.dual_branch import DualBranchNet
 
+MODEL_NAME = "model.safetensors"  # of a run
+
 
 @dataclass(frozen=True)
 class ModelCard:

@@ -23,13 +23,12 @@ from saukit.core.workspace import require
 from saukit.data.sources import OFFLINE
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
-from saukit.models.model_file import ModelCard, load_model
+from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-MODEL_NAME = "model.safetensors"  # of a run
 CLIP_BATCH = 128
 INCEPTION_BATCH = 64
 INCEPTION_SIDE = 299  # pixels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,12 @@ import torch
 from saukit.core.artifacts import sha256_file
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.split import Split
+from saukit.models.model_file import MODEL_NAME
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.duplicates import CopyDetector
 from saukit.synthesis.prompts import PromptBook
 from saukit.synthesis.scorers import ClassifierScorer, ClipScorer, classifier_scorer
 from saukit.synthesis.selection import CLIP, CONFIDENCE, Rules
-
-if TYPE_CHECKING:
-    pass
 
 COPY_DISTANCE = "copy_distance"
 Images = npt.NDArray[np.uint8]
@@ -119,4 +116,4 @@ def _open_classifier(
     scorer = classifier_scorer(folder, name, split.classes, device)
     manifest = require(folder, kind="run", command=f"saukit train --name {name}")
     require_made_from(manifest, folder, split=split.manifest, command=f"saukit train --name {name}")
-    return scorer, name, sha256_file(folder / "model.safetensors")
+    return scorer, name, sha256_file(folder / MODEL_NAME)

@@ -28,7 +28,7 @@ from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise
-from saukit.models.model_file import ModelCard, save_model
+from saukit.models.model_file import MODEL_NAME, ModelCard, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
 from saukit.training.methods import METHODS, Views, class_prototypes, logit_offsets
@@ -38,7 +38,6 @@ from saukit.training.plan import TrainingPlan, learning_rate, plan_training, req
 from saukit.training.stepper import StepInputs, Stepper
 from saukit.training.throughput import step_flops
 
-MODEL_NAME = "model.safetensors"
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
 CHECKPOINT_SECONDS = 30.0
