@@ -63,7 +63,7 @@ def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
     reporter.result("; ".join([f"{summary['images']:,} synthetic images", *([", ".join(times)] if times else [])]))
     if summary["rejected"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejected"].items())
-        reporter.result(f"rejected of {summary['candidates']:,} candidates: {reasons}")
+        reporter.result(f"not kept of {summary['candidates']:,} candidates: {reasons}")
     if audit is not None:
         _show_audit(audit, reporter)
     reporter.result(f"look at {result.samples}: real images on the left, synthetic ones on the right")
@@ -180,10 +180,11 @@ def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
 def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
     """What of each class was kept, and what is known of it; then the distances to the test images."""
     rows = [_audit_row(row["class"], row) for row in audit["per_class"] if row["wanted"]]
+    chose = ", which chose them too" if audit["classifier_also_filters"] else ""
     if len(rows) > AUDIT_ROWS:
         rows = [*rows[: AUDIT_ROWS // 2], ["...", *[""] * 6], *rows[-AUDIT_ROWS // 2 :]]
     reporter.table(
-        f"audit of the kept images, % (judged by {audit['classifier']}; diversity: of test images; copies: of training "
+        f"audit of the kept images, % (judged by {audit['classifier']}{chose}; diversity: of test images; copies: of training "
         "images; leaked: copies of test images)",
         ["class", "real", "kept / wanted", "recognised", "diversity", "copies", "leaked"],
         [*rows, _audit_row("all", audit["overall"])],
