@@ -184,8 +184,8 @@ def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
     if len(rows) > AUDIT_ROWS:
         rows = [*rows[: AUDIT_ROWS // 2], ["...", *[""] * 6], *rows[-AUDIT_ROWS // 2 :]]
     reporter.table(
-        f"audit of the kept images, % (judged by {audit['classifier']}{chose}; diversity: of test images; copies: of training "
-        "images; leaked: copies of test images)",
+        f"audit of the kept images, % (judged by {audit['classifier']}{chose}; diversity: of test images; "
+        "copies: of training images; leaked: copies of test images)",
         ["class", "real", "kept / wanted", "recognised", "diversity", "copies", "leaked"],
         [*rows, _audit_row("all", audit["overall"])],
     )
