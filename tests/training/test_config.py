@@ -173,7 +173,7 @@ def test_balanced_softmax_takes_no_other_prior(tau: float, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolved(TrainConfig(method="balanced-softmax", prior_correction=tau))
     assert str(caught.value) == (
-        "balanced-softmax has its own prior, the counts of the mixed training set, and takes no prior_correction, "
+        "balanced-softmax has a remedy of its own for the imbalance and takes no prior_correction, "
         f"got {tau}: use --method ce --prior-correction {told}"
     )
 

@@ -14,8 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from saukit.training.losses import (
     NOISE_STRATEGIES,
     NoiseStrategy,
+    balanced_contrastive_loss,
+    class_balanced_weights,
     cross_entropy,
     label_check,
+    ldam_loss,
+    ldam_margins,
     mixed_cross_entropy,
     prior_offsets,
     soft_cross_entropy,
@@ -651,3 +655,127 @@ def test_bad_input_is_named() -> None:
     for pair in ((torch.ones(4), torch.ones(3)), (torch.ones(3), torch.ones(4))):
         with pytest.raises(ValueError, match=r"weights must be \[b\] = \[4\], got \[3\]"):
             mixed_cross_entropy(z, labels, labels, 0.5, weights=pair)
+
+
+# --- balanced contrastive learning --------------------------------------------------------------------------------
+
+
+def plain_balanced_contrastive(z: Tensor, labels: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
+    """Zhu et al. 2022, one anchor at a time: each class is in the denominator with the mean of its terms."""
+    terms = []
+    for i in range(len(z)):
+        members: dict[int, list[Tensor]] = {k: [prototypes[k]] for k in range(len(prototypes))}
+        for j in range(len(z)):
+            if j != i:
+                members[int(labels[j])].append(z[j])
+        denominator = sum(
+            sum(torch.exp(z[i] @ vector / temperature) for vector in vectors) / len(vectors)
+            for vectors in members.values()
+        )
+        own = members[int(labels[i])]
+        terms.append(-sum(torch.log(torch.exp(z[i] @ p / temperature) / denominator) for p in own) / len(own))
+    return sum(terms) / len(terms)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("n", "classes", "present"), [(8, 3, 3), (12, 5, 2), (2, 4, 1), (9, 2, 2)])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_balanced_contrastive_loss_is_the_plain_loop(
+    n: int, classes: int, present: int, temperature: float, seed: int
+) -> None:
+    z, prototypes = unit_vectors(n, 6, seed=seed), unit_vectors(classes, 6, seed=100 + seed)
+    labels = torch.randint(present, (n,), generator=torch.Generator().manual_seed(seed))
+    assert_same(
+        value_and_gradients(
+            lambda a, b: balanced_contrastive_loss(a, labels, b, temperature=temperature), z, prototypes
+        ),
+        value_and_gradients(lambda a, b: plain_balanced_contrastive(a, labels, b, temperature), z, prototypes),
+    )
+
+
+def test_with_classes_of_one_size_the_balanced_loss_is_the_supervised_one_up_to_what_averaging_takes() -> None:
+    """All classes have m terms but the anchor's own, which has m - 1: with m large both losses agree up to log m."""
+    labels = torch.arange(3).repeat(40)
+    z, prototypes = unit_vectors(120, 5, seed=0), unit_vectors(3, 5, seed=1)
+    balanced = balanced_contrastive_loss(z, labels, prototypes, temperature=1.0)
+    everything, both = torch.cat((z, prototypes)), torch.cat((labels, torch.arange(3)))
+    anchors = torch.arange(123) < 120
+    supervised = supervised_contrastive_loss(everything, both, temperature=1.0, anchors=anchors)
+    assert float(balanced) == pytest.approx(float(supervised) - math.log(41), abs=0.02)
+
+
+def test_balanced_contrastive_loss_of_half_precision_is_computed_in_float32_and_waits_for_nothing() -> None:
+    z, prototypes = unit_vectors(10, 8, seed=0).bfloat16(), unit_vectors(4, 8, seed=1).bfloat16()
+    labels = torch.arange(10) % 4
+    with HostWaits() as waits:
+        loss = balanced_contrastive_loss(z, labels, prototypes, temperature=0.1)
+    assert waits.found == []
+    assert loss.dtype == torch.float32
+    assert float(loss) == float(balanced_contrastive_loss(z.float(), labels, prototypes.float(), temperature=0.1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "prototypes", "temperature", "message"),
+    [
+        (3, (2, 4), 0.1, r"labels must be \[n\] = \[5\] and prototypes \[K, d\] with d = 4, got \[3\] and \[2, 4\]"),
+        (5, (2, 3), 0.1, r"labels must be \[n\] = \[5\] .* got \[5\] and \[2, 3\]"),
+        (5, (2, 4), 0.0, "temperature must be above 0, got 0.0"),
+    ],
+)
+def test_balanced_contrastive_loss_refuses_what_does_not_fit(
+    labels: int, prototypes: tuple[int, int], temperature: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        balanced_contrastive_loss(
+            torch.zeros(5, 4), torch.zeros(labels).long(), torch.zeros(prototypes), temperature=temperature
+        )
+
+
+# --- margins and weights by the number of images ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [[5000.0, 500.0, 50.0], [2.0, 2.0], [1.0, 100.0]])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 1 - 1e-9])
+def test_class_balanced_weights_are_those_of_the_effective_number(counts: list[float], beta: float) -> None:
+    from fractions import Fraction  # exact: at beta near 1 floating point would lose the digits
+
+    exact = Fraction(beta)
+    effective = [1 / (1 - exact ** int(count)) if beta else Fraction(1) for count in counts]
+    mean = sum(effective) / len(effective)
+    found = class_balanced_weights(torch.tensor(counts), beta=beta)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([float(weight / mean) for weight in effective], rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.1])
+def test_class_balanced_weights_refuse_a_beta_out_of_range(beta: float) -> None:
+    with pytest.raises(ValueError, match="beta must be at least 0 and below 1"):
+        class_balanced_weights(torch.tensor([1.0, 2.0]), beta=beta)
+
+
+def test_ldam_margins_grow_with_the_fourth_root() -> None:
+    assert ldam_margins(torch.tensor([1600.0, 100.0, 16.0, 1.0]).double(), largest=0.5).tolist() == pytest.approx(
+        [0.5 / 1600**0.25, 0.5 / 100**0.25, 0.25, 0.5]
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ldam_is_cross_entropy_with_the_true_cosine_lowered(weighted: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = 30 * (2 * torch.rand(7, 4, dtype=torch.float64, generator=draws) - 1)
+    labels = torch.randint(4, (7,), generator=draws)
+    margins = torch.tensor([0.1, 0.2, 0.3, 0.5], dtype=torch.float64)
+    weights = torch.rand(7, dtype=torch.float64, generator=draws) if weighted else torch.ones(7, dtype=torch.float64)
+    lowered = logits.clone()
+    for i, label in enumerate(labels.tolist()):
+        lowered[i, label] -= 30 * float(margins[label])
+    terms = F.cross_entropy(lowered, labels, reduction="none")
+    found = ldam_loss(logits, labels, margins, scale=30, weights=weights if weighted else None)
+    torch.testing.assert_close(found, (terms * weights).sum() / weights.sum(), **EXACT)
+    without = ldam_loss(logits, labels, 0 * margins, scale=30)
+    torch.testing.assert_close(without, F.cross_entropy(logits, labels), **EXACT)
+
+
+def test_ldam_refuses_another_number_of_labels() -> None:
+    with pytest.raises(ValueError, match=r"labels must be \[b\] = \[5\], got \[3\]"):
+        ldam_loss(torch.zeros(5, 4), torch.zeros(3).long(), torch.zeros(4), scale=30)

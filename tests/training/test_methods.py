@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training import methods
+from saukit.training.config import TAKES_PRIOR, TWO_STAGES, Method
+from saukit.training.losses import balanced_contrastive_loss
 from saukit.training.methods import METHODS, Step, Views, class_prototypes, logit_offsets
 from saukit.training.mixture import Batch
 
@@ -28,9 +30,16 @@ def views(*, flip: bool = True) -> Views:
     return Views(mean=torch.tensor([0.4, 0.5, 0.6]), std=torch.tensor([0.2, 0.3, 0.25]), side=SIDE, flip=flip)
 
 
-def network(seed: int, *, projection: bool = True) -> DualBranchNet:
+def network(seed: int, *, projection: bool = True, **heads: Any) -> DualBranchNet:
     torch.manual_seed(seed)
-    return DualBranchNet("convnet-small", CLASSES, projection=projection).train()
+    return DualBranchNet("convnet-small", CLASSES, projection=projection, **heads).train()
+
+
+def network_of(method: Any, seed: int) -> DualBranchNet:
+    entry = METHODS[method]
+    return network(
+        seed, projection=entry.projection, class_projection=entry.class_projection, classifier=entry.classifier
+    )
 
 
 def batch(seed: int) -> Batch:
@@ -60,7 +69,9 @@ def step_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -
         "views": views(),
         "precision": Precision("off", "cpu"),
         "logit_offsets": tau * torch.tensor(COUNTS).log(),
+        "class_counts": torch.tensor(COUNTS),
         "synthetic_weight": 1.0,
+        "second_stage": False,
         "prototypes": unit_rows(99, 16) if net.projection is not None else None,
         "noise": "pos_neg",
         "temperature": 0.1,
@@ -279,6 +290,7 @@ def test_cross_entropy_with_prior_and_weights(method: Any, name: str, tau: float
 def test_the_weights_of_a_batch() -> None:
     step = step_of(network(0, projection=False), 0, synthetic_weight=0.3)
     weights = step.weights(torch.tensor([True, False, False, True]))
+    assert weights is not None
     assert weights.dtype == torch.float32
     assert weights.tolist() == pytest.approx([0.3, 1.0, 1.0, 0.3])
 
@@ -300,10 +312,12 @@ def test_a_smaller_weight_gives_synthetic_images_less_of_the_gradient() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tau", [None, 0.0, 0.75, 1.0])
-def test_offsets_are_those_of_the_real_counts_but_for_balanced_softmax(method: Any, tau: float | None) -> None:
+def test_offsets_are_those_of_the_real_counts_but_for_methods_with_a_prior_of_their_own(
+    method: Any, tau: float | None
+) -> None:
     found = logit_offsets(method, tau, real_counts=torch.tensor(COUNTS), mixed_counts=torch.tensor([50.0, 30.0, 25.0]))
     expected = [(tau or 0.0) * math.log(count) for count in COUNTS]
-    if method == "balanced-softmax":
+    if method in ("balanced-softmax", "bcl"):
         expected = [math.log(50), math.log(30), math.log(25)]
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
@@ -325,17 +339,120 @@ def test_balanced_softmax_adds_the_log_counts_of_the_mixture() -> None:
     assert found == [("balanced_softmax", pytest.approx(expected / BATCH, rel=1e-5))]
 
 
-@pytest.mark.parametrize(
-    ("method", "projection"), [("sau", True), ("ce", False), ("balanced-softmax", False), ("mixup-cutmix", False)]
-)
-def test_each_method_uses_the_views_it_says(method: Any, projection: bool) -> None:
-    entry = METHODS[method]
-    assert entry.projection is projection
-    net = network(0, projection=projection)
+@pytest.mark.parametrize("second_stage", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_uses_the_views_it_says(method: Any, second_stage: bool) -> None:
+    net = network_of(method, 0)
     passes = []
     net.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
-    list(entry.step(batch(0), step_of(net, 0)))
-    assert passes == [BATCH] * entry.views_per_step
+    losses = [loss for _, loss in METHODS[method].step(batch(0), step_of(net, 0, second_stage=second_stage))]
+    assert passes == [BATCH] * METHODS[method].views_per_step
+    assert all(bool(loss.isfinite()) for loss in losses)
+
+
+def test_what_the_configuration_says_of_the_methods_is_what_their_table_says() -> None:
+    """The configuration may not load torch, so it cannot read the table."""
+    assert set(METHODS) == set(get_args(Method))
+    assert set(TWO_STAGES) == {name for name, entry in METHODS.items() if entry.second_stage is not None}
+    for name in TAKES_PRIOR:
+        entry = METHODS[name]
+        assert (entry.own_prior, entry.post_hoc, entry.class_balanced, entry.second_stage) == (
+            False,
+            False,
+            False,
+            None,
+        )
+    assert set(METHODS) - set(TAKES_PRIOR) == {
+        name
+        for name, entry in METHODS.items()
+        if entry.own_prior or entry.post_hoc or entry.class_balanced or entry.second_stage is not None
+    }
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("second_stage", [False, True])
+def test_ldam_lowers_the_true_cosine_and_defers_the_weights(second_stage: bool, weight: float) -> None:
+    """Cao et al. 2019, in a plain loop: margins C / n^(1/4) of at most 0.5, cosines times 30, weights at the end."""
+    net = network_of("ldam-drw", 3)
+    data, step = batch(3), step_of(net, 3, second_stage=second_stage, synthetic_weight=weight)
+    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        features = copy.deepcopy(net).backbone(seen)
+    rows = net.classifier.weight.detach()
+    effective = [(1 - 0.9999) / (1 - 0.9999**count) for count in COUNTS]
+    total = weights = 0.0
+    for i, label in enumerate(data.labels.tolist()):
+        cosines = [float(features[i] @ row / (features[i].norm() * row.norm())) for row in rows]
+        margin = 0.5 * (min(COUNTS) / COUNTS[label]) ** 0.25
+        scores = [30 * (cosine - (margin if k == label else 0.0)) for k, cosine in enumerate(cosines)]
+        own = (weight if bool(data.synthetic[i]) else 1.0) * (effective[label] if second_stage else 1.0)
+        total += own * plain_cross_entropy(torch.tensor(scores), one_hot_mix(label, label, 1.0))
+        weights += own
+    found = [(name, float(loss.detach())) for name, loss in METHODS["ldam-drw"].step(data, step)]
+    assert found == [("ldam", pytest.approx(total / weights, rel=1e-4))]
+
+
+def test_crt_trains_all_and_then_the_classifier_alone() -> None:
+    net = network_of("crt", 5)
+    (name, loss), *others = METHODS["crt"].step(batch(5), step_of(net, 5))
+    assert (name, others) == ("ce", [])
+    assert float(loss) == float(dict(METHODS["ce"].step(batch(5), step_of(network_of("ce", 5), 5)))["ce"])
+
+    before = copy.deepcopy(net.state_dict())
+    (name, loss), *others = METHODS["crt"].step(batch(5), step_of(net, 5, second_stage=True))
+    assert (name, others) == ("crt", [])
+    loss.backward()
+    learning = {key for key, parameter in net.named_parameters() if parameter.grad is not None}
+    assert learning == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert net.training
+
+    seen = views().crop_flip(batch(5).images, torch.Generator().manual_seed(5))
+    expected = F.cross_entropy(copy.deepcopy(net).eval()(seen), batch(5).labels)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss() -> None:
+    net, data = network_of("bcl", 6), batch(6)
+    prior = torch.tensor(COUNTS).log()
+    step, generator = step_of(net, 6, logit_offsets=prior), torch.Generator().manual_seed(6)
+    copied = copy.deepcopy(net)
+    logits = copied(step.views.autoaugment(data.images, generator)) + prior
+    z1, z2 = copied.project_views(step.views.simclr(data.images, generator), step.views.simclr(data.images, generator))
+    weights = copied.classifier.weight
+    prototypes = F.normalize(copied.class_projection(weights), dim=1)  # type: ignore[misc]
+    expected = {
+        "balanced_softmax": 2.0 * float(F.cross_entropy(logits, data.labels)),
+        "contrastive": 0.6
+        * float(
+            balanced_contrastive_loss(
+                torch.cat((z1, z2)), torch.cat((data.labels, data.labels)), prototypes, temperature=0.1
+            )
+        ),
+    }
+    losses = dict(METHODS["bcl"].step(data, step))
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+    losses["contrastive"].backward()  # the prototypes teach the classifier
+    assert net.classifier.weight.grad is not None
+    assert float(net.classifier.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_sau_without_its_unaware_branch_is_cross_entropy_and_the_same_contrastive_loss(noise: Any) -> None:
+    data = batch(2)
+    net, step = network_of("sau-aware", 2), step_of(network(2), 2, noise=noise)
+    found = {name: float(loss.detach()) for name, loss in METHODS["sau-aware"].step(data, step_of(net, 2, noise=noise))}
+    assert list(found) == ["ce", "contrastive"]
+    assert found["ce"] == float(dict(METHODS["ce"].step(data, step_of(network(2), 2)))["ce"])
+    generator, prototypes = torch.Generator().manual_seed(2), step.prototypes
+    step.views.crop_flip(data.images, generator)
+    copied = network(2)
+    with torch.no_grad():
+        z2 = copied.project(step.views.autoaugment(data.images, generator))
+        z3 = copied.project(step.views.simclr(data.images, generator))
+    assert prototypes is not None
+    trusted = plain_trust(z2, z3, data, prototypes)
+    assert found["contrastive"] == pytest.approx(plain_contrastive(z2, z3, data, prototypes, trusted, noise), rel=2e-5)
 
 
 def test_a_step_waits_for_backward_before_the_next_forward_pass() -> None:
@@ -471,7 +588,7 @@ def test_prototypes_leave_an_eval_network_in_eval_mode(set_of_images: tuple[Tens
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_loss_reaches_the_weights(method: Any, weight: float) -> None:
     entry = METHODS[method]
-    net = network(0, projection=entry.projection)
+    net = network_of(method, 0)
     gradients: Callable[[], list[float]] = lambda: [  # noqa: E731
         float(p.grad.abs().sum()) if p.grad is not None else 0.0 for p in net.backbone.parameters()
     ]

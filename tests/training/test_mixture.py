@@ -141,6 +141,43 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(set(orders)) == 8
 
 
+def long_tailed() -> Mixture:
+    """60, 30, 9 and 1 images of four classes, in a mixed order; an image's first value is its label."""
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate((60, 30, 9, 1))])
+    labels = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    images = labels.to(torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
+    counts = torch.bincount(labels).float()
+    return Mixture(images, labels, labels > 3, counts, counts, 100)
+
+
+def test_class_balanced_batches_have_every_class_as_often_and_every_image_of_a_class() -> None:
+    mixture = long_tailed()
+    order = BatchOrder(mixture, 20, seed=0, class_balanced=True)
+    batches = [order.batch(step) for step in range(400)]
+    for labels in (
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.partner_labels for batch in batches]),
+    ):
+        counts = torch.bincount(labels).tolist()
+        assert all(abs(count - 2000) < 5 * (8000 * 0.25 * 0.75) ** 0.5 for count in counts), counts
+    rows = torch.cat([order._rows(step)[1][0] for step in range(400)])
+    drawn = torch.bincount(rows, minlength=100)
+    assert int(drawn.min()) > 0
+    of_head = drawn[mixture.labels == 0].double()  # 2,000 draws of 60 images: chi-squared with 59 degrees of freedom
+    assert 25 < float(((of_head - of_head.mean()) ** 2 / of_head.mean()).sum()) < 110
+    assert not torch.equal(batches[0].labels, batches[0].partner_labels)
+    assert torch.equal(batches[7].images[:, 0, 0, 0].long(), batches[7].labels)
+
+
+def test_class_balanced_batches_are_the_same_when_jumped_to_and_others_in_each_epoch() -> None:
+    walked, jumped = (BatchOrder(long_tailed(), 20, seed=3, class_balanced=True) for _ in range(2))
+    for before in range(13):
+        walked.batch(before)
+    assert torch.equal(walked.batch(13).labels, jumped.batch(13).labels)
+    first, second = (jumped._rows(step)[1] for step in (0, 5))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 23, 100])
 def test_a_step_is_the_same_when_it_is_jumped_to(step: int) -> None:
     walked, jumped = BatchOrder(numbered(100), 16, seed=3), BatchOrder(numbered(100), 16, seed=3)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from support import metrics, timeless_metrics, tiny, tree
 from torch import Tensor
 
@@ -25,6 +26,7 @@ import saukit.data.split as split_room
 from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError, UsageError
+from saukit.core.seeding import derive_seed
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
@@ -73,6 +75,25 @@ def test_learning_rate_follows_the_formula(shared_work: Path, schedule: Any, war
         else:
             expected = 0.3 * (1 + math.cos(math.pi * step / 30)) / 2
         assert learning_rate(step, plan) == pytest.approx(expected, rel=1e-12), step
+
+
+@pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
+def test_a_second_stage_that_begins_anew_has_a_schedule_of_its_own(shared_work: Path, schedule: Any) -> None:
+    """30 steps, 24 and 6; the warm-up of a tenth is that of the first 24. LDAM-DRW goes on with one schedule."""
+    fields: dict[str, Any] = {"steps": None, "epochs": 5, "batch_size": 64, "lr": 0.3, "schedule": schedule}
+    config = tiny(method="crt", warmup=0.1, synthetic=False, **fields)
+    plan = plan_of(shared_work, config)
+    assert (plan.first_stage_steps, plan.total_steps) == (24, 30)
+    for step in range(30):
+        own, length = (step, 24) if step < 24 else (step - 24, 6)
+        if schedule == "cosine-epoch":
+            shape = (1 + math.cos(math.pi * (own // 6 * 6) / length)) / 2
+        else:
+            shape = (1 + math.cos(math.pi * own / length)) / 2
+        expected = 0.3 * ((step + 1) / 2 if step < 2 else shape)
+        assert learning_rate(step, plan) == pytest.approx(expected, rel=1e-12), step
+    one, other = (plan_of(shared_work, replace(config, method=method)) for method in ("ldam-drw", "ce"))
+    assert [learning_rate(step, one) for step in range(30)] == [learning_rate(step, other) for step in range(30)]
 
 
 def test_the_optimiser_gets_that_rate_and_the_log_says_so(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +198,76 @@ def test_balanced_softmax_on_real_images_is_cross_entropy_with_a_prior_of_1(spli
     one, other = (load_model(run.folder / "model.safetensors")[0].state_dict() for run in (own, prior))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_class_balanced_sampling_sees_each_class_as_often(shared_work: Path) -> None:
+    trainer = Trainer(plan_of(shared_work, tiny(method="class-balanced", synthetic=False)))
+    labels = torch.cat([trainer._inputs(step).batch.labels for step in range(200)])
+    counts = torch.bincount(labels).double()
+    assert float(counts.max() / counts.min()) < 1.5  # 71 in the split
+    assert trainer.stepper.logit_offsets.tolist() == [0.0] * 10
+
+
+def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split_work: Path) -> None:
+    """The first stage is cross entropy with a shorter schedule; the second touches the classifier alone."""
+    trainer = Trainer(plan_of(split_work, tiny(method="crt", steps=20, batch_size=32)))
+    for _ in range(16):
+        trainer.advance()
+    first = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    sampled = []
+    for _ in range(4):
+        inputs = trainer._inputs(trainer.step_count)
+        assert inputs.second_stage
+        sampled.append(inputs.batch.labels)
+        trainer.advance()
+    last = trainer.network.state_dict()
+    assert {name for name in last if not torch.equal(last[name], first[name])} == {
+        "classifier.weight", "classifier.bias"
+    }  # fmt: skip
+    assert torch.bincount(torch.cat(sampled), minlength=10).max() < 30  # class-balanced; 46 of 128 without
+    # Its weights come from anew, not from the old ones: nearer to a fresh start than to where the first stage was.
+    torch.manual_seed(derive_seed(0, "second stage"))
+    fresh = trainer.plan.card.build_network().classifier.weight
+    distances = [float((last["classifier.weight"] - start).norm()) for start in (fresh, first["classifier.weight"])]
+    assert distances[0] < distances[1]
+
+    alone = Trainer(plan_of(split_work, tiny(method="ce", steps=16, batch_size=32)))
+    for _ in range(16):
+        alone.advance()
+    assert all(torch.equal(value, first[name]) for name, value in alone.network.state_dict().items())
+
+
+def test_ldam_drw_weighs_classes_in_the_last_fifth_alone(split_work: Path) -> None:
+    trainer = Trainer(plan_of(split_work, tiny(method="ldam-drw", steps=10)))
+    assert [trainer._inputs(step).second_stage for step in range(10)] == [False] * 8 + [True] * 2
+    assert trainer.stepper.class_counts.tolist() == trainer.mixture.class_counts.tolist()
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_post_hoc_logit_adjustment_is_cross_entropy_with_the_prior_taken_off_at_the_end(
+    work: Path, synthetic: bool
+) -> None:
+    plain = train(work, tiny(method="ce", synthetic=synthetic), name="plain")
+    adjusted = train(work, tiny(method="logit-adjustment", synthetic=synthetic), name="adjusted")
+    one, other = (load_model(run.folder / "model.safetensors")[0].state_dict() for run in (plain, adjusted))
+    counts = Trainer(plan_of(work, plain.config)).mixture.class_counts
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {"classifier.bias"}
+    torch.testing.assert_close(other["classifier.bias"], one["classifier.bias"] - counts.log())
+
+
+def test_post_hoc_logit_adjustment_chooses_on_validation_by_what_it_will_predict(val_work: Path) -> None:
+    trainer = Trainer(plan_of(val_work, tiny(method="logit-adjustment", select="val", steps=30, batch_size=64)))
+    for _ in range(30):
+        trainer.advance()
+    part = trainer.plan.split.val
+    assert part is not None
+    found = trainer._validate(part)
+    trainer.network.eval()
+    with torch.no_grad():
+        logits = trainer.network(normalise(torch.from_numpy(part.images), trainer.views.mean, trainer.views.std))
+    predicted = (logits - trainer.mixture.class_counts.log()).argmax(1).numpy()
+    assert found == pytest.approx(balanced_accuracy_score(part.labels, predicted))
+    assert found != pytest.approx(balanced_accuracy_score(part.labels, logits.argmax(1).numpy()))
 
 
 def test_the_seed_changes_the_run_and_never_the_data(split_work: Path) -> None:
@@ -347,6 +438,10 @@ CASES: list[dict[str, Any]] = [
     {"method": "balanced-softmax", "schedule": "cosine-epoch", "batch_size": 64},
     {"method": "mixup-cutmix", "synthetic": True, "prior_correction": 0.75},
     {"method": "ce", "synthetic": True, "prior_correction": 1.0, "synthetic_weight": 0.5},
+    {"method": "crt", "synthetic": True},  # the second stage begins with step 25
+    {"method": "ldam-drw"},
+    {"method": "bcl"},
+    {"method": "class-balanced", "synthetic": True},
     {"method": "sau", "synthetic": True, "prior_correction": 0.75, "synthetic_weight": 0.25, "amp": "bf16"},
 ]
 
@@ -354,7 +449,7 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
 @pytest.mark.parametrize(
     "crashes",
-    [[(1, 1)], [(10, 13)], [(14, 14), (None, 20), (26, 28)], [(None, 3)]],
+    [[(1, 1)], [(10, 13)], [(14, 14), (25, 25), (26, 28)], [(None, 3)]],
     ids=["first step", "between log lines", "three times", "before any checkpoint"],
 )
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(

@@ -1,9 +1,13 @@
-"""The dual-branch network of SAU (Li, Song and Zheng, ICONIP 2024): one backbone, a classifier and a projection."""
+"""The dual-branch network of SAU (Li, Song and Zheng, ICONIP 2024): one backbone, a classifier and a projection.
+
+The other methods train the same network with fewer, or other, heads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +17,45 @@ from saukit.models.backbones import build_backbone
 
 PROJECTION_HIDDEN = 2048
 PROJECTION_DIM = 128
+COSINE_SCALE = 30.0  # LDAM-DRW's
+
+Classifier = Literal["linear", "cosine"]
+
+
+class CosineClassifier(nn.Linear):
+    """Logits are scaled cosines, 30 cos(x, w_k), as LDAM's margins ask for (Cao et al. 2019)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, d] -> [b, K]."""
+        return COSINE_SCALE * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
 class DualBranchNet(nn.Module):
     """A classifier for the synthetic-unaware branch and a projection for the synthetic-aware one.
 
-    Inference uses the classifier alone; a method without a contrastive loss has no projection.
+    Inference uses the classifier alone; a method without a contrastive loss has no projection. `class_projection`
+    turns the classifier's weights into one embedding a class, for balanced contrastive learning.
     """
 
-    def __init__(self, backbone: str, num_classes: int, *, projection: bool) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        *,
+        projection: bool,
+        class_projection: bool = False,
+        classifier: Classifier = "linear",
+    ) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone)
         feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
-        self.classifier = nn.Linear(feature_dim, num_classes)
+        head = nn.Linear if classifier == "linear" else CosineClassifier
+        self.classifier = head(feature_dim, num_classes)
         self.projection = _projection_head(feature_dim) if projection else None
+        self.class_projection = _class_projection_head(feature_dim) if class_projection else None
         self._is_compiled = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,6 +82,23 @@ class DualBranchNet(nn.Module):
             else:
                 features = layer(features)
         return F.normalize(features.float(), dim=1).chunk(len(views))
+
+    def project_classes(self) -> Tensor:
+        """One embedding a class, from the classifier's weights (Zhu et al. 2022); float32 [K, 128].
+
+        L2-normalised; the gradient reaches the classifier.
+        """
+        if self.class_projection is None:
+            raise RuntimeError("this network was built without a projection of its classes")
+        embeddings: Tensor = self.class_projection(self.classifier.weight)
+        return F.normalize(embeddings.float(), dim=1)
+
+    def frozen_logits(self, images: Tensor) -> Tensor:
+        """As `forward`, but only the classifier learns: the backbone runs in eval mode and without gradient."""
+        with self.inference():
+            features = self.backbone(images)
+        logits: Tensor = self.classifier(features)
+        return logits
 
     def compile_backbone(self) -> None:
         """Compile the backbone for training; its forward passes of one shape share one piece of compiled code."""
@@ -83,4 +129,14 @@ def _projection_head(feature_dim: int) -> nn.Sequential:
         nn.BatchNorm1d(PROJECTION_HIDDEN),
         nn.ReLU(inplace=True),
         nn.Linear(PROJECTION_HIDDEN, PROJECTION_DIM),
+    )
+
+
+def _class_projection_head(feature_dim: int) -> nn.Sequential:
+    """d - d - 128 with BatchNorm and ReLU between."""
+    return nn.Sequential(
+        nn.Linear(feature_dim, feature_dim),
+        nn.BatchNorm1d(feature_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(feature_dim, PROJECTION_DIM),
     )

@@ -11,7 +11,7 @@ from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.models.backbones import BACKBONES
-from saukit.models.dual_branch import DualBranchNet
+from saukit.models.dual_branch import Classifier, DualBranchNet
 
 MODEL_NAME = "model.safetensors"  # of a run
 
@@ -27,6 +27,20 @@ class ModelCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     projection: bool
+    class_projection: bool = False
+    classifier: Classifier = "linear"
+
+    def build_network(self) -> DualBranchNet:
+        """A new network of this kind, its weights at random. Raises: KeyError for an unknown backbone."""
+        if self.backbone not in BACKBONES:
+            raise KeyError(f"backbone {self.backbone!r}")
+        return DualBranchNet(
+            self.backbone,
+            len(self.classes),
+            projection=self.projection,
+            class_projection=self.class_projection,
+            classifier=self.classifier,
+        )
 
 
 def save_model(path: Path, state: dict[str, torch.Tensor], card: ModelCard) -> None:
@@ -39,9 +53,7 @@ def load_model(path: Path) -> tuple[DualBranchNet, ModelCard]:
     tensors, metadata = load_tensors(path)
     try:
         card = from_mapping(ModelCard, metadata["model"], where=str(path))
-        if card.backbone not in BACKBONES:
-            raise KeyError(f"backbone {card.backbone!r}")
-        network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
+        network = card.build_network()
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
     except (KeyError, TypeError, AttributeError, RuntimeError, UsageError) as error:
         raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None

@@ -8,13 +8,26 @@ from typing import Literal, TypeVar
 from saukit.core.config import Amp
 from saukit.core.errors import UsageError
 
-Method = Literal["sau", "ce", "balanced-softmax", "mixup-cutmix"]
+Method = Literal[
+    "sau",
+    "sau-aware",
+    "mixup-cutmix",
+    "ce",
+    "class-balanced",
+    "balanced-softmax",
+    "logit-adjustment",
+    "ldam-drw",
+    "crt",
+    "bcl",
+]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step"]
 PresetName = Literal["paper", "fast", "small"]
 T = TypeVar("T")
 
-OWN_PRIOR: tuple[Method, ...] = ("balanced-softmax",)  # log counts of the mixed training set, by their definition
+# The others have a remedy for the imbalance of their own, by their definition from the mixed training set.
+TAKES_PRIOR: tuple[Method, ...] = ("sau", "sau-aware", "mixup-cutmix", "ce")
+TWO_STAGES: tuple[Method, ...] = ("ldam-drw", "crt")
 
 
 @dataclass(frozen=True)
@@ -22,8 +35,8 @@ class TrainConfig:
     """A training run. Every default of `train` lives here; None is "from the preset" or "from the data".
 
     `prior_correction` is the tau of logit adjustment (Menon et al. 2021, Eq. 10): the classification losses see
-    logits_k + tau log(n_k), n_k the real training images of class k. None is the method's own prior: for
-    balanced-softmax the log counts of the mixed training set, and no other; for the other methods none, as 0.
+    logits_k + tau log(n_k), n_k the real training images of class k. None is none, as 0; methods that have a remedy of
+    their own for the imbalance take no other.
     `synthetic_weight` is what a synthetic image weighs in the classification losses, a real one weighing 1: those are
     weighted means, sum(w loss) / sum(w). Neither touches SAU's contrastive loss, nor how a trained model predicts.
     """
@@ -156,9 +169,9 @@ def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) 
     tau, weight = config.prior_correction, config.synthetic_weight
     if tau is not None and not 0 <= tau < float("inf"):
         problems.append(f"prior_correction must be at least 0 (times the log of a class's real images), got {tau}")
-    elif tau is not None and config.method in OWN_PRIOR:
+    elif tau is not None and config.method not in TAKES_PRIOR:
         problems.append(
-            f"{config.method} has its own prior, the counts of the mixed training set, and takes no prior_correction, "
+            f"{config.method} has a remedy of its own for the imbalance and takes no prior_correction, "
             f"got {tau}: use --method ce --prior-correction {_brief(tau)}"
         )
     if not 0 < weight <= 1:
@@ -174,5 +187,7 @@ def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) 
         problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
     elif config.cuda_graph and amp == "fp16":
         problems.append("cuda_graph works with bf16 and off, not with fp16: use --no-cuda-graph")
+    elif config.cuda_graph and config.method in TWO_STAGES:
+        problems.append(f"cuda_graph records one kind of step, and {config.method} has two: use --no-cuda-graph")
     if problems:
         raise UsageError("; ".join(problems))

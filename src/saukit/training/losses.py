@@ -6,6 +6,7 @@ shapes: nothing here makes the host wait for the device.
 Shapes: b samples, K classes (one prototype each), d embedding dimensions, n = 2 (b + K) embeddings.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -88,6 +89,82 @@ def prior_offsets(class_counts: Tensor, tau: float) -> Tensor:
     Shapes: class_counts [K], all positive; returns [K], float32 if the counts are whole numbers.
     """
     return tau * class_counts.log()
+
+
+def class_balanced_weights(class_counts: Tensor, *, beta: float) -> Tensor:
+    """Class weights by the effective number of images, (1 - beta) / (1 - beta^n_k) (Cui et al. 2019), mean 1.
+
+    Shapes: class_counts [K], all positive; returns float32 [K].
+    Raises: ValueError if beta is not in [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
+    # 1 - beta^n by expm1 and in double precision: as written it would lose the digits that tell classes apart.
+    weights = (
+        (1 - beta) / -torch.expm1(class_counts.double() * math.log(beta)) if beta else torch.ones_like(class_counts)
+    )
+    return (weights / weights.mean()).float()
+
+
+def ldam_margins(class_counts: Tensor, *, largest: float) -> Tensor:
+    """Label-distribution-aware margins C / n_k^(1/4) (Cao et al. 2019, Sec. 3.2); the rarest class has `largest`.
+
+    Shapes: class_counts [K], all positive; returns [K].
+    """
+    margins = class_counts**-0.25
+    return margins * (largest / margins.max())
+
+
+def ldam_loss(
+    logits: Tensor, labels: Tensor, margins: Tensor, *, scale: float, weights: Tensor | None = None
+) -> Tensor:
+    """LDAM loss (Cao et al. 2019, Sec. 3.2): cross-entropy with the true class's cosine lowered by its margin.
+
+    Shapes: logits [b, K], scale times cosines; labels int64 [b]; margins [K], in units of the cosine; weights [b],
+        positive; returns [].
+    Raises: ValueError if b differs.
+    """
+    _check_per_sample(logits, labels=labels)
+    is_true_class = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+    lowered = _full_precision(logits) - scale * (is_true_class * margins)
+    return cross_entropy(lowered, labels, weights=weights)
+
+
+def balanced_contrastive_loss(z: Tensor, labels: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
+    """Balanced contrastive loss (Zhu et al. 2022): class-averaging and class-complement.
+
+    As supervised contrastive learning, but each class enters the denominator with the mean of its terms instead of
+    their sum, and every class is there, because its prototype is one more sample of it. Prototypes are no anchors.
+
+        L_i = -1 / |P_i| sum_{p in P_i} log( exp(z_i z_p / t) / sum_k 1 / |S_ik| sum_{j in S_ik} exp(z_i z_j / t) )
+
+    with S_ik the samples and the prototype of class k without i itself, and P_i those of i's own class.
+
+    Shapes: z [n, d], L2-normalised; labels int64 [n]; prototypes [K, d], L2-normalised, row k for class k; returns [].
+    Raises: ValueError if n or d differ, or the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if labels.shape != z.shape[:1] or prototypes.shape[1:] != z.shape[1:]:
+        raise ValueError(
+            f"labels must be [n] = [{z.shape[0]}] and prototypes [K, d] with d = {z.shape[1]}, "
+            f"got {list(labels.shape)} and {list(prototypes.shape)}"
+        )
+    n, classes = len(z), len(prototypes)
+    with torch.autocast(z.device.type, enabled=False):
+        z, prototypes = _full_precision(z), _full_precision(prototypes)
+        similarity = z @ torch.cat((z, prototypes)).T / temperature
+        every_label = torch.cat((labels, _class_labels(prototypes)))
+        others = ~torch.eye(n, n + classes, dtype=torch.bool, device=z.device)
+        positives = others & (labels[:, None] == every_label)
+        # log sum_j exp(s_ij - log |S_i,y_j|): each class's mean. A sample is not among those of its own class.
+        sizes = (every_label[:, None] == every_label).sum(dim=0) - positives.long()
+        scores = (similarity - sizes.clamp(min=1).to(similarity).log()).masked_fill(
+            ~others, torch.finfo(similarity.dtype).min
+        )
+        log_denominator = scores.logsumexp(dim=1)
+        positive_mean = similarity.masked_fill(~positives, 0).sum(dim=1) / positives.sum(dim=1)
+        return (log_denominator - positive_mean).mean()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training methods: what one step computes. Another method is a function and a line in `METHODS`.
+"""The training methods: what a step computes, and what it needs. Another one is a function and a line in `METHODS`.
 
 A step yields its losses one after the other and goes on only when the trainer has called `backward` on the last one,
 so the activations of one forward pass are freed before the next pass makes its own. Forward passes run in autocast,
@@ -15,16 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.device import Precision
-from saukit.models.dual_branch import DualBranchNet
+from saukit.models.dual_branch import COSINE_SCALE, Classifier, DualBranchNet
 from saukit.training.augment import (
     autoaugment_view,
     crop_flip_view,
     simclr_view,
 )
-from saukit.training.config import OWN_PRIOR, Method, Noise
-from saukit.training.losses import cross_entropy, mixed_cross_entropy, prior_offsets, synthetic_aware_loss
+from saukit.training.config import Method, Noise
+from saukit.training.losses import (
+    balanced_contrastive_loss,
+    class_balanced_weights,
+    cross_entropy,
+    ldam_loss,
+    ldam_margins,
+    mixed_cross_entropy,
+    prior_offsets,
+    synthetic_aware_loss,
+)
 from saukit.training.mixing import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.mixture import Batch
+
+LDAM_LARGEST_MARGIN = 0.5
+DEFERRED_BETA = 0.9999
+BCL_CLASSIFICATION_WEIGHT, BCL_CONTRASTIVE_WEIGHT = 2.0, 0.6
 
 # Pixels a batch of the prototypes' pass has at most: 2,048 images of 32 x 32, 41 of 224 x 224.
 PROTOTYPE_PIXELS = 2**21
@@ -75,16 +88,20 @@ class Step:
     """What a step has at hand besides its batch; `metrics` takes 0-d tensors for the log.
 
     `logit_offsets` are added to the logits that the classification losses see (`logit_offsets` below makes them), and
-    `synthetic_weight` is what a synthetic image weighs in those losses, a real one weighing 1.
+    `synthetic_weight` is what a synthetic image weighs in those losses, a real one weighing 1. `second_stage` is
+    whether the last part of a method with two stages has begun.
 
-    Shapes: logit_offsets float32 [K]; prototypes: two of [K, d], or None without a projection.
+    Shapes: logit_offsets float32 [K]; class_counts float32 [K], of the mixed training set; prototypes: two of [K, d],
+        or None for a method without.
     """
 
     network: DualBranchNet
     views: Views
     precision: Precision
     logit_offsets: Tensor
+    class_counts: Tensor
     synthetic_weight: float
+    second_stage: bool
     prototypes: tuple[Tensor, Tensor] | None
     noise: Noise
     temperature: float
@@ -102,8 +119,13 @@ class Step:
         with self.precision.autocast():
             return self.network.project_views(*views)
 
-    def weights(self, synthetic: Tensor) -> Tensor:
-        """What each image weighs in the classification losses: bool [b] to float32 [b]."""
+    def weights(self, synthetic: Tensor) -> Tensor | None:
+        """What each image weighs in the classification losses: bool [b] to float32 [b]; None if all weigh 1.
+
+        Without weights where they are all 1: what such a run computes does not depend on this option's arithmetic.
+        """
+        if self.synthetic_weight == 1:
+            return None
         return torch.ones_like(synthetic, dtype=torch.float32).masked_fill_(synthetic, self.synthetic_weight)
 
 
@@ -117,11 +139,54 @@ def balanced_softmax_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tenso
     yield "balanced_softmax", _loss_of_first_view(batch, step)
 
 
+def ldam_drw_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """LDAM on v1(A), in the second stage with deferred re-weighting (Cao et al. 2019, Algorithm 1)."""
+    logits = step.logits(step.views.crop_flip(batch.images, step.generator))
+    weights = step.weights(batch.synthetic)
+    if step.second_stage:
+        of_class = class_balanced_weights(step.class_counts, beta=DEFERRED_BETA)[batch.labels]
+        weights = of_class if weights is None else weights * of_class
+    margins = ldam_margins(step.class_counts, largest=LDAM_LARGEST_MARGIN)
+    yield "ldam", ldam_loss(logits, batch.labels, margins, scale=COSINE_SCALE, weights=weights)
+
+
+def crt_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Classifier re-training (Kang et al. 2020, Sec. 4.1): cross entropy, then a new classifier on frozen features.
+
+    In the second stage batches are class-balanced, and backbone and BatchNorm's statistics stay as they are.
+    """
+    if not step.second_stage:
+        yield "ce", _loss_of_first_view(batch, step)
+        return
+    view = step.views.crop_flip(batch.images, step.generator)
+    with step.precision.autocast():
+        logits = step.network.frozen_logits(view)
+    yield "crt", cross_entropy(logits.float(), batch.labels, weights=step.weights(batch.synthetic))
+
+
+def bcl_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Balanced contrastive learning (Zhu et al. 2022): 2 L_LC + 0.6 L_BCL.
+
+    L_LC is cross entropy with logit compensation, balanced softmax, on v2(A); L_BCL contrasts two views v3 of A and a
+    prototype a class, made of the classifier's weights. The projection is SAU's, so that backbones compare.
+    """
+    generator = step.generator
+    logits = step.logits(step.views.autoaugment(batch.images, generator))
+    loss = cross_entropy(logits, batch.labels, weights=step.weights(batch.synthetic))
+    yield "balanced_softmax", BCL_CLASSIFICATION_WEIGHT * loss
+
+    z1, z2 = step.embeddings(step.views.simclr(batch.images, generator), step.views.simclr(batch.images, generator))
+    with step.precision.autocast():
+        prototypes = step.network.project_classes()
+    loss = balanced_contrastive_loss(
+        torch.cat((z1, z2)), torch.cat((batch.labels, batch.labels)), prototypes, temperature=step.temperature
+    )
+    yield "contrastive", BCL_CONTRASTIVE_WEIGHT * loss
+
+
 def _loss_of_first_view(batch: Batch, step: Step) -> Tensor:
     logits = step.logits(step.views.crop_flip(batch.images, step.generator))
-    # Without weights where they are all 1: what such a run computes does not depend on this option's arithmetic.
-    weights = None if step.synthetic_weight == 1 else step.weights(batch.synthetic)
-    return cross_entropy(logits, batch.labels, weights=weights)
+    return cross_entropy(logits, batch.labels, weights=step.weights(batch.synthetic))
 
 
 def mixup_cutmix_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
@@ -144,16 +209,24 @@ def mixup_cutmix_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mixed_loss(logits: Tensor, batch: Batch, step: Step, lam: Tensor) -> Tensor:
-    weights = None
-    if step.synthetic_weight != 1:
-        weights = step.weights(batch.synthetic), step.weights(batch.partner_synthetic)
+    first, second = step.weights(batch.synthetic), step.weights(batch.partner_synthetic)
+    weights = None if first is None or second is None else (first, second)
     return mixed_cross_entropy(logits, batch.labels, batch.partner_labels, lam, weights=weights)
 
 
 def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
     """SAU: L = L_mix + L_SC (Li, Song and Zheng 2024). L_mix ignores which images are synthetic, L_SC checks them."""
     yield from mixup_cutmix_step(batch, step)
+    yield from _synthetic_aware_branch(batch, step)
 
+
+def sau_aware_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """SAU without its synthetic-unaware branch: cross entropy on v1(A) in L_mix's place, for the classifier's sake."""
+    yield from cross_entropy_step(batch, step)
+    yield from _synthetic_aware_branch(batch, step)
+
+
+def _synthetic_aware_branch(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
     generator = step.generator
     if step.prototypes is None:
         raise RuntimeError("SAU needs prototypes")
@@ -175,15 +248,34 @@ def sau_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class MethodEntry:
-    """A row of the table of methods: its step, and how often a batch goes forward and backward through the network.
+class SecondStage:
+    """The last `share` of a method's steps. `anew`: with a new classifier, momentum and schedule of the rate."""
 
-    `classifier_passes` end in the classifier, `projection_passes` in the projection.
+    share: float = 0.2
+    class_balanced: bool = False
+    anew: bool = False
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A row of the table of methods: its step, and what that asks of network, batches and schedule.
+
+    `classifier_passes` and `projection_passes` are how often a batch goes forward and backward through the network and
+    ends in the classifier, or in the projection. `prototypes` are means of real images (`class_prototypes`).
+    `own_prior`: the losses see log counts of the mixed training set; `post_hoc`: the trained classifier has them taken
+    off (Menon et al. 2021, Eq. 9).
     """
 
     step: Callable[[Batch, Step], Iterator[tuple[str, Tensor]]]
-    classifier_passes: int
+    classifier_passes: int = 1
     projection_passes: int = 0
+    prototypes: bool = False
+    class_projection: bool = False
+    classifier: Classifier = "linear"
+    own_prior: bool = False
+    post_hoc: bool = False
+    class_balanced: bool = False
+    second_stage: SecondStage | None = None
 
     @property
     def projection(self) -> bool:
@@ -197,10 +289,17 @@ class MethodEntry:
 
 
 METHODS: dict[Method, MethodEntry] = {
-    "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2),
-    "ce": MethodEntry(cross_entropy_step, classifier_passes=1),
-    "balanced-softmax": MethodEntry(balanced_softmax_step, classifier_passes=1),
+    "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2, prototypes=True),
+    "sau-aware": MethodEntry(sau_aware_step, projection_passes=2, prototypes=True),
     "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2),
+    "ce": MethodEntry(cross_entropy_step),
+    "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True),
+    "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True),
+    "logit-adjustment": MethodEntry(cross_entropy_step, post_hoc=True),
+    # The second stages' share is that of the authors' CIFAR schedule, 40 of 200 epochs, and for cRT the same.
+    "ldam-drw": MethodEntry(ldam_drw_step, classifier="cosine", second_stage=SecondStage()),
+    "crt": MethodEntry(crt_step, second_stage=SecondStage(class_balanced=True, anew=True)),
+    "bcl": MethodEntry(bcl_step, projection_passes=2, class_projection=True, own_prior=True),
 }
 
 
@@ -209,12 +308,12 @@ def logit_offsets(
 ) -> Tensor:
     """What a run's classification losses add to the logits.
 
-    balanced-softmax: the log counts of the mixed training set, each image one whatever it weighs. The others:
-    `prior_correction` times the log counts of the real training images, and zeros if that is None.
+    A method with a prior of its own: the log counts of the mixed training set, each image one whatever it weighs. The
+    others: `prior_correction` times the log counts of the real training images, and zeros if that is None.
 
     Shapes: real_counts, mixed_counts float32 [K], all positive; returns float32 [K].
     """
-    if method in OWN_PRIOR:
+    if METHODS[method].own_prior:
         return prior_offsets(mixed_counts, 1.0)
     return prior_offsets(real_counts, 0.0 if prior_correction is None else prior_correction)
 

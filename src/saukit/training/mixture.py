@@ -121,14 +121,19 @@ def _gather_images(parts: list[Part | SyntheticImages], home: torch.device) -> T
 class BatchOrder:
     """Which samples make up batches A and B of a step: two independent shuffles an epoch, whole batches only.
 
-    The shuffles are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
+    `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
+    2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
+    The orders are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
     """
 
-    def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
+    def __init__(self, mixture: Mixture, batch_size: int, seed: int, *, class_balanced: bool = False) -> None:
         self.mixture = mixture
         self.batch_size = min(batch_size, len(mixture))
         self.steps_per_epoch = len(mixture) // self.batch_size
         self._seed = seed
+        self._by_class: Tensor | None = None
+        if class_balanced:
+            self._by_class = mixture.labels.cpu().argsort(stable=True)
         self._orders: tuple[int, Tensor, Tensor] | None = None
         self._feed: _HostFeed | None = None
         if mixture.residence == "host":
@@ -168,8 +173,20 @@ class BatchOrder:
     def _shuffle(self, epoch: int) -> Tensor:
         orders = torch.empty((2, len(self.mixture)), dtype=torch.int64, pin_memory=self.mixture.device.type == "cuda")
         for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
-            torch.randperm(len(order), generator=torch_generator(self._seed, purpose, epoch), out=order)
+            generator = torch_generator(self._seed, purpose, epoch)
+            if self._by_class is None:
+                torch.randperm(len(order), generator=generator, out=order)
+            else:
+                order.copy_(self._draw_by_class(self._by_class, generator))
         return orders
+
+    def _draw_by_class(self, by_class: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples int64 [N]; `by_class` holds the samples of class 0, then those of class 1, and so on."""
+        counts = self.mixture.class_counts.cpu().long()
+        classes = torch.randint(len(counts), (len(by_class),), generator=generator)
+        # In double precision, in which a share below 1 of n images never rounds up to n.
+        position = (torch.rand(len(by_class), generator=generator, dtype=torch.float64) * counts[classes]).long()
+        return by_class[(counts.cumsum(0) - counts)[classes] + position]
 
 
 @dataclass(frozen=True)

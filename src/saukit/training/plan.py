@@ -13,10 +13,10 @@ from saukit.core.errors import DataError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
 from saukit.models.backbones import BACKBONES, count_parameters
-from saukit.models.dual_branch import DualBranchNet
+from saukit.models.model_file import ModelCard
 from saukit.synthesis.cache import SyntheticImages, load_cache
 from saukit.training.config import TrainConfig, default_run_name, resolve
-from saukit.training.methods import METHODS
+from saukit.training.methods import METHODS, MethodEntry
 
 T = TypeVar("T")
 
@@ -48,12 +48,30 @@ class TrainingPlan:
         return min(required(self.config.batch_size), self.training_images)
 
     @property
+    def method(self) -> MethodEntry:
+        """The method's row of the table."""
+        return METHODS[self.config.method]
+
+    @property
+    def card(self) -> ModelCard:
+        """What the trained model's file will say of it."""
+        return ModelCard(
+            method=self.config.method,
+            backbone=required(self.config.backbone),
+            classes=self.split.classes,
+            image_size=self.split.image_size,
+            mean=self.split.mean,
+            std=self.split.std,
+            projection=self.method.projection,
+            class_projection=self.method.class_projection,
+            classifier=self.method.classifier,
+        )
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes that a run needs at most: two checkpoints of weights and momentum, and the model."""
         with torch.device("meta"):
-            projection = METHODS[self.config.method].projection
-            network = DualBranchNet(required(self.config.backbone), self.split.num_classes, projection=projection)
-        return 5 * 4 * count_parameters(network)
+            return 5 * 4 * count_parameters(self.card.build_network())
 
     @property
     def total_steps(self) -> int:
@@ -61,6 +79,12 @@ class TrainingPlan:
         if self.config.steps is not None:
             return self.config.steps
         return required(self.config.epochs) * self.steps_per_epoch
+
+    @property
+    def first_stage_steps(self) -> int:
+        """Optimiser steps before a method's second stage; all of them for a method without."""
+        stage = self.method.second_stage
+        return self.total_steps if stage is None else self.total_steps - round(stage.share * self.total_steps)
 
 
 def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
@@ -94,14 +118,21 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
 def learning_rate(step: int, plan: TrainingPlan) -> float:
     """The learning rate of a step counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
 
-    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step.
+    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step. A second stage that
+    begins anew has half a cosine of its own, without a warm-up.
     """
-    base, warmup = required(plan.config.lr), int(required(plan.config.warmup) * plan.total_steps)
+    base, total, warmup_share = required(plan.config.lr), plan.total_steps, required(plan.config.warmup)
+    if plan.method.second_stage is not None and plan.method.second_stage.anew:
+        if step < plan.first_stage_steps:
+            total = plan.first_stage_steps
+        else:
+            step, total, warmup_share = step - plan.first_stage_steps, total - plan.first_stage_steps, 0.0
+    warmup = int(warmup_share * total)
     if step < warmup:
         return base * (step + 1) / warmup
     if plan.config.schedule == "cosine-epoch":
         step = step // plan.steps_per_epoch * plan.steps_per_epoch
-    return base * 0.5 * (1 + math.cos(math.pi * step / plan.total_steps))
+    return base * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def required(value: T | None) -> T:

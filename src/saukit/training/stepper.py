@@ -33,12 +33,13 @@ Metrics = dict[str, Tensor]
 class StepInputs:
     """What changes from step to step, besides the learning rate.
 
-    Shapes: prototypes two of [K, d], or None without a projection; `seed` of the step's augmentation.
+    Shapes: prototypes two of [K, d], or None for a method without; `seed` of the step's augmentation.
     """
 
     batch: Batch
     prototypes: tuple[Tensor, Tensor] | None
     seed: int
+    second_stage: bool = False
 
     def tensors(self) -> list[Tensor]:
         """The tensors, in a fixed order."""
@@ -60,6 +61,7 @@ class Stepper:
         precision: Precision,
         *,
         logit_offsets: Tensor,
+        class_counts: Tensor,
         synthetic_weight: float,
         noise: Noise,
         temperature: float,
@@ -68,7 +70,8 @@ class Stepper:
     ) -> None:
         device = logit_offsets.device
         self.network, self.method, self.views, self.precision = network, method, views, precision
-        self.logit_offsets, self.synthetic_weight = logit_offsets, synthetic_weight
+        self.logit_offsets, self.class_counts = logit_offsets, class_counts
+        self.synthetic_weight = synthetic_weight
         self.noise, self.temperature = noise, temperature
         # A tensor that stays where it is, because a recorded step reads the learning rate from its address.
         self.learning_rate = torch.zeros((), device=device)
@@ -120,6 +123,10 @@ class Stepper:
             group["lr"] = self.learning_rate  # loading put a copy in its place
         self.scaler.load_state_dict(scaler)
 
+    def forget_momentum(self) -> None:
+        """Let the next step be an optimiser's first."""
+        self.optimizer.state.clear()
+
     def _compute(self, inputs: StepInputs) -> Metrics:
         metrics: Metrics = {}
         step = Step(
@@ -127,7 +134,9 @@ class Stepper:
             views=self.views,
             precision=self.precision,
             logit_offsets=self.logit_offsets,
+            class_counts=self.class_counts,
             synthetic_weight=self.synthetic_weight,
+            second_stage=inputs.second_stage,
             prototypes=inputs.prototypes,
             noise=self.noise,
             temperature=self.temperature,

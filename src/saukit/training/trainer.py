@@ -26,12 +26,12 @@ from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
-from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise
-from saukit.models.model_file import MODEL_NAME, ModelCard, save_model
+from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
-from saukit.training.methods import METHODS, Views, class_prototypes, logit_offsets
+from saukit.training.losses import prior_offsets
+from saukit.training.methods import Views, class_prototypes, logit_offsets
 from saukit.training.metrics_log import MetricsLog
 from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
@@ -115,12 +115,13 @@ class Trainer:
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan = plan
         config, split, device = plan.config, plan.split, plan.device
-        self.method = METHODS[config.method]
+        self.method = plan.method
         self.mixture = build_mixture(split, plan.cache, device)
-        self.order = BatchOrder(self.mixture, required(config.batch_size), config.seed)
+        self.order = self._order(class_balanced=self.method.class_balanced)
+        self._second_order: BatchOrder | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
-            network = DualBranchNet(required(config.backbone), split.num_classes, projection=self.method.projection)
+            network = plan.card.build_network()
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.network.compile_backbone()
@@ -144,6 +145,7 @@ class Trainer:
                 real_counts=self.mixture.real_class_counts,
                 mixed_counts=self.mixture.class_counts,
             ),
+            class_counts=self.mixture.class_counts,
             synthetic_weight=config.synthetic_weight,
             noise=config.noise,
             temperature=config.temperature,
@@ -180,6 +182,8 @@ class Trainer:
         """One optimiser step. Reads nothing back from the device."""
         self.prepare()
         step_index = self.step_count
+        if step_index == self.plan.first_stage_steps:
+            self._begin_second_stage()
         metrics = self.stepper(self._inputs(step_index), learning_rate(step_index, self.plan))
         self.step_count += 1
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
@@ -270,10 +274,30 @@ class Trainer:
     def _inputs(self, step: int) -> StepInputs:
         """What a step reads; the prototypes are computed anew at each epoch's start."""
         epoch, position = divmod(step, self.order.steps_per_epoch)
-        if self.method.projection and (self.prototypes is None or position == 0):
+        if self.method.prototypes and (self.prototypes is None or position == 0):
             self.prototypes = self._prototypes(epoch)
         seed = derive_seed(self.plan.config.seed, "augmentation", step)
-        return StepInputs(self.order.batch(step), self.prototypes, seed)
+        stage, order = self.method.second_stage, self.order
+        in_second = stage is not None and step >= self.plan.first_stage_steps
+        if stage is not None and in_second and stage.class_balanced:
+            self._second_order = order = self._second_order or self._order(class_balanced=True)
+        return StepInputs(order.batch(step), self.prototypes, seed, second_stage=in_second)
+
+    def _order(self, *, class_balanced: bool) -> BatchOrder:
+        config = self.plan.config
+        return BatchOrder(self.mixture, required(config.batch_size), config.seed, class_balanced=class_balanced)
+
+    def _begin_second_stage(self) -> None:
+        """A new classifier and no momentum, if the method asks for it; a resumed run comes here once as well."""
+        stage = self.method.second_stage
+        if stage is None or not stage.anew:
+            return
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(derive_seed(self.plan.config.seed, "second stage"))
+            fresh = self.plan.card.build_network().classifier
+            for parameter, value in zip(self.network.classifier.parameters(), fresh.parameters(), strict=True):
+                parameter.copy_(value)
+        self.stepper.forget_momentum()
 
     def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
         real = slice(0, self.mixture.real_count)
@@ -287,17 +311,22 @@ class Trainer:
             generator=torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device),
         )
 
+    def _post_hoc_adjustment(self) -> Tensor:
+        """What post-hoc logit adjustment adds to a trained classifier's logits: -log n_k, and else zeros; [K]."""
+        return -prior_offsets(self.mixture.class_counts, 1.0 if self.method.post_hoc else 0.0)
+
     @torch.no_grad()
     def _validate(self, part: Part) -> float:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
         labels = torch.from_numpy(part.labels)
+        adjustment = self._post_hoc_adjustment()
         correct = torch.zeros(len(labels), dtype=torch.bool)
         for start in range(0, len(labels), 512):
             chunk = slice(start, start + 512)
             images = torch.from_numpy(part.images[chunk]).to(self.plan.device)
             with self.network.inference(), self.precision.autocast():
                 logits = self.network(normalise(images, self.views.mean, self.views.std))
-            correct[chunk] = logits.argmax(1).cpu() == labels[chunk]
+            correct[chunk] = (logits + adjustment).argmax(1).cpu() == labels[chunk]
         per_class = [correct[part.labels == label].double().mean() for label in np.unique(part.labels)]
         accuracy = float(torch.stack(per_class).mean())
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
@@ -324,7 +353,7 @@ class Trainer:
             "lr": learning_rate(done - 1, self.plan),
             "losses": losses,
         }
-        if self.method.projection:
+        if self.method.prototypes:
             line["trusted_share"] = trusted / synthetic if synthetic else None
         if validation is not None:
             line["val_balanced_accuracy"] = validation
@@ -353,19 +382,14 @@ class Trainer:
         return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
 
     def _complete(self, folder: Path, preparation: float) -> Manifest:
-        plan, config, split = self.plan, self.plan.config, self.plan.split
-        card = ModelCard(
-            method=config.method,
-            backbone=required(config.backbone),
-            classes=split.classes,
-            image_size=split.image_size,
-            mean=split.mean,
-            std=split.std,
-            projection=self.method.projection,
-        )
+        plan = self.plan
         rate = self.step_count * self.order.batch_size / max(self.seconds, 1e-9)
-        chosen = self.network.state_dict() if self.best is None else self.best[2]
-        save_model(folder / MODEL_NAME, chosen, card)
+        chosen = dict(self.network.state_dict() if self.best is None else self.best[2])
+        if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
+            chosen["classifier.bias"] = chosen["classifier.bias"] + self._post_hoc_adjustment().to(
+                chosen["classifier.bias"]
+            )
+        save_model(folder / MODEL_NAME, chosen, plan.card)
         manifest = write_manifest(
             folder,
             kind="run",

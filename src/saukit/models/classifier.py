@@ -1,0 +1,154 @@
+"""A trained classifier by itself: pixels in, logits out, nothing else needed; saved and published as a Hub model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME
+from saukit.core.config import from_mapping
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.workspace import RUN_NAME, Workspace, require
+from saukit.models.dual_branch import DualBranchNet
+from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
+
+HUB_CONFIG_NAME = "config.json"
+
+
+class ImageClassifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="saukit",
+    pipeline_tag="image-classification",
+    tags=["image-classification", "long-tailed-recognition", "saukit"],
+):
+    """Normalisation, backbone and classifier of a run.
+
+    Its arguments are what `save_pretrained` writes to config.json and `from_pretrained` builds it from again; `method`
+    is what it was trained with. Raises: UsageError for a value of the wrong type, KeyError for an unknown backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        classes: Sequence[str],
+        image_size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        method: str,
+        classifier: str = "linear",
+    ) -> None:
+        super().__init__()
+        fields = {
+            "method": method,
+            "backbone": backbone,
+            "classes": classes,
+            "image_size": image_size,
+            "mean": mean,
+            "std": std,
+            "projection": False,
+            "classifier": classifier,
+        }
+        self.card = from_mapping(ModelCard, fields, where="the classifier")
+        self.network = self.card.build_network()
+        for name, values in (("mean", self.card.mean), ("std", self.card.std)):
+            # Not among the weights: config.json has them.
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        self.eval()
+
+    @classmethod
+    def from_model(cls, network: DualBranchNet, card: ModelCard) -> ImageClassifier:
+        """What inference needs of a trained network: its backbone and classifier, copied to the CPU."""
+        made = cls(
+            backbone=card.backbone,
+            classes=list(card.classes),
+            image_size=list(card.image_size),
+            mean=list(card.mean),
+            std=list(card.std),
+            method=card.method,
+            classifier=card.classifier,
+        )
+        needed = made.network.state_dict()
+        made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})
+        return made
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of the logits."""
+        return self.card.classes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it was trained with."""
+        return self.card.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images float [b, 3, H, W] in [0, 1] -> logits float32 [b, K]. Raises: TypeError for whole numbers."""
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floats in [0, 1], got {images.dtype}: divide uint8 images by 255")
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits.float()
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> ImageClassifier:
+        """As the mixin's own, but weights that do not fit are an error, and nothing is printed to stdout."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            loaded: ImageClassifier = super()._from_pretrained(strict=strict, **options)
+        return loaded
+
+
+def locate_model(model: str | Path, workspace: Workspace) -> Path:
+    """Where `model` lies: the run of that name in `workspace`, or else the file or folder that it names.
+
+    Raises: DataError that lists the runs there are.
+    """
+    name = str(model)
+    if RUN_NAME.fullmatch(name) and workspace.run(name).is_dir():
+        return workspace.run(name)
+    if Path(model).exists():
+        return Path(model)
+    runs = workspace.run_names()
+    known = f"complete runs: {', '.join(runs)}" if runs else "no run is complete there"
+    raise DataError(
+        f"no model {name!r}: no complete run of {workspace.root / 'runs'} ({known}) and no file or folder has that "
+        f"name; give a run, its folder, a {MODEL_NAME}, or a folder made by `saukit export`"
+    )
+
+
+def load_classifier(path: str | Path) -> ImageClassifier:
+    """The classifier of a run's folder, a model.safetensors, or a folder that `save_pretrained` wrote.
+
+    It is in eval mode and on the CPU; nothing is downloaded.
+    Raises: DataError if there is none or its run is not complete, CorruptArtifactError if a file is damaged.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == MODEL_NAME else path
+    if (folder / MANIFEST_NAME).exists() or (folder / CONFIG_NAME).exists():
+        require(folder, kind="run", command="saukit train")
+        return ImageClassifier.from_model(*load_model(folder / MODEL_NAME))
+    if (folder / HUB_CONFIG_NAME).exists():
+        return _load_pretrained(folder)
+    file = folder / MODEL_NAME if path.is_dir() else path
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise DataError(
+            f"{path} holds no {MODEL_NAME}: give a run, its folder, or what `saukit export --format hub` made"
+        )
+    return ImageClassifier.from_model(*load_model(file))
+
+
+def _load_pretrained(folder: Path) -> ImageClassifier:
+    try:
+        return ImageClassifier.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UsageError) as e:
+        raise CorruptArtifactError(f"{folder} holds no saukit classifier: {e}") from None
