@@ -119,6 +119,7 @@ def test_every_problem_is_listed() -> None:
         warmup=1.0,
         prior_correction=-1.0,
         synthetic_weight=0.0,
+        real_finish=1.0,
         backbone="resnet18",
     )
     with pytest.raises(UsageError) as caught:
@@ -134,6 +135,7 @@ def test_every_problem_is_listed() -> None:
         "warmup must be a share of the steps, at least 0 and below 1, got 1.0",
         "prior_correction must be at least 0 (times the log of a class's real images), got -1.0",
         "synthetic_weight must be above 0 and at most 1 (a real image's weight), got 0.0",
+        "real_finish must be a share of the steps, at least 0 and below 1, got 1.0",
         "unknown backbone 'resnet18': one of resnet32-w64, resnet32-w16, convnet-small, resnext50",
     ]
 
@@ -144,7 +146,9 @@ def test_a_batch_of_nothing_is_refused(value: int) -> None:
         resolved(TrainConfig(batch_size=value))
 
 
-@pytest.mark.parametrize("field", ["lr", "weight_decay", "warmup", "prior_correction", "synthetic_weight"])
+@pytest.mark.parametrize(
+    "field", ["lr", "weight_decay", "warmup", "prior_correction", "synthetic_weight", "real_finish"]
+)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_numbers_that_are_none_are_refused(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"^{field} must be .*, got {value}$"):
@@ -166,6 +170,36 @@ def test_a_weight_for_synthetic_images_needs_some(facts: dict[str, bool]) -> Non
         "synthetic_weight 0.5 weighs synthetic images, and this run has none: use --synthetic, or --synthetic-weight 1"
     )
     assert resolved(replace(config, synthetic_weight=1.0), cache_exists=False).synthetic is False
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_finish_on_real_images_needs_synthetic_ones_and_a_method_that_counts_real_ones(method: Any) -> None:
+    config = TrainConfig(method=method, real_finish=0.5)
+    with pytest.raises(UsageError) as caught:
+        resolved(config, cache_exists=False)
+    assert str(caught.value) == (
+        "real_finish 0.5 leaves synthetic images out of the last steps, and this run has none: "
+        "use --synthetic, or --real-finish 0"
+    )
+    if method in ("ce", "mixup-cutmix", "sau", "sau-aware"):
+        assert resolved(config, cache_exists=True).real_finish == 0.5
+        return
+    with pytest.raises(UsageError) as caught:
+        resolved(config, cache_exists=True)
+    assert str(caught.value) == (
+        f"{method} counts the mixed training set to the end and takes no real_finish, got 0.5: "
+        "use one of sau, sau-aware, mixup-cutmix, ce"
+    )
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_methods_of_two_stages_are_not_recorded(method: Any) -> None:
+    config = TrainConfig(method=method, cuda_graph=True)
+    if method not in ("crt", "ldam-drw"):
+        assert resolved(config, device_type="cuda").cuda_graph
+        return
+    with pytest.raises(UsageError, match=f"^cuda_graph records one kind of step, and {method} has two: use --no-cuda"):
+        resolved(config, device_type="cuda")
 
 
 @pytest.mark.parametrize(("tau", "told"), [(0.5, "0.5"), (1.0, "1"), (0.0, "0")])
@@ -196,6 +230,8 @@ def test_run_names_tell_the_prior_and_the_weight() -> None:
     assert default_run_name(replace(synth, prior_correction=1.0, synthetic_weight=0.5, seed=2)) == (
         "ce+synth-prior1-weight0.5-seed2"
     )
+    own = TrainConfig(method="sau", synthetic=True, prior_correction=1.0, real_finish=0.5, seed=1)
+    assert default_run_name(own) == "sau+synth-prior1-finish0.5-seed1"
     assert default_run_name(TrainConfig(method="mixup-cutmix", synthetic=False)) == "mixup-cutmix"
     close = [0.75, 0.7500001, 0.75000001, 1e-5, 1.0, 10.0]
     assert len({default_run_name(replace(synth, prior_correction=tau)) for tau in close}) == len(close)

@@ -188,6 +188,18 @@ def test_a_step_is_the_same_when_it_is_jumped_to(step: int) -> None:
     assert torch.equal(one.partner_labels, other.partner_labels)
 
 
+def test_batches_of_real_images_alone_are_permutations_of_those() -> None:
+    order = BatchOrder(numbered(96), 16, seed=0, real_only=True)
+    assert order.steps_per_epoch == 3
+    for batches in epoch_of(order, 0), epoch_of(order, 2):
+        for positions in batches:
+            assert sorted(positions.tolist()) == list(range(48))
+    batch = order.batch(5)
+    assert not batch.synthetic.any() and not batch.partner_synthetic.any()
+    assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)
+    assert BatchOrder(numbered(20), 16, seed=0, real_only=True).batch_size == 10
+
+
 def test_a_batch_holds_what_belongs_together() -> None:
     batch = BatchOrder(numbered(64), 16, seed=0).batch(2)
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)

@@ -237,6 +237,31 @@ def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split
     assert all(torch.equal(value, first[name]) for name, value in alone.network.state_dict().items())
 
 
+def test_a_finish_on_real_images_begins_where_it_should_and_changes_nothing_before(work: Path) -> None:
+    config = tiny(method="sau", synthetic=True, steps=10, prior_correction=1.0, batch_size=32)
+    plain, finish = (Trainer(plan_of(work, replace(config, real_finish=share))) for share in (0.0, 0.4))
+    assert (plain.plan.mixed_steps, finish.plan.mixed_steps) == (10, 6)
+    for step in range(10):
+        one, other = plain._inputs(step).batch, finish._inputs(step).batch
+        assert one.synthetic.any() and bool(other.synthetic.any()) == (step < 6)
+        assert torch.equal(one.images, other.images) == (step < 6)
+    assert torch.equal(plain.stepper.logit_offsets, finish.stepper.logit_offsets)
+
+
+def test_a_finish_on_real_images_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(work, tiny(synthetic=True, prior_correction=1.0, real_finish=0.5), reporter=Reporter())
+    assert run.name == "ce+synth-prior1-finish0.5"
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "ce, prior correction 1, the last 50% of the steps on real images alone, preset small" in shown
+
+
+def test_a_recorded_step_needs_full_batches_in_the_finish_too(work: Path) -> None:
+    config = tiny(synthetic=True, real_finish=0.5, cuda_graph=True, batch_size=400)
+    message = r"the 392 real images of real_finish do not fill one of 400: use --no-cuda-graph, or a smaller --batch-s"
+    with pytest.raises(UsageError, match=message):
+        plan_training(config, Workspace(work), name=None, device=torch.device("cuda"))
+
+
 def test_ldam_drw_weighs_classes_in_the_last_fifth_alone(split_work: Path) -> None:
     trainer = Trainer(plan_of(split_work, tiny(method="ldam-drw", steps=10)))
     assert [trainer._inputs(step).second_stage for step in range(10)] == [False] * 8 + [True] * 2
@@ -440,6 +465,7 @@ CASES: list[dict[str, Any]] = [
     {"method": "ce", "synthetic": True, "prior_correction": 1.0, "synthetic_weight": 0.5},
     {"method": "crt", "synthetic": True},  # the second stage begins with step 25
     {"method": "ldam-drw"},
+    {"method": "sau", "synthetic": True, "prior_correction": 1.0, "real_finish": 0.2},  # from step 25 on
     {"method": "bcl"},
     {"method": "class-balanced", "synthetic": True},
     {"method": "sau", "synthetic": True, "prior_correction": 0.75, "synthetic_weight": 0.25, "amp": "bf16"},

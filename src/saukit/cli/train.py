@@ -34,11 +34,13 @@ def command(
     name: Annotated[
         str | None,
         typer.Option(
-            help="The run's name.", show_default="method, +synth, and prior, weight and seed away from their defaults"
+            help="The run's name.",
+            show_default="method, +synth, and prior, weight, finish and seed away from their defaults",
         ),
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="What a step computes; mixup-cutmix is SAU without its synthetic-aware branch.")
+        Method,
+        typer.Option(help="What a step computes; mixup-cutmix and sau-aware are SAU with one branch off."),
     ] = TrainConfig.method,
     synthetic: Annotated[
         bool | None,
@@ -94,6 +96,10 @@ def command(
         float,
         typer.Option(help="Weight of a synthetic image in the classification losses, beside 1 of a real one."),
     ] = TrainConfig.synthetic_weight,
+    real_finish: Annotated[
+        float,
+        typer.Option(help="Share of the steps, the last ones, whose batches hold real images alone."),
+    ] = TrainConfig.real_finish,
     flip: Annotated[
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror images at random.", show_default="by the data set"),
@@ -131,7 +137,7 @@ def command(
 
       saukit train --method balanced-softmax --no-synthetic
 
-      saukit train --method mixup-cutmix --prior-correction 0.75 --synthetic-weight 0.5
+      saukit train --method sau --prior-correction 1 --real-finish 0.5
 
       saukit train --config saukit_work/runs/ce/config.yaml --seed 1
     """

@@ -39,6 +39,7 @@ class TrainConfig:
     their own for the imbalance take no other.
     `synthetic_weight` is what a synthetic image weighs in the classification losses, a real one weighing 1: those are
     weighted means, sum(w loss) / sum(w). Neither touches SAU's contrastive loss, nor how a trained model predicts.
+    `real_finish` is the share of the steps, the last ones, whose batches hold real images alone.
     """
 
     method: Method = "sau"
@@ -56,6 +57,7 @@ class TrainConfig:
     temperature: float = 0.1
     prior_correction: float | None = None
     synthetic_weight: float = 1.0
+    real_finish: float = 0.0
     flip: bool | None = None
     select: Literal["last", "val"] = "last"
     amp: Amp = "auto"
@@ -126,12 +128,14 @@ def resolve(
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """The name of a resolved configuration's run: `sau+synth`, `ce`, `ce-seed1`, `ce+synth-prior0.75-weight0.5`."""
+    """The name of a resolved configuration's run: `ce`, `ce-seed1`, `sau+synth-prior0.75-weight0.5-finish0.5`."""
     name = config.method + ("+synth" if config.synthetic else "")
     if config.prior_correction is not None:
         name += f"-prior{_brief(config.prior_correction)}"
     if config.synthetic_weight != TrainConfig.synthetic_weight:
         name += f"-weight{_brief(config.synthetic_weight)}"
+    if config.real_finish != TrainConfig.real_finish:
+        name += f"-finish{_brief(config.real_finish)}"
     if config.seed != TrainConfig.seed:
         name += f"-seed{config.seed}"
     return name
@@ -180,6 +184,19 @@ def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) 
         problems.append(
             f"synthetic_weight {weight} weighs synthetic images, and this run has none: "
             "use --synthetic, or --synthetic-weight 1"
+        )
+    finish = config.real_finish
+    if not 0 <= finish < 1:
+        problems.append(f"real_finish must be a share of the steps, at least 0 and below 1, got {finish}")
+    elif finish and not synthetic:
+        problems.append(
+            f"real_finish {finish} leaves synthetic images out of the last steps, and this run has none: "
+            "use --synthetic, or --real-finish 0"
+        )
+    elif finish and config.method not in TAKES_PRIOR:
+        problems.append(
+            f"{config.method} counts the mixed training set to the end and takes no real_finish, got {finish}: "
+            f"use one of {', '.join(TAKES_PRIOR)}"
         )
     if config.backbone is not None and config.backbone not in BACKBONES:
         problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")

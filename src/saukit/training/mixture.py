@@ -123,13 +123,18 @@ class BatchOrder:
 
     `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
     2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
+    `real_only` leaves the synthetic images out, and not both together.
     The orders are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
     """
 
-    def __init__(self, mixture: Mixture, batch_size: int, seed: int, *, class_balanced: bool = False) -> None:
+    def __init__(
+        self, mixture: Mixture, batch_size: int, seed: int, *, class_balanced: bool = False, real_only: bool = False
+    ) -> None:
+        assert not (class_balanced and real_only)
         self.mixture = mixture
-        self.batch_size = min(batch_size, len(mixture))
-        self.steps_per_epoch = len(mixture) // self.batch_size
+        self._count = mixture.real_count if real_only else len(mixture)  # the real ones come first
+        self.batch_size = min(batch_size, self._count)
+        self.steps_per_epoch = self._count // self.batch_size
         self._seed = seed
         self._by_class: Tensor | None = None
         if class_balanced:
@@ -171,7 +176,7 @@ class BatchOrder:
         return on_host[:, chosen], on_device[:, chosen]
 
     def _shuffle(self, epoch: int) -> Tensor:
-        orders = torch.empty((2, len(self.mixture)), dtype=torch.int64, pin_memory=self.mixture.device.type == "cuda")
+        orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.mixture.device.type == "cuda")
         for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
             generator = torch_generator(self._seed, purpose, epoch)
             if self._by_class is None:

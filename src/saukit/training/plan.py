@@ -81,6 +81,11 @@ class TrainingPlan:
         return required(self.config.epochs) * self.steps_per_epoch
 
     @property
+    def mixed_steps(self) -> int:
+        """Optimiser steps before the batches hold real images alone; all of them without `real_finish`."""
+        return self.total_steps - round(self.config.real_finish * self.total_steps)
+
+    @property
     def first_stage_steps(self) -> int:
         """Optimiser steps before a method's second stage; all of them for a method without."""
         stage = self.method.second_stage
@@ -110,6 +115,11 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
         )
     if resolved.select == "val" and split.val is None:
         raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
+    if resolved.cuda_graph and resolved.real_finish and len(split.train.labels) < required(resolved.batch_size):
+        raise UsageError(
+            f"cuda_graph needs batches of one size, and the {len(split.train.labels)} real images of real_finish do "
+            f"not fill one of {resolved.batch_size}: use --no-cuda-graph, or a smaller --batch-size"
+        )
     cache = load_cache(workspace, split) if resolved.synthetic else None
     inputs = {"split": split.manifest.digest} | ({} if cache is None else {"synth": cache.manifest.digest})
     return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs)

@@ -118,7 +118,7 @@ class Trainer:
         self.method = plan.method
         self.mixture = build_mixture(split, plan.cache, device)
         self.order = self._order(class_balanced=self.method.class_balanced)
-        self._second_order: BatchOrder | None = None
+        self._last_order: BatchOrder | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "initialisation"))
             network = plan.card.build_network()
@@ -280,12 +280,20 @@ class Trainer:
         stage, order = self.method.second_stage, self.order
         in_second = stage is not None and step >= self.plan.first_stage_steps
         if stage is not None and in_second and stage.class_balanced:
-            self._second_order = order = self._second_order or self._order(class_balanced=True)
+            self._last_order = order = self._last_order or self._order(class_balanced=True)
+        elif step >= self.plan.mixed_steps:
+            self._last_order = order = self._last_order or self._order(real_only=True)
         return StepInputs(order.batch(step), self.prototypes, seed, second_stage=in_second)
 
-    def _order(self, *, class_balanced: bool) -> BatchOrder:
+    def _order(self, *, class_balanced: bool = False, real_only: bool = False) -> BatchOrder:
         config = self.plan.config
-        return BatchOrder(self.mixture, required(config.batch_size), config.seed, class_balanced=class_balanced)
+        return BatchOrder(
+            self.mixture,
+            required(config.batch_size),
+            config.seed,
+            class_balanced=class_balanced,
+            real_only=real_only,
+        )
 
     def _begin_second_stage(self) -> None:
         """A new classifier and no momentum, if the method asks for it; a resumed run comes here once as well."""
@@ -435,6 +443,8 @@ def _describe_loss(config: TrainConfig) -> str:
         parts.append(f"prior correction {config.prior_correction:g}")
     if config.synthetic_weight != 1:
         parts.append(f"synthetic weight {config.synthetic_weight:g}")
+    if config.real_finish:
+        parts.append(f"the last {100 * config.real_finish:g}% of the steps on real images alone")
     return ", ".join(parts)
 
 
