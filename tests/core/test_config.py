@@ -1,19 +1,19 @@
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from saukit.core.config import differences, from_mapping, load_config, to_mapping, to_yaml
+from saukit.core.config import CHECK, differences, from_mapping, load_config, read_fields, to_mapping, to_yaml
 from saukit.core.errors import UsageError
 from saukit.data.config import SplitConfig
-from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.synthesis.config import SynthConfig
 from saukit.training.config import TrainConfig
 
-DEFAULTS = [SplitConfig(), SynthConfig(), TrainConfig(), EvalConfig()]
+DEFAULTS = [SplitConfig(), SynthConfig(), TrainConfig(), EvalConfig(), CompareConfig()]
 # Every field away from its default; names that YAML 1.1 would read as something else.
 CHANGED = [
     SplitConfig(
@@ -87,6 +87,7 @@ CHANGED = [
         temperature=0.07,
         prior_correction=0.75,
         synthetic_weight=0.5,
+        real_finish=0.5,
         flip=True,
         select="val",
         amp="off",
@@ -95,6 +96,13 @@ CHANGED = [
         seed=9,
     ),
     EvalConfig("007", "few"),
+    CompareConfig(
+        methods=("ce", "sau+synth-prior0.75"),
+        variants={"no": {"method": "ce", "lr": 1e-5, "steps": None, "flip": True}, "010": {}},
+        seeds=3,
+        baseline="no",
+        train={"steps": 400, "preset": "small"},
+    ),
 ]
 
 
@@ -109,6 +117,8 @@ class Everything:
     maybe: float | None = None
     means: tuple[float, ...] = (1.0, 2.0)
     counts: dict[str, int] | None = None
+    anything: dict[str, Any] | None = None
+    even: int = field(default=0, metadata={CHECK: lambda value: [f"even: {value} is odd"] if value % 2 else []})
 
 
 @pytest.mark.parametrize("config", [*DEFAULTS, *CHANGED], ids=lambda config: type(config).__name__)
@@ -170,6 +180,11 @@ def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -
         ({"means": ["x"]}, "means: ['x'] is not a list, each a number"),
         ({"counts": [1]}, "counts: [1] is not a mapping of text to a whole number or null"),
         ({"counts": {3: 4}}, "counts: {3: 4} is not a mapping of text to a whole number or null"),
+        ({"anything": {1: 2}}, "anything: {1: 2} is not a mapping of text to any value or null"),
+        ({"anything": [1]}, "anything: [1] is not a mapping of text to any value or null"),
+        ({"even": 3}, "even: 3 is odd"),
+        ({"even": 3, "count": "x"}, "even: 3 is odd; count: 'x' is not a whole number"),
+        ({"even": "3"}, "even: '3' is not a whole number"),
         ({"counts": {"cat": 1.5}}, "counts: {'cat': 1.5} is not a mapping of text to a whole number or null"),
     ],
 )
@@ -240,3 +255,18 @@ def test_differences_are_told_a_line_a_field() -> None:
     ]
     assert differences(Everything(), Everything(means=(1.0,))) == ["means: [1.0, 2.0] -> [1.0]"]
     assert differences(Everything(share=1), Everything(share=1.0)) == []
+
+
+def test_any_value_stays_as_it_is() -> None:
+    values = {"a": 1, "b": [True, None], "c": {"d": "5e-4"}, "e": 1.5}
+    assert from_mapping(Everything, {"anything": values}, where="here").anything == values
+    assert from_mapping(Everything, {"anything": None, "even": 4}, where="here").even == 4
+
+
+def test_fields_can_be_read_without_the_others() -> None:
+    values, problems = read_fields(TrainConfig, {"lr": "5e-4", "steps": None, "epochs": "x", "nonsense": 1})
+    assert values == {"lr": 5e-4, "steps": None}
+    assert [problem.split(" (known")[0] for problem in problems] == [
+        "unknown field 'nonsense'",
+        "epochs: 'x' is not a whole number or null",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     from saukit.core.workspace import State
     from saukit.data.plan import SplitPlan
     from saukit.data.split import SplitResult
+    from saukit.evaluation.compare import ComparisonResult
     from saukit.evaluation.evaluate import EvalResult
+    from saukit.evaluation.export import ExportResult
+    from saukit.evaluation.predict import PredictResult
+    from saukit.evaluation.report.page import ReportResult
     from saukit.synthesis.generate import SynthesisResult
     from saukit.synthesis.worker import Job
     from saukit.training.trainer import TrainingResult
@@ -242,3 +247,64 @@ def _show_state(state: State, folder: Path, reporter: Reporter) -> None:
 
 def _document(state: State, folder: Path, config: object, summary: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "folder": str(folder), "config": to_mapping(config), **summary}
+
+
+def show_predictions(result: PredictResult, file: Path, reporter: Reporter) -> None:
+    """Predictions that were written to a file: how many, and how many of each class."""
+    counts = Counter(result.classifier.classes[label] for label in result.labels[:, 0].tolist())
+    reporter.table("predicted", ["class", "images"], [[name, f"{count:,}"] for name, count in counts.most_common()])
+    left_out = f", {len(result.skipped):,} left out" if result.skipped else ""
+    reporter.result(f"{len(result.images):,} images by {result.model}{left_out}: written to {file}")
+    reporter.document({"out": str(file), **result.document()})
+
+
+def show_export(result: ExportResult, reporter: Reporter) -> None:
+    """An export: its formats, how far each one's logits are from the model's, and its files."""
+    reporter.table(
+        f"{result.model}, checked on {result.checked_on}",
+        ["format", "largest difference of a logit"],
+        [[check.format, f"{check.max_difference:.2g}"] for check in result.checks],
+    )
+    reporter.result(f"written to {result.folder}: {', '.join(result.files)}")
+    reporter.document(result.document)
+
+
+def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
+    """A comparison: its means, its paired differences, how its models were chosen, where it is."""
+    from saukit.evaluation.comparison_files import (
+        MEASURES,
+        chosen_by,
+        difference_columns,
+        difference_rows,
+        mean_rows,
+    )
+
+    document = result.document
+    runs = [len(method["runs"]) for method in document["methods"]]
+    reporter.table(
+        f"accuracy in % on {document['split']['test_images']:,} test images, mean ± standard deviation, "
+        f"training seeds: {runs[0]} ({document['groups_rule']})",
+        ["method", *MEASURES.values()],
+        mean_rows(document),
+    )
+    if rows := difference_rows(document):
+        reporter.table(
+            f"differences to {document['baseline']} in points, paired by seed",
+            difference_columns(document),
+            rows,
+            text_columns=2,
+        )
+    reporter.result(chosen_by(document))
+    reporter.result(f"look at {' and '.join(map(str, result.files))}")
+    _show_state(result.state, result.folder, reporter)
+    reporter.document(document)
+
+
+def show_report(result: ReportResult, reporter: Reporter) -> None:
+    """A page that was written: what it says of synthetic images, what it leaves out, where it is."""
+    if result.headline is not None:
+        reporter.result(result.headline)
+    for entry in result.left_out:
+        reporter.say(f"not on the page: {entry.name} ({entry.reason})")
+    reporter.result(f"{len(result.runs)} runs, {format_bytes(result.bytes)}: written to {result.path}")
+    reporter.document(result.document)

@@ -19,6 +19,7 @@ import yaml
 from saukit.core.errors import UsageError
 
 Config = TypeVar("Config")
+CHECK = "check"  # metadata of a field: a function of its value that gives one line for each problem
 Amp = Literal["auto", "bf16", "fp16", "off"]  # the arithmetic of forward passes; device.resolve_amp resolves it
 
 
@@ -36,22 +37,33 @@ def to_yaml(config: object) -> str:
 def from_mapping(config_type: type[Config], mapping: Mapping[str, Any], *, where: str) -> Config:
     """Build `config_type` from plain values.
 
-    Raises: UsageError that lists every unknown field and every value of the wrong type.
+    Raises: UsageError that lists every unknown field, every value of the wrong type and what fields' own checks find.
     """
+    values, problems = read_fields(config_type, mapping)
+    if problems:
+        raise UsageError(f"{where}: " + "; ".join(problems))
+    return config_type(**values)
+
+
+def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of `mapping` that fit the fields of `config_type`, and what is wrong with each of the others."""
     hints = typing.get_type_hints(config_type)
-    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    problems = [f"unknown field {name!r} (known: {', '.join(sorted(known))})" for name in mapping if name not in known]
+    fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    problems = [
+        f"unknown field {name!r} (known: {', '.join(sorted(fields))})" for name in mapping if name not in fields
+    ]
     values: dict[str, Any] = {}
     for name, value in mapping.items():
-        if name not in known:
+        if name not in fields:
             continue
         try:
             values[name] = _coerce(value, hints[name])
         except (TypeError, ValueError):
             problems.append(f"{name}: {value!r} is not {_describe(hints[name])}")
-    if problems:
-        raise UsageError(f"{where}: " + "; ".join(problems))
-    return config_type(**values)
+            continue
+        if CHECK in fields[name].metadata:
+            problems += fields[name].metadata[CHECK](values[name])
+    return values, problems
 
 
 def load_config(config_type: type[Config], path: Path) -> Config:
@@ -80,6 +92,8 @@ def differences(old: object, new: object) -> list[str]:
 
 def _coerce(value: Any, hint: Any) -> Any:
     """`value` as the type `hint`; raises TypeError or ValueError if it is none."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -119,7 +133,7 @@ def _describe(hint: Any) -> str:
         return " or ".join("null" if choice is type(None) else _describe(choice) for choice in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "any value"}
     if origin is tuple:
         return "a list, each " + _describe(arguments[0])
     if origin is dict:

@@ -53,6 +53,14 @@ class Workspace:
             raise UsageError(f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first")
         return self.root / "runs" / name
 
+    def comparison(self, name: str) -> Path:
+        """The comparison called `name`. Raises: UsageError if that cannot be a folder's name."""
+        if not RUN_NAME.fullmatch(name):
+            raise UsageError(
+                f"comparison name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+            )
+        return self.root / "comparisons" / name
+
     def run_names(self) -> list[str]:
         """Names of the complete runs, the latest completed last; a damaged manifest hides no other run."""
         completed = []

@@ -1,11 +1,28 @@
-"""What `saukit eval` can be told."""
+"""What `saukit eval`, `compare`, `predict` and `export` can be told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from saukit.core.config import CHECK, from_mapping, read_fields
+from saukit.core.errors import UsageError
+from saukit.core.workspace import RUN_NAME
+from saukit.training.config import Method, TrainConfig, default_run_name
 
 Selection = Literal["all", "many", "medium", "few"]
+Format = Literal["torch", "onnx", "hub"]
+
+DEFAULT_COMPARISON = "main"
+GRAMMAR = "METHOD[+synth][-priorTAU][-weightW][-finishSHARE]"
+_NUMBERS = {"prior": "prior_correction", "weight": "synthetic_weight", "finish": "real_finish"}
+IN_A_SPEC = ("method", "synthetic", *_NUMBERS.values())  # the fields that a method's spec says
+_SPEC = re.compile(
+    rf"(?P<method>{'|'.join(map(re.escape, get_args(Method)))})(?P<synth>\+synth)?"
+    + "".join(rf"(?:-{word}(?P<{field}>\d+(?:\.\d+)?(?:e[+-]?\d+)?))?" for word, field in _NUMBERS.items())
+)
 
 
 @dataclass(frozen=True)
@@ -14,3 +31,107 @@ class EvalConfig:
 
     run: str | None = None
     split: Selection = "all"
+
+
+def parse_method(spec: str) -> TrainConfig:
+    """The training run that a spec such as `sau+synth-prior0.75` stands for: a run's default name without its seed.
+
+    Without +synth it is trained on real images alone, whether there is a cache or not.
+    Raises: UsageError that lists the methods, or says how the spec is written.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UsageError(f"unknown method {spec!r}: {GRAMMAR}, where METHOD is one of {', '.join(get_args(Method))}")
+    numbers = {field: match[field] for field in _NUMBERS.values() if match[field] is not None}
+    said = {"method": match["method"], "synthetic": match["synth"] is not None, **numbers}
+    config = from_mapping(TrainConfig, said, where=spec)
+    if config.prior_correction == 0:
+        config = replace(config, prior_correction=None)  # no prior has one name
+    if (written := default_run_name(config)) != spec:
+        raise UsageError(f"method {spec!r}: write {written!r}, which is what its runs are called")
+    return config
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a training run with others over them; epochs and steps say one thing, so either displaces both."""
+    lengths = ("epochs", "steps")
+    gone = lengths if any(over.get(name) is not None for name in lengths) else ()
+    return {name: value for name, value in base.items() if name not in gone} | dict(over)
+
+
+def _check_methods(methods: tuple[str, ...]) -> list[str]:
+    problems = []
+    for spec in dict.fromkeys(methods):
+        try:
+            parse_method(spec)
+        except UsageError as error:
+            problems.append(f"methods: {error}")
+        if methods.count(spec) > 1:
+            problems.append(f"methods: {spec!r} is there {methods.count(spec)} times")
+    return problems
+
+
+def _check_variants(variants: dict[str, Any] | None) -> list[str]:
+    problems = []
+    for label, fields in (variants or {}).items():
+        if not RUN_NAME.fullmatch(label):
+            problems.append(
+                f"variants: label {label!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+            )
+        if not isinstance(fields, dict):
+            problems.append(f"variants.{label}: {fields!r} is not a mapping of fields of a training run to values")
+            continue
+        problems += [f"variants.{label}: {problem}" for problem in read_fields(TrainConfig, fields)[1]]
+        if "seed" in fields:
+            problems.append(f"variants.{label}: seed: a comparison has its own, by `seeds`")
+    return problems
+
+
+def _check_train(train: dict[str, Any] | None) -> list[str]:
+    problems = [f"train: {problem}" for problem in read_fields(TrainConfig, train or {})[1]]
+    problems += [
+        f"train: {name}: each of `methods` says its own ({GRAMMAR}), and `variants` may"
+        for name in train or {}
+        if name in IN_A_SPEC
+    ]
+    return problems + (["train: seed: a comparison has its own, by `seeds`"] if "seed" in (train or {}) else [])
+
+
+def _check_seeds(seeds: int) -> list[str]:
+    return [] if seeds >= 1 else [f"seeds must be at least 1 (runs of each method), got {seeds}"]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison: every method of `methods` (specs) and `variants`, each trained with the seeds 0 to `seeds` - 1.
+
+    `train` holds fields of TrainConfig that all share. `variants` maps labels to fields that are laid over those; a
+    variant without `synthetic` is trained on real images alone, as a method without +synth is. Differences are to the
+    label `baseline`; None is the first.
+    """
+
+    methods: tuple[str, ...] = field(default=(), metadata={CHECK: _check_methods})
+    variants: dict[str, Any] | None = field(default=None, metadata={CHECK: _check_variants})
+    seeds: int = field(default=5, metadata={CHECK: _check_seeds})
+    baseline: str | None = None
+    train: dict[str, Any] | None = field(default=None, metadata={CHECK: _check_train})
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predictions. `top` is how many of the most probable classes are told of each image."""
+
+    top: int = 1
+    batch_size: int = 64
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """An export.
+
+    torch: model.pt2, a program of torch.export. onnx: model.onnx, for ONNX runtimes (extra `onnx`).
+    hub: config.json, model.safetensors and README.md, a Hugging Face model that saukit reads too.
+    """
+
+    formats: tuple[Format, ...] = ("hub",)

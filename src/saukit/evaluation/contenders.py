@@ -1,0 +1,260 @@
+"""What a comparison will be, before its first run: its labels, their configurations, and which runs exist already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from saukit.core.artifacts import CONFIG_NAME, read_manifest
+from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
+from saukit.core.device import describe_device
+from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
+from saukit.core.workspace import State, Workspace, existing_state
+from saukit.data.split import Split, load_split
+from saukit.evaluation.config import GRAMMAR, IN_A_SPEC, CompareConfig, overlay, parse_method
+from saukit.evaluation.statistics import mean
+from saukit.training.config import TrainConfig, default_run_name
+from saukit.training.plan import plan_training
+
+PINNED = ("preset", "amp")  # what the device decides if nobody says it, so a saved comparison holds what it was
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A label of a comparison: its resolved configuration with the default seed, and what its runs are made from.
+
+    `images_seen` counts each view of each image of a whole run: what its time should go with.
+    """
+
+    label: str
+    config: TrainConfig
+    inputs: dict[str, str]
+    is_variant: bool
+    steps: int
+    images_seen: int
+
+    def seeded(self, seed: int) -> TrainConfig:
+        """The resolved configuration of one of its runs."""
+        return replace(self.config, seed=seed)
+
+    def default_name(self, seed: int) -> str:
+        """What a new run of it is called, as long as no other run is."""
+        if not self.is_variant:
+            return default_run_name(self.seeded(seed))
+        return self.label if seed == TrainConfig.seed else f"{self.label}-seed{seed}"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison: where it is or will be, and how far it has come."""
+
+    contender: Contender
+    seed: int
+    name: str
+    state: State
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """All that is known before the first step. `seconds` holds what finished runs took on this device, by label."""
+
+    config: CompareConfig
+    split: Split
+    contenders: list[Contender]
+    runs: list[PlannedRun]
+    seconds: dict[str, list[float]]
+
+    @property
+    def baseline(self) -> str:
+        """The label that differences are to."""
+        assert self.config.baseline is not None  # the configuration of a plan is resolved
+        return self.config.baseline
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The split, and the cache if a method trains on it."""
+        return {name: digest for contender in self.contenders for name, digest in contender.inputs.items()}
+
+    def expected_seconds(self, labels: Sequence[str], measured: Mapping[str, Sequence[float]]) -> float | None:
+        """What one run of each of `labels` takes together; None if nothing is measured.
+
+        A label's own runs tell; for one without any, what the others took for an image and view of it.
+        """
+        work = {contender.label: contender.images_seen for contender in self.contenders}
+        paces = [seconds / work[label] for label, runs in measured.items() for seconds in runs]
+        pace = mean(paces)
+        if pace is None:
+            return None
+        return sum(mean(measured.get(label, ())) or pace * work[label] for label in labels)
+
+
+def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torch.device) -> ComparisonPlan:
+    """Resolve every method and find its runs; trains nothing and writes nothing.
+
+    Raises: the errors of `plan_training` for all methods at once; UsageError for labels that are there twice, for two
+    labels that are one configuration, and for an unknown baseline; CorruptArtifactError for a damaged run.
+    """
+    wanted = _wanted(config)
+    if not wanted:
+        raise UsageError(
+            f"no methods: give --methods ce,balanced-softmax,sau+synth (each {GRAMMAR}), or --config with a sweep file"
+        )
+    labels = [label for label, _ in wanted]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)} is both a method and the label of a variant: give the variant another")
+    baseline = config.baseline or labels[0]
+    if baseline not in labels:
+        raise UsageError(f"baseline {baseline!r} is none of the methods: {', '.join(labels)}")
+    split = load_split(workspace)
+    contenders = _resolve_all(wanted, config.methods, workspace, device)
+    for index, contender in enumerate(contenders):
+        for other in contenders[:index]:
+            if other.config == contender.config:
+                raise UsageError(f"{other.label} and {contender.label} are one configuration: leave one of them out")
+    resolved = replace(
+        config,
+        variants=_values(config.variants),
+        baseline=baseline,
+        train=_pinned(config.train or {}, wanted, contenders),
+    )
+    catalogue = _catalogue(workspace)
+    claimed: dict[str, TrainConfig] = {}
+    runs = []
+    for seed in range(config.seeds):
+        for contender in contenders:
+            name, state = locate(contender, seed, workspace, catalogue=catalogue, claimed=claimed)
+            claimed[name] = contender.seeded(seed)
+            runs.append(PlannedRun(contender, seed, name, state))
+    return ComparisonPlan(resolved, split, contenders, runs, _seconds(runs, workspace, device))
+
+
+def locate(
+    contender: Contender,
+    seed: int,
+    workspace: Workspace,
+    *,
+    catalogue: Mapping[str, tuple[TrainConfig, dict[str, str]]] | None = None,
+    claimed: Mapping[str, TrainConfig] | None = None,
+) -> tuple[str, State]:
+    """The name of a contender's run and how far it has come.
+
+    Any complete run of the same configuration and inputs will do, whatever it is called. A new one takes the default
+    name; if that is another run's (in the workspace, or `claimed` by one to come), some digits of its own make it one.
+    Raises: CorruptArtifactError if the run is damaged.
+    """
+    config, wanted = contender.seeded(seed), contender.default_name(seed)
+    try:
+        for name, (made, inputs) in (_catalogue(workspace) if catalogue is None else catalogue).items():
+            if made == config and inputs == contender.inputs:
+                read_manifest(workspace.run(name), kind="run")
+                return name, "complete"
+        if (claimed or {}).get(wanted, config) == config:
+            try:
+                return wanted, _state(wanted, contender, config, workspace)
+            except UsageError:  # another configuration's, or made from other inputs, or not saukit's
+                pass
+        document = json.dumps([to_mapping(config), contender.inputs], sort_keys=True)
+        name = f"{wanted}-{hashlib.sha256(document.encode()).hexdigest()[:6]}"
+        return name, _state(name, contender, config, workspace)
+    except CorruptArtifactError as error:
+        raise CorruptArtifactError(
+            f"{error} (of `saukit train`), or move the folder away: the comparison then trains it anew"
+        ) from None
+
+
+def _state(name: str, contender: Contender, config: TrainConfig, workspace: Workspace) -> State:
+    folder = workspace.run(name)
+    return existing_state(folder, config, kind="run", another="another --name", inputs=contender.inputs)
+
+
+def _catalogue(workspace: Workspace) -> dict[str, tuple[TrainConfig, dict[str, str]]]:
+    """Configuration and inputs of every complete run, the first completed first; damaged ones are passed over."""
+    found = {}
+    for name in workspace.run_names():
+        folder = workspace.run(name)
+        try:
+            manifest = read_manifest(folder, kind="run", verify=False)
+            config = load_config(TrainConfig, folder / CONFIG_NAME)
+        except (CorruptArtifactError, UsageError):
+            continue
+        if manifest is not None:
+            found[name] = config, manifest.inputs
+    return found
+
+
+def _wanted(config: CompareConfig) -> list[tuple[str, TrainConfig]]:
+    """Every label with its configuration, unresolved; the fields were checked when the comparison's were."""
+    train = config.train or {}
+    wanted = []
+    for spec in config.methods:
+        said = to_mapping(parse_method(spec))
+        wanted.append((spec, from_mapping(TrainConfig, {**train, **{n: said[n] for n in IN_A_SPEC}}, where=spec)))
+    for label, fields in (config.variants or {}).items():
+        merged = {"synthetic": False, **overlay(train, fields)}
+        wanted.append((label, from_mapping(TrainConfig, merged, where=f"variants.{label}")))
+    return wanted
+
+
+def _resolve_all(
+    wanted: Sequence[tuple[str, TrainConfig]], methods: Sequence[str], workspace: Workspace, device: torch.device
+) -> list[Contender]:
+    """Every label resolved as its run would be; all that is wrong with any of them is in the one error."""
+    contenders, kinds = [], set()
+    problems: dict[str, list[str]] = {}
+    for label, config in wanted:
+        try:
+            plan = plan_training(config, workspace, name=None, device=device)
+        except SaukitError as error:
+            problems.setdefault(str(error), []).append(label)
+            kinds.add(type(error))
+            continue
+        steps = plan.total_steps
+        contenders.append(
+            Contender(
+                label=label,
+                config=plan.config,
+                inputs=plan.inputs,
+                is_variant=label not in methods,
+                steps=steps,
+                images_seen=steps * plan.batch_size * plan.method.views_per_step,
+            )
+        )
+    if problems:
+        kind = kinds.pop() if len(kinds) == 1 else UsageError
+        raise kind("; ".join(f"{', '.join(labels)}: {problem}" for problem, labels in problems.items()))
+    return contenders
+
+
+def _values(variants: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The variants' fields as the values they were read as, so that two ways to write a number are one."""
+    if not variants:
+        return None
+    return {label: read_fields(TrainConfig, fields)[0] for label, fields in variants.items()}
+
+
+def _pinned(
+    train: Mapping[str, Any], wanted: Sequence[tuple[str, TrainConfig]], contenders: Sequence[Contender]
+) -> dict[str, Any]:
+    """The shared fields, with what the device decided said in full."""
+    values, _ = read_fields(TrainConfig, train)
+    for name in PINNED:
+        if values.get(name, "auto") == "auto":
+            open_ones = [c for (_, asked), c in zip(wanted, contenders, strict=True) if getattr(asked, name) == "auto"]
+            if open_ones:
+                values[name] = getattr(open_ones[0].config, name)
+    return values
+
+
+def _seconds(runs: Sequence[PlannedRun], workspace: Workspace, device: torch.device) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        manifest = read_manifest(workspace.run(run.name), kind="run", verify=False)
+        if run.state == "complete" and manifest is not None and manifest.device == describe_device(device):
+            found.setdefault(run.contender.label, []).append(manifest.summary["seconds"])
+    return found
