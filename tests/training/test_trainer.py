@@ -20,12 +20,14 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 from support import metrics, timeless_metrics, tiny, tree
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import saukit.data.split as split_room
+from saukit.core import extras
 from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
-from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, Interrupted, SaukitError, UsageError
 from saukit.core.seeding import derive_seed
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
@@ -330,6 +332,27 @@ def test_a_run_leaves_its_four_files_and_a_summary(split_work: Path) -> None:
     lines = metrics(run.folder)
     assert [line["step"] for line in lines] == [20, 40, 50]
     assert all(set(line["losses"]) == {"ce"} and line["images_per_second"] > 0 for line in lines)
+
+
+def test_tensorboard_gets_the_log_too_and_is_no_part_of_the_run(split_work: Path) -> None:
+    plain = train(split_work, tiny(steps=40), name="plain")
+    shown = train(split_work, tiny(steps=40), name="shown", tensorboard=True)
+    assert timeless_metrics(plain.folder) == timeless_metrics(shown.folder)
+    assert plain.manifest.digest == shown.manifest.digest
+    events = EventAccumulator(str(shown.folder / "tensorboard"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("losses/ce")]
+    assert logged == [(line["step"], pytest.approx(line["losses"]["ce"])) for line in metrics(shown.folder)]
+    assert train(split_work, tiny(steps=40), name="shown").state == "complete"
+    train(split_work, tiny(steps=40), name="shown", force=True)
+    assert not (shown.folder / "tensorboard").exists()
+
+
+def test_without_tensorboard_installed_nothing_is_written(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "tensorboard", ("a_package_that_is_not_there",))
+    with pytest.raises(EnvironmentFault, match=r"^--tensorboard needs a_package_that_is_not_there: pip install"):
+        train(split_work, tiny(), name="a", tensorboard=True)
+    assert not (split_work / "runs").exists()
 
 
 def test_log_lines_are_means_over_their_own_steps(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,17 +91,10 @@ def open_workspace(path: Path) -> Workspace:
 
 
 def open_device(name: str) -> torch.device:
-    """The device called `name`, with no more threads than cores; a thread count that OMP_NUM_THREADS sets is kept."""
-    import torch
+    """As `core.device.open_device`, which loads torch."""
+    from saukit.core import device
 
-    from saukit.core.device import keep_freed_memory, limit_threads, resolve_device
-
-    limit_threads()
-    keep_freed_memory()
-    device = resolve_device(name)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes do not change from step to step: trying algorithms pays once
-    return device
+    return device.open_device(name)
 
 
 @dataclass(frozen=True)

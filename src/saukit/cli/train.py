@@ -120,6 +120,9 @@ def command(
     ] = TrainConfig.cuda_graph,
     seed: Annotated[int, typer.Option(help="Training seed; it never changes the data.")] = TrainConfig.seed,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same bits.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events too (extra tensorboard).")
+    ] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     config: ConfigOption = None,
     device: DeviceOption = "auto",
@@ -160,6 +163,14 @@ def command(
         }
         DryRun("train", plan.config, facts).show(reporter)
         return
-    show_run(
-        fit(train_config, opened, name=name, device=where, force=force, resume=resume, reporter=reporter), reporter
+    result = fit(
+        train_config,
+        opened,
+        name=name,
+        device=where,
+        force=force,
+        resume=resume,
+        reporter=reporter,
+        tensorboard=tensorboard,
     )
+    show_run(result, reporter)

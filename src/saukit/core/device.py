@@ -62,6 +62,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def open_device(name: str) -> torch.device:
+    """The device called `name`, and this process ready for it: threads, memory, cuDNN.
+
+    No more threads than cores; a thread count that OMP_NUM_THREADS sets is kept.
+    Raises: as `resolve_device`.
+    """
+    limit_threads()
+    keep_freed_memory()
+    device = resolve_device(name)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes do not change from step to step: trying algorithms pays once
+    return device
+
+
 @dataclass(frozen=True)
 class Precision:
     """The arithmetic of forward passes: bf16 and fp16 run in autocast; fp16 also scales the loss."""

@@ -6,7 +6,12 @@ import importlib.util
 
 from saukit.core.errors import EnvironmentFault
 
-EXTRAS = {"clip": ("transformers",), "text2image": ("transformers", "accelerate", "peft")}
+EXTRAS = {
+    "clip": ("transformers",),
+    "text2image": ("transformers", "accelerate", "peft"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tensorboard": ("tensorboard",),
+}
 
 
 def missing_packages(extra: str) -> list[str]:

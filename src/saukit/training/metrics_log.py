@@ -1,19 +1,30 @@
-"""metrics.jsonl: what a run says of itself, one JSON object a line."""
+"""metrics.jsonl: what a run says of itself, one JSON object a line; and the same figures for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from saukit.core.artifacts import write_text
+from saukit.core.extras import require_extra
+
+TENSORBOARD_NAME = "tensorboard"  # the folder beside metrics.jsonl; no manifest vouches for it
 
 
 class MetricsLog:
-    """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint."""
+    """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint.
 
-    def __init__(self, path: Path, *, keep_steps: int) -> None:
+    `tensorboard` writes each line's figures as TensorBoard events too; a resumed run has TensorBoard drop those after
+    its checkpoint.
+    Raises: EnvironmentFault without the extra `tensorboard`, before anything is written.
+    """
+
+    def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
+        if tensorboard:
+            require_extra("tensorboard", purpose="--tensorboard")
         kept = []
         if path.exists():
             for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -22,17 +33,41 @@ class MetricsLog:
                 kept.append(text)
         write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
+        self._events = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # its import takes seconds
+
+            self._events = SummaryWriter(str(path.parent / TENSORBOARD_NAME), purge_step=keep_steps + 1)
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line."""
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        if self._events is not None:
+            for tag, value in scalars(line):
+                self._events.add_scalar(tag, value, line["step"])
 
     def sync(self) -> None:
         """Flush to disk."""
         os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self.sync()
         self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The figures of a line that TensorBoard draws, by their tags; one that is absent or null is left out."""
+    figures = {
+        **{f"losses/{name}": value for name, value in line["losses"].items()},
+        "lr": line["lr"],
+        "images_per_second": line.get("images_per_second"),
+        "val/balanced_accuracy": line.get("val_balanced_accuracy"),
+        "trusted_share": line.get("trusted_share"),
+    }
+    yield from ((tag, value) for tag, value in figures.items() if value is not None)

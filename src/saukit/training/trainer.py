@@ -21,6 +21,7 @@ from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_di
 from saukit.core.console import Reporter, format_duration
 from saukit.core.device import Precision, describe_device, peak_flops
 from saukit.core.errors import EnvironmentFault, SaukitError
+from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.workspace import State, Workspace, prepare, require
@@ -64,11 +65,15 @@ def fit(
     force: bool,
     resume: bool,
     reporter: Reporter,
+    tensorboard: bool = False,
 ) -> TrainingResult:
     """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
 
+    `tensorboard` writes the log as TensorBoard events too; they are no part of the run.
     Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
     """
+    if tensorboard:
+        require_extra("tensorboard", purpose="--tensorboard")  # before a folder is made
     plan = plan_training(config, workspace, name=name, device=device)
     folder = workspace.run(plan.name)
     with workspace.lock(folder):
@@ -92,7 +97,7 @@ def fit(
             if (folder / CHECKPOINT_NAME).exists():
                 trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
                 reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
-            manifest = trainer.run(folder, workspace, reporter)
+            manifest = trainer.run(folder, workspace, reporter, tensorboard=tensorboard)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
 
 
@@ -189,10 +194,10 @@ class Trainer:
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
             self.meters[name] = self.meters.get(name, 0) + value.double()
 
-    def run(self, folder: Path, workspace: Workspace, reporter: Reporter) -> Manifest:
+    def run(self, folder: Path, workspace: Workspace, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
         plan, total = self.plan, self.plan.total_steps
-        log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count)
+        log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count, tensorboard=tensorboard)
         validate_every = max(1, min(self.order.steps_per_epoch, total // 10))
         preparation = self.prepare()
         if preparation:

@@ -1,0 +1,176 @@
+"""The commands as functions: a configuration and a workspace in, the stage's own result out.
+
+    import saukit
+    saukit.make_lt(saukit.SplitConfig(dataset="digits", imb=50), "work")
+    saukit.train(saukit.TrainConfig(method="ce"), "work")
+    print(saukit.evaluate(saukit.EvalConfig(), "work").document["balanced_accuracy"])
+
+As the commands, each finds what the one before it left, and does nothing when the same thing is there already; unlike
+them, a function continues interrupted work without being told to, and says nothing unless `verbose` is set. Errors
+are `SaukitError` and its kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from saukit.core.artifacts import MANIFEST_NAME
+from saukit.core.console import Reporter
+from saukit.core.device import open_device
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.split import SplitResult, make_split
+from saukit.evaluation import compare as comparison
+from saukit.evaluation import evaluate as evaluation
+from saukit.evaluation import predict as prediction
+from saukit.evaluation.config import CompareConfig, EvalConfig, PredictConfig
+from saukit.models.classifier import load_classifier
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generate import SynthesisResult, synthesize
+from saukit.synthesis.scoring import TrainClassifier
+from saukit.training.config import TrainConfig
+from saukit.training.trainer import TrainingResult, fit
+
+__all__ = ["compare", "evaluate", "load_classifier", "make_lt", "predict", "synth", "train"]
+
+JUDGE = TrainConfig(method="balanced-softmax", synthetic=False)  # its run has the method's name
+
+Place = Workspace | str | Path
+
+
+def make_lt(
+    config: SplitConfig,
+    workspace: Place,
+    *,
+    root: str | Path | None = None,
+    force: bool = False,
+    verbose: bool = False,
+) -> SplitResult:
+    """`saukit make-lt`: build a long-tailed split. `root` is the folder that holds the data set."""
+    where = None if root is None else Path(root)
+    return make_split(config, _workspace(workspace), root=where, force=force, reporter=_reporter(verbose))
+
+
+def synth(
+    config: SynthConfig,
+    workspace: Place,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = True,
+    verbose: bool = False,
+) -> SynthesisResult:
+    """`saukit synth`: fill every class with synthetic images; trains the classifier that judges them, if need be."""
+    opened, where, reporter = _workspace(workspace), open_device(device), _reporter(verbose)
+    return synthesize(
+        config,
+        opened,
+        device=where,
+        force=force,
+        resume=resume,
+        reporter=reporter,
+        train_classifier=classifier_training(opened, where, reporter),
+    )
+
+
+def train(
+    config: TrainConfig,
+    workspace: Place,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = True,
+    tensorboard: bool = False,
+    verbose: bool = False,
+) -> TrainingResult:
+    """`saukit train`: train a network. `name` is the run's; None is made from the configuration."""
+    where, reporter = open_device(device), _reporter(verbose)
+    return fit(
+        config,
+        _workspace(workspace),
+        name=name,
+        device=where,
+        force=force,
+        resume=resume,
+        reporter=reporter,
+        tensorboard=tensorboard,
+    )
+
+
+def evaluate(
+    config: EvalConfig, workspace: Place, *, device: str = "auto", force: bool = False, verbose: bool = False
+) -> evaluation.EvalResult:
+    """`saukit eval`: accuracies of a run on the test set; `.document` is its results.json."""
+    return evaluation.evaluate(
+        config, _workspace(workspace), device=open_device(device), force=force, reporter=_reporter(verbose)
+    )
+
+
+def compare(
+    config: CompareConfig,
+    workspace: Place,
+    *,
+    name: str = "main",
+    device: str = "auto",
+    force: bool = False,
+    verbose: bool = False,
+) -> comparison.ComparisonResult:
+    """`saukit compare`: train and evaluate methods over seeds; `.document` is the comparison's compare.json."""
+    return comparison.compare(
+        config,
+        _workspace(workspace),
+        name=name,
+        device=open_device(device),
+        force=force,
+        again="saukit.compare with the same arguments",
+        reporter=_reporter(verbose),
+    )
+
+
+def predict(
+    config: PredictConfig,
+    model: str | Path,
+    images: Sequence[str | Path],
+    workspace: Place = "saukit_work",
+    *,
+    device: str = "auto",
+    verbose: bool = False,
+) -> prediction.PredictResult:
+    """`saukit predict`: classify image files, and those in folders.
+
+    `model` is a run of `workspace`, a run's folder, a model.safetensors, or an exported folder. For images in memory
+    call what `load_classifier` returns.
+    """
+    return prediction.predict(
+        config,
+        model,
+        [Path(image) for image in images],
+        _workspace(workspace),
+        device=open_device(device),
+        reporter=_reporter(verbose),
+    )
+
+
+def classifier_training(workspace: Workspace, device: torch.device, reporter: Reporter) -> TrainClassifier:
+    """A function that trains the classifier of real images, or finds that it is there, and gives its run's name."""
+
+    def train_judge() -> str:
+        name = JUDGE.method
+        if (workspace.run(name) / MANIFEST_NAME).exists():
+            return name  # however long it was trained: its owner chose that
+        reporter.say(f"training the classifier that judges the images (run {name}, on real images alone)")
+        return fit(JUDGE, workspace, name=name, device=device, force=False, resume=True, reporter=reporter).name
+
+    return train_judge
+
+
+def _workspace(place: Place) -> Workspace:
+    return place if isinstance(place, Workspace) else Workspace(Path(place))
+
+
+def _reporter(verbose: bool) -> Reporter:
+    return Reporter(quiet=not verbose)

@@ -1,0 +1,94 @@
+"""`saukit predict`: classify image files with a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from saukit.cli.options import (
+    DEFAULT_WORKSPACE,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    WorkspaceOption,
+    open_device,
+    open_workspace,
+)
+from saukit.core.console import Reporter
+from saukit.core.errors import UsageError
+from saukit.evaluation.config import PredictConfig
+
+Format = Literal["csv", "json"]
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(help="A run of the workspace, its folder, a model.safetensors, or an exported folder.")
+    ],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
+    top: Annotated[int, typer.Option(help="How many of the most probable classes to tell.")] = PredictConfig.top,
+    format: Annotated[
+        Format | None, typer.Option(help="csv or json.", show_default="by the name of --out, else csv")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, replaced if there.", show_default="standard output")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = PredictConfig.batch_size,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")
+    ] = PredictConfig.skip_bad,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Classify images with a trained model: one line an image, with its class and how probable that is.
+
+    [bold]Examples[/bold]
+
+      saukit predict sau+synth pictures/
+
+      saukit predict ce a.jpg b.png --top 3 --format json
+
+      saukit predict exported/ pictures/ --out predictions.csv --skip-bad
+    """
+    reporter = Reporter(quiet=quiet, json_output=json)
+    as_json = _format(format, out, json=json) == "json"
+
+    from saukit.cli.show import show_predictions
+    from saukit.core.artifacts import write_json, write_text
+    from saukit.evaluation.predict import predict
+
+    config = PredictConfig(top=top, batch_size=batch_size, skip_bad=skip_bad)
+    opened, where = open_workspace(workspace), open_device(device)
+    result = predict(config, model, images, opened, device=where, reporter=reporter)
+    if out is not None and as_json:
+        write_json(out, result.document())
+    elif out is not None:
+        write_text(out, result.csv())
+    elif as_json:
+        Reporter(json_output=True).document(result.document())
+        return
+    else:
+        sys.stdout.write(result.csv())
+        return
+    show_predictions(result, out, reporter)
+
+
+def _format(asked: Format | None, out: Path | None, *, json: bool) -> Format:
+    """csv or json. Raises: UsageError if options contradict each other, or nothing says which."""
+    if out is None:
+        if json and asked == "csv":
+            raise UsageError("--json prints a JSON document, --format csv lines: leave one out, or give --out FILE")
+        return asked or ("json" if json else "csv")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: give a file, such as {out / 'predictions.csv'}")
+    suffix = out.suffix.lower().removeprefix(".")
+    if asked is None and suffix not in ("csv", "json"):
+        raise UsageError(f"--out {out} ends neither in .csv nor in .json: give --format csv or --format json")
+    return asked or ("json" if suffix == "json" else "csv")

@@ -1,0 +1,145 @@
+"""README.md of an exported model: the model card that the Hugging Face Hub shows, with its front matter."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from saukit.core.artifacts import CONFIG_NAME, Manifest
+from saukit.core.config import load_config
+from saukit.core.console import format_share
+from saukit.data.shots import GROUP_NAMES
+from saukit.evaluation.evaluate import RESULTS_NAME
+from saukit.models.model_file import ModelCard
+from saukit.training.config import TrainConfig
+
+TAGS = ["image-classification", "long-tailed-recognition", "saukit"]
+
+
+def readme(card: ModelCard, path: Path, run: Manifest | None) -> str:
+    """What the model is, how it was trained, how good it is if `saukit eval` said so, and what not to expect of it.
+
+    `path` is the run's folder, and `run` its manifest; None for a model that comes without its run.
+    """
+    name = path.name if run is not None else f"{card.method} {card.backbone}"
+    results = None
+    if run is not None and RESULTS_NAME in run.files:
+        results = json.loads((path / RESULTS_NAME).read_text(encoding="utf-8"))
+    sections = [
+        f"---\n{_front_matter(name, results).to_yaml()}\n---",
+        f"# {name}",
+        f"An image classifier of {len(card.classes)} classes for images of {card.image_size[0]} x "
+        f"{card.image_size[1]} pixels ({card.backbone}), trained with saukit on a long-tailed set.",
+        "> No licence is stated. Whoever publishes this model adds `license:` to the lines at the top, and minds the "
+        "terms of the training images.",
+        _usage(card),
+        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(card, path, run)),
+        _accuracy(results),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(card, results)),
+        "## Classes\n\n" + ", ".join(map(_shown, card.classes)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(name: str, results: Mapping[str, Any] | None) -> ModelCardData:
+    measured = None
+    if results is not None:
+        source = results["split"]["source"]
+        measured = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=source,
+                dataset_name=f"{source}, the whole test set",
+                metric_type=kind,
+                metric_name=title,
+                metric_value=round(results[field], 4),
+            )
+            for field, kind, title in (
+                ("top1", "accuracy", "top-1 accuracy"),
+                ("balanced_accuracy", "balanced_accuracy", "balanced accuracy"),
+            )
+        ]
+    return ModelCardData(
+        library_name="saukit",
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        model_name=name if measured else None,
+        eval_results=measured,
+    )
+
+
+def _usage(card: ModelCard) -> str:
+    return f"""## Use
+
+```bash
+saukit predict FOLDER_OF_THIS_FILE pictures/
+```
+
+```python
+import saukit
+
+classifier = saukit.load_classifier("FOLDER_OF_THIS_FILE")
+logits = classifier(images)  # float32 [batch, 3, {card.image_size[0]}, {card.image_size[1]}] in [0, 1], RGB
+```
+
+From the Hub: `saukit.ImageClassifier.from_pretrained("OWNER/NAME")`. The normalisation is inside the model."""
+
+
+def _training(card: ModelCard, path: Path, run: Manifest | None) -> list[str]:
+    if run is None:
+        return [f"method: {card.method}", "nothing more is known: the model was exported without its run"]
+    summary, config = run.summary, load_config(TrainConfig, path / CONFIG_NAME)
+    lines = [
+        f"method: {card.method}",
+        f"images: {summary['real_images']:,} real and {summary['synthetic_images']:,} synthetic",
+        f"length: {summary['steps']:,} steps of {summary['batch_size']} images, learning rate {config.lr:g}, "
+        f"weight decay {config.weight_decay:g}, seed {config.seed}",
+        f"chosen by: {summary['chosen_by']}",
+        f"parameters in training: {summary['parameters']:,}",
+    ]
+    if config.prior_correction is not None:
+        lines.append(f"prior correction: {config.prior_correction:g}")
+    return lines
+
+
+def _accuracy(results: Mapping[str, Any] | None) -> str:
+    if results is None:
+        return "## Accuracy\n\nNot measured: `saukit eval` was not run before the export."
+    rows = [
+        ("top-1", results["top1"], f"{results['test_images']:,}"),
+        ("balanced", results["balanced_accuracy"], f"{results['test_images']:,}"),
+    ]
+    for name in GROUP_NAMES:
+        group = results["groups"][name]
+        rows.append((f"{name}-shot classes", group and group["top1"], "-" if group is None else f"{group['images']:,}"))
+    table = "\n".join(f"| {name} | {format_share(share)} | {images} |" for name, share, images in rows)
+    return (
+        f"## Accuracy\n\nOn the test set of {results['split']['source']} ({results['groups_rule']}); calibration error "
+        f"{format_share(results['ece'])} %.\n\n| accuracy | % | test images |\n|---|---|---|\n{table}"
+    )
+
+
+def _limits(card: ModelCard, results: Mapping[str, Any] | None) -> list[str]:
+    lines = [
+        "It knows its classes alone and names one of them for every image, also for one that shows none of them.",
+        "An image is cut to its centre square and resized to "
+        f"{card.image_size[0]} x {card.image_size[1]} pixels: what that loses, the model does not see.",
+        "Its probabilities are not calibrated further than the calibration error says, if it was measured.",
+        "It was measured on images like its training images, if at all; other cameras, places and times are untested.",
+    ]
+    rare = [] if results is None else [row for row in results["per_class"] if row["train_images"] < 20]
+    if rare:
+        named = ", ".join(f"{_shown(row['class'])} ({row['train_images']})" for row in rare[:20])
+        more = f" and {len(rare) - 20} more" if len(rare) > 20 else ""
+        lines.append(f"Trained on fewer than 20 real images: {named}{more}.")
+    return lines
+
+
+def _shown(name: str) -> str:
+    """A class's name, which a folder gave it, as text of Markdown that is no HTML."""
+    return html.escape(name, quote=False)

@@ -1,0 +1,197 @@
+"""The stage `predict`: a trained classifier's opinion of image files, read and predicted a batch at a time.
+
+Files are read as `data/folder.py` reads a folder for training, so that a prediction sees the pixels training saw.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from saukit.core.console import Reporter
+from saukit.core.device import usable_cores
+from saukit.core.errors import DataError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.folder import EXTENSIONS, decode_image, image_files, why_unreadable
+from saukit.evaluation.config import PredictConfig
+from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
+
+Images = npt.NDArray[np.uint8]
+PROBABILITY_DIGITS = 6  # float32 holds no more
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """The most probable classes of n images, the best first.
+
+    Shapes: labels int64 [n, top], probabilities float32 [n, top]. skipped: unreadable files, and why.
+    """
+
+    model: Path
+    classifier: ImageClassifier
+    images: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    skipped: tuple[tuple[Path, str], ...]
+
+    def csv(self) -> str:
+        """A line an image: image, class, probability, class_2, probability_2 and so on."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        ranks = ["", *(f"_{rank + 1}" for rank in range(1, self.labels.shape[1]))]
+        writer.writerow(["image", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+        for image, best in self._rows():
+            cells = [cell for name, share in best for cell in (name, f"{share:.{PROBABILITY_DIGITS}f}")]
+            writer.writerow([image, *cells])
+        return text.getvalue()
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document: the model, a prediction an image, and what was skipped."""
+        card = self.classifier.card
+        return {
+            "model": {
+                "path": _text(self.model),
+                "method": card.method,
+                "backbone": card.backbone,
+                "image_size": list(card.image_size),
+                "classes": list(card.classes),
+            },
+            "predictions": [
+                {
+                    "image": image,
+                    "class": best[0][0],
+                    "probability": round(best[0][1], PROBABILITY_DIGITS),
+                    "top": [{"class": name, "probability": round(share, PROBABILITY_DIGITS)} for name, share in best],
+                }
+                for image, best in self._rows()
+            ],
+            "skipped": [{"image": _text(path), "reason": reason} for path, reason in self.skipped],
+        }
+
+    def _rows(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        classes = self.classifier.classes
+        for path, labels, shares in zip(self.images, self.labels.tolist(), self.probabilities.tolist(), strict=True):
+            yield _text(path), [(classes[label], share) for label, share in zip(labels, shares, strict=True)]
+
+
+def predict(
+    config: PredictConfig,
+    model: str | Path,
+    images: Sequence[Path],
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+) -> PredictResult:
+    """Classify image files, and those in folders and below, in the order given; a folder's in that of their paths.
+
+    `model` is what `locate_model` finds.
+    Raises: UsageError for a bad value; DataError without a model or an image, or if files cannot be read and
+    `skip_bad` is not set: then it lists them all.
+    """
+    if config.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
+    path = locate_model(model, workspace)
+    classifier = load_classifier(path).to(device)
+    if not 1 <= config.top <= len(classifier.classes):
+        raise UsageError(f"top must be from 1 to {len(classifier.classes)}, the classes of {path}, got {config.top}")
+    height, width = classifier.image_size
+    if height != width:
+        raise DataError(f"{path} takes images of {height} x {width} pixels, and saukit reads files as squares only")
+    files = find_images(images, reporter)
+
+    named: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
+    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    with reporter.progress("predict", len(files)) as progress, ThreadPoolExecutor(usable_cores()) as pool:
+        for start in range(0, len(files), config.batch_size):
+            part = files[start : start + config.batch_size]
+            pixels = []
+            for file, content in zip(part, pool.map(lambda file: _read(file, height), part), strict=True):
+                if isinstance(content, str):
+                    skipped.append((file, content))
+                else:
+                    named.append(file)
+                    pixels.append(content)
+            if pixels and (config.skip_bad or not skipped):  # with a bad file there will be no result
+                found.append(most_probable(class_probabilities(classifier, np.stack(pixels), device), config.top))
+            progress.update(start + len(part))
+    _refuse_or_tell(skipped, len(files), config, reporter)
+    labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped))
+
+
+def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:
+    """The image files among `paths` and in the folders among them, each once; a file counts whatever its name.
+
+    Raises: DataError for a path that is not there, or if there is no image at all.
+    """
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise DataError(f"no such file or folder: {', '.join(missing)}; give image files, or folders of them")
+    files: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            files[path] = None
+            continue
+        images, others = image_files(path)
+        files |= dict.fromkeys(images)
+        if others:
+            kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in others.most_common(5))
+            reporter.say(f"files in {path} that are no images by their names are ignored: {kinds}")
+    if not files:
+        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        raise DataError(f"no images ({kinds}) in {', '.join(map(str, paths))}: give files, or a folder that has some")
+    return list(files)
+
+
+@torch.inference_mode()
+def class_probabilities(classifier: ImageClassifier, images: Images, device: torch.device) -> npt.NDArray[np.float32]:
+    """Class probabilities float32 [b, K] of images uint8 [b, 3, H, W]; `classifier` is on `device`."""
+    pixels = torch.from_numpy(images).to(device, torch.float32) / 255
+    probabilities: npt.NDArray[np.float32] = classifier(pixels).softmax(1).cpu().numpy()
+    return probabilities
+
+
+def most_probable(
+    probabilities: npt.NDArray[np.float32], top: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Labels int64 [b, top] and probabilities float32 [b, top], the best first; equal ones in the order of classes."""
+    labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top].astype(np.int64)
+    return labels, np.take_along_axis(probabilities, labels, axis=1)
+
+
+def _read(file: Path, side: int) -> Images | str:
+    """The image as uint8 [3, side, side], or why it cannot be read."""
+    try:
+        return decode_image(file, side)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
+        return why_unreadable(error)
+
+
+def _refuse_or_tell(skipped: Sequence[tuple[Path, str]], count: int, config: PredictConfig, reporter: Reporter) -> None:
+    if not skipped:
+        return
+    listed = "\n  ".join(f"{path} ({reason})" for path, reason in skipped)
+    some = f"{len(skipped)} image{'s' if len(skipped) > 1 else ''} cannot be read"
+    if not config.skip_bad:
+        raise DataError(f"{some}; nothing was written. Mend or leave them out, or add --skip-bad:\n  {listed}")
+    if len(skipped) == count:
+        raise DataError(f"none of {count} images can be read:\n  {listed}")
+    reporter.warn(f"{some}, left out:\n  {listed}")
+
+
+def _text(path: Path) -> str:
+    """A path as text that can be written as UTF-8, whatever bytes its name has."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
