@@ -68,6 +68,20 @@ def test_overall_figures_are_those_of_scikit_learn(figures: tuple[dict[str, Any]
     assert document["ece"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_the_calibration_bins_make_the_calibration_error(
+    figures: tuple[dict[str, Any], np.ndarray, np.ndarray],
+) -> None:
+    document, probabilities, _ = figures
+    bins = [row for row in document["calibration"] if row["images"]]
+    assert len(document["calibration"]) == 15 and sum(row["images"] for row in bins) == 359
+    gaps = [row["images"] / 359 * abs(row["accuracy"] - row["confidence"]) for row in bins]
+    assert sum(gaps) == pytest.approx(document["ece"])
+    assert sum(row["images"] * row["accuracy"] for row in bins) / 359 == pytest.approx(document["top1"])
+    assert sum(row["images"] * row["confidence"] for row in bins) / 359 == pytest.approx(
+        probabilities.max(1).mean(), abs=1e-6
+    )
+
+
 def test_each_class_has_its_recall_and_counts(
     figures: tuple[dict[str, Any], np.ndarray, np.ndarray], trained: Path
 ) -> None:

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
 
 from saukit.evaluation.metrics import (
     balanced_accuracy,
+    calibration_bins,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
@@ -65,6 +66,26 @@ def test_calibration_error_against_torchmetrics_and_the_paper(classes: int, seed
     assert result == pytest.approx(oracle.item(), abs=1e-6)
     assert result == pytest.approx(paper_ece(probabilities, labels, 15), abs=1e-9)
     assert result > 0.01
+
+
+@pytest.mark.parametrize(("classes", "seed", "spread"), CASES)
+def test_calibration_bins_against_a_loop_over_the_images(classes: int, seed: int, spread: float) -> None:
+    probabilities, labels = drawn(classes, seed, spread)
+    bins = calibration_bins(probabilities, labels, bins=15)
+    assert [(row["low"], row["high"]) for row in bins] == [(m / 15, (m + 1) / 15) for m in range(15)]
+    for m, row in enumerate(bins):
+        inside = [
+            (confidence, int(probability.argmax() == label))
+            for probability, label in zip(probabilities, labels, strict=True)
+            if Fraction(m, 15) < (confidence := Fraction(float(probability.max()))) <= Fraction(m + 1, 15)
+        ]
+        assert row["images"] == len(inside)
+        if not inside:
+            assert row["confidence"] is None and row["accuracy"] is None
+            continue
+        assert row["confidence"] == pytest.approx(float(sum(c for c, _ in inside) / len(inside)), abs=1e-12)
+        assert row["accuracy"] == pytest.approx(sum(hit for _, hit in inside) / len(inside), abs=1e-12)
+    assert sum(row["images"] for row in bins) == len(labels)
 
 
 @pytest.mark.parametrize("bins", [4, 8, 16])

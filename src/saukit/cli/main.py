@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from saukit import __version__
-from saukit.cli import demo, doctor, evaluate, make_lt, synth, train
+from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.core.errors import EnvironmentFault, SaukitError
 
 app = typer.Typer(
@@ -29,6 +29,10 @@ app.command("make-lt", context_settings={"allow_extra_args": True})(make_lt.comm
 app.command("synth")(synth.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
+app.command("compare")(compare.command)
+app.command("report")(report.command)
+app.command("predict")(predict.command)
+app.command("export")(export.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 

@@ -23,6 +23,7 @@ from saukit.evaluation.charts import draw_confusion, draw_per_class
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.metrics import (
     balanced_accuracy,
+    calibration_bins,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
@@ -129,6 +130,7 @@ def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: S
         "top5": top_k_accuracy(probabilities, test.labels, 5),
         "balanced_accuracy": balanced_accuracy(accuracies),
         "ece": expected_calibration_error(probabilities, test.labels),
+        "calibration": calibration_bins(probabilities, test.labels),
         "test_images": len(test.labels),
         "groups": groups,
         "groups_rule": split.groups.rule,

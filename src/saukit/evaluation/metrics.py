@@ -64,14 +64,31 @@ def group_accuracy(
     return groups
 
 
-def expected_calibration_error(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| over equal-width bins, weighted.
+def calibration_bins(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """A reliability diagram (Guo et al. 2017, Eq. 2): for each of `bins` equal-width bins of confidence, from `low` to
+    `high`, its images, their mean confidence and their accuracy; those two are None in a bin without images.
 
     A confidence on a bin's edge belongs to the bin below it, as in the paper.
     """
     confidence = probabilities.max(1).astype(np.float64)
     correct = probabilities.argmax(1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    sizes = np.bincount(index, minlength=bins)
-    gaps = np.bincount(index, confidence, bins) - np.bincount(index, correct, bins)
-    return float(np.abs(gaps[sizes > 0]).sum() / len(labels))
+    sizes = np.bincount(index, minlength=bins).tolist()
+    confidences = np.bincount(index, confidence, bins).tolist()
+    hits = np.bincount(index, correct, bins).tolist()
+    return [
+        {
+            "low": position / bins,
+            "high": (position + 1) / bins,
+            "images": size,
+            "confidence": confidences[position] / size if size else None,
+            "accuracy": hits[position] / size if size else None,
+        }
+        for position, size in enumerate(sizes)
+    ]
+
+
+def expected_calibration_error(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| over the bins, weighted by images."""
+    filled = [row for row in calibration_bins(probabilities, labels, bins=bins) if row["images"]]
+    return float(sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in filled) / len(labels))

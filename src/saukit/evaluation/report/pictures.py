@@ -1,0 +1,67 @@
+"""Pictures that travel inside the page: PNG as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+TILE = 44  # pixels of the page that an image is shown at, at least about this
+LARGEST = 48  # pixels of a side above which an image is made smaller, so that the page stays small
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG as a data URI, and the pixels of the page it is shown at."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def strip(images: Pixels) -> Picture:
+    """Images uint8 [n, 3, h, w] beside each other, with transparent gaps; the page enlarges each pixel to a block."""
+    tiles = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    if max(images.shape[2:]) > LARGEST:
+        for tile in tiles:
+            tile.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    width, height = tiles[0].size
+    factor = max(1, round(TILE / max(width, height)))
+    gap = max(1, round(4 / factor))
+    canvas = Image.new("RGBA", (len(tiles) * (width + gap) - gap, height))
+    for index, tile in enumerate(tiles):
+        canvas.paste(tile, (index * (width + gap), 0))
+    return Picture(data_uri(_png(canvas)), canvas.width * factor, canvas.height * factor)
+
+
+def heat_map(shares: npt.NDArray[np.float64]) -> Picture:
+    """Shares in [0, 1], [rows, columns], a pixel each, from white to deep blue; the page enlarges it."""
+    light, deep = np.array([245, 248, 252]), np.array([16, 58, 104])
+    colours = light + np.sqrt(shares)[..., None] * (deep - light)  # the root shows small shares too
+    canvas = Image.fromarray(colours.round().astype(np.uint8))
+    factor = max(1, 560 // canvas.width)
+    return Picture(data_uri(_png(canvas)), canvas.width * factor, canvas.height * factor)
+
+
+def framed(png: bytes) -> Picture:
+    """A PNG that was drawn at twice the size it is to be seen at."""
+    with Image.open(io.BytesIO(png)) as image:
+        width, height = image.size
+    return Picture(data_uri(png), width // 2, height // 2)
+
+
+def data_uri(png: bytes) -> str:
+    """The bytes of a PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
