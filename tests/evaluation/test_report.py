@@ -30,7 +30,7 @@ from saukit.evaluation.comparison_files import MEASURES as TITLES
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.evaluation.report import collect as collecting
-from saukit.evaluation.report import sections
+from saukit.evaluation.report import run_sections
 from saukit.evaluation.report.collect import collect
 from saukit.evaluation.report.config import ReportConfig
 from saukit.evaluation.report.page import report
@@ -562,9 +562,9 @@ def test_a_file_that_saukit_did_not_write_is_kept(split_work: Path) -> None:
 
 def test_lines_of_a_log_are_thinned_to_means() -> None:
     points = [(step, float(step % 7)) for step in range(20, 20 + 20 * 500, 20)]
-    thinned = sections._thinned(points)
-    assert len(thinned) == sections.MOST_POINTS and thinned[-1][0] == points[-1][0]
+    thinned = run_sections._thinned(points)
+    assert len(thinned) == run_sections.MOST_POINTS and thinned[-1][0] == points[-1][0]
     assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
     sizes = np.diff([0, *(points.index((int(x), float(x % 7))) + 1 for x, _ in thinned)])
     assert np.average([y for _, y in thinned], weights=sizes) == pytest.approx(np.mean([y for _, y in points]))
-    assert sections._thinned([(4, 2.0)]) == ((0.0, 2.0), (4.0, 2.0))
+    assert run_sections._thinned([(4, 2.0)]) == ((0.0, 2.0), (4.0, 2.0))

@@ -89,6 +89,6 @@ def calibration_bins(probabilities: Probabilities, labels: Labels, *, bins: int 
 
 
 def expected_calibration_error(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| over the bins, weighted by images."""
+    """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| of the bins, weighted by images."""
     filled = [row for row in calibration_bins(probabilities, labels, bins=bins) if row["images"]]
     return float(sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in filled) / len(labels))

@@ -97,7 +97,7 @@ def differences(ours: Method, theirs: Method, confidence: float) -> dict[str, Di
     seeds = sorted(ours.seeds.keys() & theirs.seeds.keys())
     return {
         name: paired_difference(
-            [ours.seeds[seed][name] for seed in reversed(seeds)],
+            [ours.seeds[seed][name] for seed in seeds],
             [theirs.seeds[seed][name] for seed in seeds],
             confidence=confidence,
         )

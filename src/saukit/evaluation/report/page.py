@@ -22,7 +22,7 @@ from saukit.core.errors import UsageError
 from saukit.core.figures import GROUP_COLOURS
 from saukit.core.workspace import Workspace
 from saukit.evaluation.comparison_files import LESS_IS_BETTER, MEASURES
-from saukit.evaluation.report import sections, words
+from saukit.evaluation.report import run_sections, sections, words
 from saukit.evaluation.report.collect import Contents, LeftOut, collect
 from saukit.evaluation.report.config import ReportConfig
 from saukit.evaluation.report.findings import Verdict, methods_of, verdict
@@ -96,10 +96,10 @@ class _Page:
             "audit": sections.audit_section(contents.cache),
             "comparison": sections.comparison_section(contents, self.compared, self.verdict),
             "classes": sections.classes_section(contents, self.compared, self.others, self.verdict),
-            "curves": sections.curves_section(contents),
-            "confusion": sections.confusion_section(contents, self.verdict),
-            "calibration": sections.calibration_section(contents),
-            "configuration": sections.configuration_section(contents),
+            "curves": run_sections.curves_section(contents),
+            "confusion": run_sections.confusion_section(contents, self.verdict),
+            "calibration": run_sections.calibration_section(contents),
+            "configuration": run_sections.configuration_section(contents),
         }
 
     @property
@@ -239,7 +239,7 @@ def _environment() -> Environment:
         duration=format_duration,
         interval=lambda found: words.with_interval(_difference(found)),
         tone=lambda found: words.tone(_difference(found)),
-        setting=sections.setting,
+        setting=run_sections.setting,
         first_names=_first_names,
         commands=_commands_marked,
     )

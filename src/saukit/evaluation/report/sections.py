@@ -1,8 +1,8 @@
-"""What each section of the page shows, ready for the template; a section is None where there is nothing to show."""
+"""What the sections on the data and the comparison show, ready for the template; None where there is nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,16 @@ from saukit.core.console import format_share
 from saukit.data.long_tail import class_counts
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.comparison_files import LESS_IS_BETTER, MEASURES
-from saukit.evaluation.report.collect import Cache, Contents, Run, Series
+from saukit.evaluation.report.collect import Cache, Contents
 from saukit.evaluation.report.findings import Method, Verdict
-from saukit.evaluation.report.pictures import framed, heat_map, strip
-from saukit.evaluation.report.svg import Dot, Line, bar, columns, curves, interval_chart, reliability
+from saukit.evaluation.report.pictures import framed, strip
+from saukit.evaluation.report.svg import PLAIN, Dot, bar, columns, interval_chart
 from saukit.evaluation.report.words import points, tone, with_interval
-from saukit.evaluation.statistics import Difference, mean
+from saukit.evaluation.statistics import Difference
 
 MOST_ROWS = 30  # classes that get a row of the histogram each
 MOST_SAMPLED, SAMPLES = 20, 6
-MOST_CELLS = 20  # classes of a confusion matrix with numbers in its cells
-MOST_CONFUSIONS = 8
 MOST_BARS, BARS_AT_FIRST = 8, 4  # methods of the bars per class
-MOST_POINTS = 120  # of a line
-MOST_CARDS = 8  # shown at once
 
 View = dict[str, Any]
 
@@ -189,141 +185,6 @@ def classes_section(
     }
 
 
-def curves_section(contents: Contents) -> View | None:
-    """For each method its losses over the steps, and its validation accuracy where there is a validation part."""
-    cards = []
-    for series in contents.series:
-        logs = [run.log for run in series.runs if run.log]
-        if not logs:
-            continue
-        names = list(dict.fromkeys(name for log in logs for line in log for name in line["losses"]))
-        losses = [
-            line
-            for index, name in enumerate(names)
-            for line in _lines(
-                [[(row["step"], row["losses"][name]) for row in log if name in row["losses"]] for log in logs],
-                f"c{index}",
-            )
-        ]
-        validation = _lines(
-            [
-                [(row["step"], 100 * row["val_balanced_accuracy"]) for row in log if "val_balanced_accuracy" in row]
-                for log in logs
-            ],
-            "c0",
-        )
-        cards.append(
-            {
-                "label": series.label,
-                "seeds": len(logs),
-                "names": [name.replace("_", " ") for name in names],
-                "losses": curves(f"Training losses of {series.label} over the steps", losses, form=_brief),
-                "last": [
-                    {"name": name.replace("_", " "), "value": mean([log[-1]["losses"].get(name) for log in logs])}
-                    for name in names
-                ],
-                "validation": curves(
-                    f"Balanced accuracy of {series.label} on the validation part over the steps, %",
-                    validation,
-                    form=_brief,
-                    bounds=(0.0, 100.0),
-                )
-                if validation
-                else None,
-                "best_validation": mean(
-                    [max((row.get("val_balanced_accuracy", 0.0) for row in log), default=0.0) for log in logs]
-                )
-                if validation
-                else None,
-            }
-        )
-    return _folded(cards, contents) if cards else None
-
-
-def confusion_section(contents: Contents, found: Verdict | None) -> View | None:
-    """Confusion matrices, summed over the seeds of a method, classes by falling count; each row shares of its class.
-
-    `first` is the one to open: of the best method on synthetic images, or else of the first.
-    """
-    order = by_falling_count(contents)
-    classes = contents.split.classes
-    entries = []
-    for series in contents.series:
-        if not series.results:
-            continue
-        counts = np.sum([results["confusion"] for results in series.results], axis=0)[np.ix_(order, order)]
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        wrong = shares - np.diag(np.diag(shares))
-        worst = [divmod(int(place), len(order)) for place in np.argsort(-wrong, axis=None)[:MOST_CONFUSIONS]]
-        entries.append(
-            {
-                "label": series.label,
-                "seeds": len(series.results),
-                "rows": _cells(shares) if len(order) <= MOST_CELLS else None,
-                "picture": heat_map(shares) if len(order) > MOST_CELLS else None,
-                "worst": [
-                    {"true": classes[order[row]], "predicted": classes[order[column]], "share": wrong[row, column]}
-                    for row, column in worst
-                    if wrong[row, column] > 0
-                ],
-            }
-        )
-    if not entries:
-        return None
-    labels = [entry["label"] for entry in entries]
-    first = found.ours.label if found is not None and found.ours.label in labels else labels[0]
-    return {"entries": entries, "classes": [classes[c] for c in order], "first": first}
-
-
-def calibration_section(contents: Contents) -> View | None:
-    """A reliability diagram for each method, its bins over all seeds; `missing` runs were evaluated without bins."""
-    cards, missing = [], []
-    for series in contents.series:
-        missing += [run.name for run in series.runs if run.results is not None and "calibration" not in run.results]
-        bins = _pooled([results["calibration"] for results in series.results if "calibration" in results])
-        if not bins:
-            continue
-        ece = mean([results["ece"] for results in series.results])
-        title = f"Reliability of {series.label}: accuracy in {len(bins)} bins of confidence; ECE {format_share(ece)} %"
-        cards.append(
-            {
-                "label": series.label,
-                "ece": ece,
-                "chart": reliability(title, bins),
-                "bins": [row for row in bins if row["images"]],
-            }
-        )
-    return {**_folded(cards, contents), "missing": missing} if cards or missing else None
-
-
-def configuration_section(contents: Contents) -> View | None:
-    """What the methods have in common, what differs, what each cost, and every run."""
-    if not contents.series:
-        return None
-    configs = [{k: v for k, v in series.runs[0].config.items() if k != "seed"} for series in contents.series]
-    fields = list(dict.fromkeys(name for config in configs for name in config))
-    values = {name: [config.get(name) for config in configs] for name in fields}
-    varying = [name for name in fields if any(value != values[name][0] for value in values[name])]
-    current = None if contents.cache is None else contents.cache.images.manifest.digest
-    runs = [run for series in contents.series for run in series.runs]
-    return {
-        "common": {name: setting(values[name][0]) for name in fields if name not in varying},
-        "varying": varying,
-        "methods": [
-            {
-                "label": series.label,
-                "seeds": ", ".join(str(run.seed) for run in series.runs),
-                "settings": [setting(config.get(name)) for name in varying],
-                **_cost(series),
-            }
-            for series, config in zip(contents.series, configs, strict=True)
-        ],
-        "runs": [{"run": run, "other_cache": _other_cache(run, current)} for run in runs],
-        "other_cache": [run.name for run in runs if _other_cache(run, current)],
-        "chosen_by": sorted({run.manifest.summary["chosen_by"] for run in runs}),
-    }
-
-
 def by_falling_count(contents: Contents) -> list[int]:
     """The classes, those with most real training images first."""
     counts = contents.split.class_counts
@@ -346,22 +207,6 @@ def best_of(methods: Sequence[Method]) -> dict[str, float | None]:
     return best
 
 
-def setting(value: Any) -> str:
-    """A value of a configuration for a person."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _folded(cards: Sequence[View], contents: Contents) -> View:
-    """The cards to show at once, and those behind a click: beyond the first few, or not of the comparison."""
-    compared = [] if contents.comparison is None else [row["label"] for row in contents.comparison.document["methods"]]
-    shown = [card for card in cards if card["label"] in compared or not compared][:MOST_CARDS]
-    return {"cards": shown, "more": [card for card in cards if card not in shown], "all": cards}
-
-
 def _means(title: str, measure: str, methods: Sequence[Method]) -> Any:
     dots = []
     for method in methods:
@@ -381,7 +226,7 @@ def _means(title: str, measure: str, methods: Sequence[Method]) -> Any:
                 singles if len(singles) > 1 else (),
             )
         )
-    return interval_chart(f"{title}: means over the seeds with one standard deviation", dots, form=_brief)
+    return interval_chart(f"{title}: means over the seeds with one standard deviation", dots, form=PLAIN)
 
 
 def _differences(title: str, measure: str, methods: Sequence[Method]) -> Any:
@@ -400,71 +245,5 @@ def _difference_dot(label: str, found: Difference, text: str) -> Dot:
     return Dot(label, tone(found), text, 100 * found.mean, low, high)
 
 
-def _lines(runs: Sequence[Sequence[tuple[int, float]]], kind: str) -> list[Line]:
-    """A thin line a run and a strong one for the mean over the steps that all have; of a single run a strong one."""
-    runs = [run for run in runs if run]
-    if not runs:
-        return []
-    thin = [Line(kind, _thinned(run), strong=False) for run in runs]
-    if len(runs) == 1:
-        return [Line(kind, thin[0].points, strong=True)]
-    tables = [dict(run) for run in runs]
-    shared = [step for step, _ in runs[0] if all(step in table for table in tables)]
-    average = [(step, sum(table[step] for table in tables) / len(tables)) for step in shared]
-    return [*thin, *([Line(kind, _thinned(average), strong=True)] if average else [])]
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[float, float], ...]:
-    """At most `MOST_POINTS` points, each the mean of the ones it stands for; a line of one point gets a second."""
-    if len(points) == 1:
-        return ((0.0, points[0][1]), (float(points[0][0]), points[0][1]))
-    pieces = np.array_split(np.asarray(points, dtype=np.float64), min(MOST_POINTS, len(points)))
-    return tuple((float(piece[-1, 0]), float(piece[:, 1].mean())) for piece in pieces)
-
-
-def _cells(shares: npt.NDArray[np.float64]) -> list[list[View]]:
-    """For each cell its share and its shade, 0 to 10."""
-    return [[{"share": float(share), "shade": int(np.ceil(10 * share - 0.05))} for share in row] for row in shares]
-
-
-def _pooled(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[View]:
-    """The bins of several runs as those of one with all their images."""
-    pooled = []
-    for bins in zip(*runs, strict=True):
-        filled = [row for row in bins if row["images"]]
-        images = sum(row["images"] for row in filled)
-        pooled.append(
-            {
-                "low": bins[0]["low"],
-                "high": bins[0]["high"],
-                "images": images,
-                "confidence": sum(row["images"] * row["confidence"] for row in filled) / images if images else None,
-                "accuracy": sum(row["images"] * row["accuracy"] for row in filled) / images if images else None,
-            }
-        )
-    return pooled
-
-
-def _cost(series: Series) -> View:
-    """What a run of a method took; seconds are the mean over its runs."""
-    summary = series.runs[0].manifest.summary
-    return {
-        **{name: summary[name] for name in ("parameters", "real_images", "synthetic_images", "steps", "batch_size")},
-        "views": summary["views_per_step"],
-        "seen": summary["steps"] * summary["batch_size"] * summary["views_per_step"],
-        "seconds": mean([run.manifest.summary["seconds"] for run in series.runs]),
-        "devices": ", ".join(sorted({run.manifest.device for run in series.runs})),
-    }
-
-
-def _other_cache(run: Run, current: str | None) -> bool:
-    """Whether a run was trained on synthetic images that are not the ones of this page."""
-    return run.manifest.inputs.get("synth", current) != current
-
-
 def _signed(value: float) -> str:
     return points(value / 100).removesuffix(".0") if value else "0"
-
-
-def _brief(value: float) -> str:
-    return f"{value:g}"

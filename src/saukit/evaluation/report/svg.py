@@ -21,6 +21,7 @@ SIDE = 240
 LONGEST_LABEL = 36
 
 Format = Callable[[float], str]
+PLAIN: Format = "{:g}".format
 
 
 @dataclass(frozen=True)
