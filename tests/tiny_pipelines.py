@@ -126,6 +126,31 @@ def save_lora(model: Path, folder: Path) -> Path:
     return folder
 
 
+def save_clip(folder: Path) -> Path:
+    """A CLIPModel that looks at 32 x 32, its image processor, and a tokenizer of single letters and digits."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
+
+    known = "abcdefghijklmnopqrstuvwxyz0123456789"
+    letters = [*known, *(f"{letter}</w>" for letter in known)]
+    vocab = {token: at for at, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    ends = {"bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"]}
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = CLIPTextConfig(vocab_size=len(vocab), max_position_embeddings=24, **size, **ends)
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **size)
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12))
+    for weight in model.parameters():  # the customary start is so small that all images look the same
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def _unet(**options: Any) -> Any:
     from diffusers import UNet2DConditionModel
 

@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         if kind not in TRAINED:
             if not (options.work / f"{GENERATOR}-{seed}" / "synth" / "generator" / "unet").exists():
                 cache(GENERATOR, seed)
-            config = replace(config, model=str(options.work / f"{GENERATOR}-{seed}" / "synth" / "generator"))
+            generator = options.work / f"{GENERATOR}-{seed}" / "synth" / "generator"
+            config = replace(config, model=str(generator), train_steps=None)
         if config.classifier is not None:
             judge = here.root / "runs" / config.classifier
             judge.parent.mkdir(exist_ok=True)

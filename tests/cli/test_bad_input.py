@@ -79,6 +79,55 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (("synth", "--per-class-target", "0"), 2, "per_class_target must be at least 1"),
         (("synth", "--guidance", "0.5", "--sampler-steps", "1"), 2, "guidance must be from 1 to 20"),
         (("synth", "--guidance", "0.5", "--sampler-steps", "1"), 2, "sampler_steps must be from 2 to 999, got 1"),
+        (("synth", "--min-confidence", "0.6"), 2, "min_confidence is a bound of the filter classifier: add --filter"),
+        (("synth", "--filter", "clip", "--max-confidence", "0.9"), 2, "max_confidence is a bound of the filter class"),
+        (
+            ("synth", "--filter", "classifier", "--min-clip", "0.3"),
+            2,
+            "min_clip is of the filter clip: add --filter cl",
+        ),
+        (("synth", "--clip-model", "x"), 2, "clip_model is of the filter clip: add --filter clip, or leave it out"),
+        (
+            ("synth", "--classifier", "ce", "--no-audit", "--preflight", "0"),
+            2,
+            "classifier names a judge, and nothing is",
+        ),
+        (
+            ("synth", "--keep", "0.5", "--strength", "0.5"),
+            2,
+            "keep keeps the best by a filter's score, and there is non",
+        ),
+        (
+            ("synth", "--keep", "0.5", "--strength", "0.5"),
+            2,
+            "strength is of variations: add --variation-of real or head",
+        ),
+        (
+            ("synth", "--max-tries", "2"),
+            2,
+            "max_tries limits the images drawn for rejected ones, and nothing is rejecte",
+        ),
+        (
+            ("synth", "--inception", "x", "--no-audit"),
+            2,
+            "inception adds distances to the audit: add --audit, or leave",
+        ),
+        (
+            ("synth", "--model", "x", "--train-steps", "9"),
+            2,
+            "train_steps is of a training, and --model is trained alrea",
+        ),
+        (("synth", "--from", "x"), 2, "from_folder is for --generator folder, not for diffusion: leave it out"),
+        (
+            ("synth", "--generator", "pipeline", "--model", "x", "--lora-scale", "0.5"),
+            2,
+            "lora_scale scales --lora weights, and there are none: add --lora, or leave it out",
+        ),
+        (
+            ("synth", "--filter", "classifier", "--max-confidence", "0.3"),
+            2,
+            "min_confidence 0.5 is above max_confidence",
+        ),
         (("synth", "--device", "tpu"), 2, "unknown device 'tpu'"),
         (("synth", "--device", "cuda:99"), 5, "device cuda:99 asked for, but"),
         (("train", "--device", "tpu"), 2, "unknown device 'tpu': use auto, cpu, cuda or cuda:0"),
@@ -95,7 +144,7 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (
             ("train", "--method", "balanced-softmax", "--prior-correction", "0.5"),
             2,
-            "balanced-softmax has its own prior, the counts of the mixed training set, and takes no prior_correction, "
+            "balanced-softmax has a remedy of its own for the imbalance and takes no prior_correction, "
             "got 0.5: use --method ce --prior-correction 0.5",
         ),
         (("train", "--prior-correction", "-1"), 2, "prior_correction must be at least 0"),
@@ -329,7 +378,7 @@ def test_a_disk_that_will_not_do_is_told_beforehand(
     after = tree(work)
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.endswith((".partial", ".lock", ".safetensors")) and name not in before]
-    if arguments[0] == "train":
+    if arguments[0] in ("synth", "train"):
         assert after == before  # nothing to resume or to remove
 
 

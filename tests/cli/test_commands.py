@@ -333,7 +333,7 @@ def test_version(cli: Cli) -> None:
 
 def test_an_audited_and_filtered_cache(cli: Cli, work: Path) -> None:
     """The run `ce` judges: it is named, so no other classifier is trained."""
-    looked_at = ("--classifier", "ce", "--max-tries", "1", "-w", work)
+    looked_at = ("--classifier", "ce", "-w", work)
     outcome = cli("synth", *SYNTH[:-3], *looked_at, "--preflight", "2", "--force")
     assert outcome.code == 0, outcome
     assert "audit of the kept images, % (judged by ce; diversity" in outcome.out

@@ -1,23 +1,31 @@
-"""`saukit synth` from pretrained pipelines and from a folder, end to end, on tiny models made here."""
+"""`saukit synth` from every generator, with filters and audit, end to end, on tiny models made here."""
 
 import importlib.util
 import json
+import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_pipelines
+import torch
 from PIL import Image
-from support import Cli
+from support import Cli, tree
 
 from saukit.core.artifacts import load_tensors
+from saukit.core.seeding import numpy_generator
 from saukit.core.workspace import Workspace
-from saukit.data.split import load_split
+from saukit.data.split import load_split, load_test
+from saukit.synthesis import generate
 from saukit.synthesis.cache import load_cache
+from saukit.synthesis.prompts import TEMPLATES
+from saukit.synthesis.scorers import INCEPTION_NAME
 
 NO_JUDGE = ("--no-audit", "--preflight", "0")
 FEW = ("--per-class-target", "8", *NO_JUDGE)  # digits 7, 8 and 9 have 6, 4 and 2 real images: 12 to make
+SHORT = ("--train-steps", "2", "--train-batch-size", "4", "--sampler-steps", "2")  # the split's own diffusion model
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images_of(work: Path) -> dict[str, Any]:
     parts = [load_tensors(path)[0] for path in sorted((work / "synth").glob("shard-*.safetensors"))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def repeats(cli: Cli, work: Path) -> bool:
+    """Whether the cache's own configuration is that of the complete cache."""
+    outcome = cli("synth", "--config", work / "synth" / "config.yaml", "-w", work, "--json")
+    return outcome.code == 0 and outcome.document["state"] == "complete"
 
 
 def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, models: Path, tmp_path: Path) -> None:
@@ -54,8 +68,10 @@ def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, mod
 
     again = cli("synth", *FEW, *pipeline, "-w", split_work, "--json")
     assert again.document["state"] == "complete"
-    with_lora = cli("synth", *FEW, *pipeline, "--lora", models / "lora", "-w", split_work, "--force", "--json")
+    lora = ("--lora", models / "lora", "--lora-scale", "0.5")
+    with_lora = cli("synth", *FEW, *pipeline, *lora, "-w", split_work, "--force", "--json")
     assert with_lora.code == 0, with_lora
+    assert repeats(cli, split_work)
     assert not np.array_equal(images_of(split_work)["images"], plain)
     assert with_lora.document["generator"]["lora_weights"]
 
@@ -74,9 +90,27 @@ def test_a_class_conditional_pipeline_needs_the_models_own_numbers(
     outcome = cli("synth", *FEW, *dit, "--class-ids", numbers, "-w", split_work, "--force", "--json")
     assert outcome.code == 0, outcome
     assert outcome.document["generator"]["pipeline"] == "DiTPipeline" and outcome.document["images"] == 12
+    before = tree(split_work)
+    texts = ("--template", "a {class}", "--class-ids", numbers)
+    refused = cli("synth", *FEW, *dit, *texts, "-w", split_work, "--force")
+    assert refused.code == 2
+    assert "templates is for pipelines that draw from text, and" in refused.error and "leave it out" in refused.error
+    assert tree(split_work) == before
     numbers.write_text("7: seven\n")
     refused = cli("synth", *FEW, *dit, "--class-ids", numbers, "-w", split_work, "--force")
     assert refused.code == 2 and "a class's number is a whole number, got 7: seven" in refused.error
+
+
+def test_templates_that_no_class_is_left_for_are_refused(
+    cli: Cli, split_work: Path, models: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("".join(f"{label}: the digit {label}\n" for label in range(10)))
+    texts = ("--prompts", prompts, "--template", "a {class}")
+    outcome = cli("synth", *FEW, "--generator", "pipeline", "--model", models / "sd", *texts, "-w", split_work)
+    assert outcome.code == 2
+    assert f"templates are for classes without prompts, and {prompts} has some for all: leave" in outcome.error
+    assert not (split_work / "synth").exists()
 
 
 def test_without_the_extra_the_error_names_it(
@@ -111,7 +145,8 @@ def test_images_made_elsewhere(cli: Cli, split_work: Path, tmp_path: Path) -> No
         "8": 1,
         "9": 6,
     }
-    assert "not all that was wanted is there (8 1 of 4)" in outcome.error
+    assert "not all that was wanted is there (8 1 of 4): put more images of these classes into" in outcome.error
+    assert repeats(cli, split_work)
     cache = load_cache(Workspace(split_work), split)
     expected = [drawn["7", 0], drawn["7", 1], drawn["8", 0], *(drawn["9", number] for number in range(6))]
     assert np.array_equal(cache.images, np.stack(expected).transpose(0, 3, 1, 2))
@@ -132,7 +167,7 @@ def test_a_folder_that_changed_is_not_mixed_with_what_came_before(
             Image.fromarray(pixels).save(tmp_path / "made" / label / f"{number}.png")
     folder = ("--generator", "folder", "--from", tmp_path / "made")
     with monkeypatch.context() as patched:
-        patched.setattr("saukit.synthesis.worker.save_grid", None)
+        patched.setattr("saukit.synthesis.candidates.save_grid", None)
         with pytest.raises(TypeError):
             cli("synth", *FEW, *folder, "-w", split_work)
     Image.new("RGB", (8, 8)).save(tmp_path / "made" / "7" / "0.png")
@@ -164,3 +199,178 @@ def test_the_preflight_names_a_class_that_is_not_drawn(cli: Cli, work: Path, tmp
     of_class = {row["class"]: row for row in audit["per_class"]}
     assert of_class["7"]["agreement"] == 0.0 and of_class["7"]["memorised"] == 1.0
     assert of_class["9"]["memorised"] == 1.0 and of_class["9"]["leaked"] == 0.0
+
+
+# --- options of a saved configuration that others leave without effect -------------------------------------------
+
+
+def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> None:
+    """A filtered cache of variations, chosen anew without a filter, and looked at with other options."""
+    filtered = ("--filter", "classifier", "--classifier", "ce", "--min-confidence", "0", "--max-confidence", "0.99",
+                "--keep", "0.5", "--max-tries", "2", "--variation-of", "real", "--strength", "0.5")  # fmt: skip
+    outcome = cli("synth", *FEW, *SHORT, *filtered, "-w", work, "--force", "--json")
+    assert outcome.code == 0, outcome
+    assert outcome.document["candidates"] == 24 and outcome.document["images"] == 12
+    assert repeats(cli, work)
+    saved = work / "synth" / "config.yaml"
+
+    def shown(*options: str) -> dict[str, Any]:
+        outcome = cli("synth", "--config", saved, *options, "-w", work, "--dry-run", "--json")
+        assert outcome.code == 0, outcome
+        config: dict[str, Any] = outcome.document["config"]
+        return config
+
+    plain = shown("--variation-of", "none")
+    assert (plain["strength"], plain["keep"], plain["max_tries"]) == (0.6, 0.5, 2.0)
+    copies = shown("--filter", "none", "--reject-copies")
+    assert (copies["keep"], copies["max_tries"], copies["classifier"]) == (1.0, 2.0, None)
+    adopted = shown("--model", str(work / "synth" / "generator"))
+    assert (adopted["train_steps"], adopted["sampler_steps"]) == (None, 2)
+    kept = cli("synth", "--config", saved, "--filter", "none", "--keep", "0.5", "-w", work)
+    assert kept.code == 2 and "keep keeps the best by a filter's score, and there is none to rank by" in kept.error
+
+    again = cli("synth", "--refilter", "--filter", "none", "-w", work, "--json")
+    assert again.code == 0, again
+    config = again.document["config"]
+    names = ("classifier", "min_confidence", "max_confidence", "keep", "max_tries", "strength")
+    assert [config[name] for name in names] == [None, 0.5, 1.0, 1.0, 4.0, 0.5]
+    assert again.document["images"] == 12 and again.document["classifier"] is None
+    assert repeats(cli, work)
+    back = cli("synth", "--refilter", "--filter", "classifier", "--classifier", "ce", "--keep", "0.5", "--max-tries",
+               "2", "-w", work)  # fmt: skip
+    assert back.code == 2 and "--refilter draws nothing, so it cannot change max_tries: 4.0 -> 2.0" in back.error
+
+
+def test_another_generator_takes_no_values_of_the_first(cli: Cli, work: Path, tmp_path: Path) -> None:
+    (tmp_path / "made" / "9").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "made" / "9" / "a.png")
+    folder = ("--generator", "folder", "--from", tmp_path / "made")
+    outcome = cli("synth", "--config", work / "synth/config.yaml", *folder, "-w", work, "--dry-run", "--json")
+    assert outcome.code == 0, outcome
+    config = outcome.document["config"]
+    assert config["per_class_target"] == 20
+    assert (config["guidance"], config["sampler_steps"], config["sample_batch_size"]) == (None, None, 64)
+
+
+def test_a_generator_of_another_workspace(cli: Cli, work: Path, split_work: Path) -> None:
+    generator = ("--model", work / "synth" / "generator", "--sampler-steps", "2")
+    outcome = cli("synth", *FEW, *generator, "-w", split_work, "--json")
+    assert outcome.code == 0, outcome
+    assert outcome.document["generator"]["train_steps"] is None and outcome.document["images"] == 12
+    assert repeats(cli, split_work)
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_is_stopped_while_it_waits_prints_its_command(
+    cli: Cli, split_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*FEW, *SHORT, "--amp", "off", "--shard", "1/2", "-w", split_work)
+    workspace = Workspace(split_work)
+    with workspace.lock(workspace.synth), monkeypatch.context() as patched:
+        patched.setattr(generate.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+        stopped = cli("synth", *options)
+    assert stopped.code == 130 and "waiting for another job to prepare" in stopped.err
+    said = shlex.split(stopped.err.split("continue with: ")[1].strip())
+    assert sorted(said) == sorted(["saukit", "synth", *map(str, options)])
+    outcome = cli(*said[1:])
+    assert outcome.code == 0 and "job 1/2: " in outcome.out, outcome
+
+
+# --- CLIP and Inception-v3 ----------------------------------------------------------------------------------------
+
+
+def cosines_by_transformers(folder: Path, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each image to the mean direction of its class's prompts, one image and one prompt at a time."""
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    cosines = []
+    for image, label in zip(images, labels, strict=True):
+        pixels = processor(images=Image.fromarray(image.transpose(1, 2, 0)), return_tensors="pt")["pixel_values"]
+        rows = []
+        for template in TEMPLATES:
+            text = template.replace("{class}", str(label))
+            tokens = tokenizer([text], return_tensors="pt", truncation=True, max_length=24)
+            with torch.no_grad():
+                output = model(**tokens, pixel_values=pixels)
+            rows.append(output.text_embeds[0])
+        mean = torch.stack(rows).mean(0)
+        cosines.append(float(output.image_embeds[0] @ mean / mean.norm()))
+    return np.array(cosines)
+
+
+def test_a_cache_filtered_by_clip(cli: Cli, split_work: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "clip").mkdir()
+    model = tiny_pipelines.save_clip(tmp_path / "clip")
+    clip = ("--filter", "clip", "--clip-model", model)
+    few = ("--per-class-target", "8", *SHORT, "--no-audit", "--preflight", "1")
+    outcome = cli("synth", *few, *clip, "--min-clip", "-1", "-w", split_work, "--json")
+    assert outcome.code == 0, outcome
+    assert outcome.document["images"] == outcome.document["candidates"] == 12
+    there = images_of(split_work)
+    expected = cosines_by_transformers(model, there["images"], there["labels"])
+    assert np.ptp(expected) > 0.01  # a tie would hide a mistake
+    np.testing.assert_allclose(there["clip"], expected, atol=1e-4)
+    preflight = json.loads((split_work / "synth" / "preflight.json").read_text())
+    assert [row["class"] for row in preflight["per_class"]] == ["7", "8", "9"]
+    assert not (split_work / "runs").exists()  # CLIP judges, so that no classifier is trained
+    assert repeats(cli, split_work)
+
+    bound = float(np.sort(expected)[5:7].mean())
+    again = cli("synth", "--refilter", "--min-clip", str(bound), "-w", split_work, "--json")
+    assert again.code == 0, again
+    assert again.document["images"] == 6 and again.document["rejected"] == {"low CLIP similarity": 6}
+    kept = load_cache(Workspace(split_work), load_split(Workspace(split_work)))
+    assert np.array_equal(kept.images, there["images"][expected >= bound])
+    assert repeats(cli, split_work)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """tr((S T)^(1/2)) of covariances S = A'A and T = B'B is the sum of the singular values of A B'."""
+    means, centred = [x.mean(0) for x in (a, b)], [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * cross)
+
+
+@pytest.mark.slow
+def test_an_audit_in_the_features_of_inception(
+    cli: Cli, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random weights and at the smallest size that the network takes: its own takes minutes on a CPU."""
+    from torchvision.models import inception_v3
+    from torchvision.transforms.v2.functional import normalize, resize
+
+    side = 75
+    monkeypatch.setattr("saukit.synthesis.scorers.INCEPTION_SIDE", side)
+    torch.manual_seed(0)
+    network = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=True).eval()
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    looked_at = ("--classifier", "ce", "--preflight", "0", "--inception", tmp_path / "inception.pth")
+    outcome = cli("synth", "--per-class-target", "20", *SHORT, *looked_at, "-w", work, "--force", "--json")
+    assert outcome.code == 0, outcome
+    first, second = outcome.document["audit"]["distances"]
+    assert (first["features"], second["features"]) == ("ce", INCEPTION_NAME)
+    assert second["classes"] == first["classes"] == ["7", "8", "9"]
+    assert second["synthetic"]["images_per_class"] == 14  # as many as class 7 has
+    assert repeats(cli, work)
+
+    workspace = Workspace(work)
+    cache, test = load_cache(workspace, load_split(workspace)), load_test(workspace)
+    network.fc = torch.nn.Identity()
+    features = []
+    for part, images, labels in (("synthetic", cache.images, cache.labels), ("test", test.images, test.labels)):
+        positions = []
+        for label in (7, 8, 9):  # the audit's own order, which takes the first of each class
+            order = numpy_generator(0, f"audit-{part}", label).permutation(np.flatnonzero(labels == label))
+            positions += order[:14].tolist()
+        pixels = resize(torch.from_numpy(images[positions]).float() / 255, [side, side], antialias=True)
+        with torch.no_grad():
+            found = network(normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        features.append(found.double().numpy())
+    assert features[0].shape == (42, 2048)
+    assert second["synthetic"]["frechet"] == pytest.approx(frechet(*features), rel=1e-3)
+    assert second["synthetic"]["frechet"] != pytest.approx(first["synthetic"]["frechet"], rel=0.1)

@@ -1,8 +1,11 @@
+import importlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_pipelines
 import torch
 from support import MICRO
 
@@ -59,3 +62,30 @@ def reporter() -> Reporter:
 @pytest.fixture
 def cpu() -> torch.device:
     return CPU
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models: the folders sd, xl, flux, dit, and lora (for sd)."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_pipelines.save_stable_diffusion(root / "sd")
+    tiny_pipelines.save_stable_diffusion_xl(root / "xl")
+    tiny_pipelines.save_flux(root / "flux")
+    tiny_pipelines.save_dit(root / "dit")
+    tiny_pipelines.save_lora(root / "sd", root / "lora")
+    return root
+
+
+@pytest.fixture
+def sd(models: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny Stable Diffusion that a test may spoil."""
+    return shutil.copytree(models / "sd", tmp_path / "model")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's cache, empty, as HF_HUB_OFFLINE=1 sees it."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"

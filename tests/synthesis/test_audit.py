@@ -61,9 +61,11 @@ def sets(real: np.ndarray = REAL, test: np.ndarray = TEST, fake: np.ndarray = FA
     }
 
 
-def audit(given: dict[str, Set], *extractors: FeatureExtractor, threshold: float | None = None) -> dict[str, Any]:
+def audit(
+    given: dict[str, Set], *extractors: FeatureExtractor, threshold: float | None = None, flip: bool = True
+) -> dict[str, Any]:
     (real, real_labels), (test, test_labels), (fake, labels) = given["real"], given["test"], given["fake"]
-    detector = CopyDetector(real, threshold=threshold, device=CPU)
+    detector = CopyDetector(real, flip=flip, threshold=threshold, device=CPU)
     kept = np.bincount(labels, minlength=3)
     document = audit_document(
         classes=("a", "b", "c"),
@@ -160,6 +162,18 @@ def test_copies_of_test_images_are_leaked_and_nothing_else() -> None:
     assert leakage["share"] == document["overall"]["leaked"] == pytest.approx(6 / 84)
     assert leakage["real_share"] == 0
     assert (document["memorisation"]["count"], document["overall"]["memorised"]) == (0, 0)
+
+
+def test_mirrored_copies_count_only_where_mirroring_keeps_the_class() -> None:
+    given = sets()
+    images, labels = given["fake"]
+    images = images.copy()
+    images[:12] = given["real"][0][60:72, :, :, ::-1]
+    images[-6:] = given["test"][0][-6:, :, :, ::-1]
+    for flip, expected in ((True, (12, 6)), (False, (0, 0))):
+        document = audit({**given, "fake": (images, labels)}, flip=flip)
+        assert (document["memorisation"]["count"], document["leakage"]["leaked"]) == expected
+        assert document["memorisation"]["mirrored"] is flip
 
 
 def test_a_test_image_that_training_holds_too_explains_its_copies() -> None:
@@ -259,7 +273,7 @@ def test_lengths_that_differ_are_named() -> None:
 
 
 def test_closest_pairs_are_the_closest_and_each_training_image_once() -> None:
-    detector = CopyDetector(structured(REAL, 1), threshold=0.2, device=CPU)
+    detector = CopyDetector(structured(REAL, 1), flip=True, threshold=0.2, device=CPU)
     distance = np.array([0.5, 0.1, 0.05, 0.3, 0.1, 0.9], dtype=np.float32)
     nearest = Nearest(distance, np.array([4, 7, 2, 7, 3, 5]))
     pairs = closest_pairs(nearest, detector, count=4)
@@ -276,7 +290,7 @@ def test_closest_pairs_are_the_closest_and_each_training_image_once() -> None:
 def test_the_picture_has_synthetic_left_and_real_right(tmp_path: Path) -> None:
     real, fake = (np.full((3, 3, 8, 8), colour, dtype=np.uint8) for colour in (60, 200))
     nearest = Nearest(np.array([0.3, 0.05], dtype=np.float32), np.array([2, 1]))
-    detector = CopyDetector(real, threshold=0.2, device=CPU)
+    detector = CopyDetector(real, flip=True, threshold=0.2, device=CPU)
     path = tmp_path / "closest.png"
     save_closest_pairs(
         path,

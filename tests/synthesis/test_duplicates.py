@@ -15,6 +15,7 @@ from saukit.synthesis.duplicates import CopyDetector, aligned_distance, calibrat
 
 CPU = torch.device("cpu")
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+MIRRORED = ("mirrored", "all at once")  # kinds of copies that are none where mirroring changes the class
 DIRECTIONS = [shift for shift in itertools.product((-1, 0, 1), repeat=2) if shift != (0, 0)]
 
 
@@ -123,20 +124,37 @@ def test_large_images_are_compared_averaged_to_32_pixels() -> None:
     assert aligned_distance(noise(1, 256, 256), noise(1, 256, 256)[..., ::-1])[0] == 0
 
 
+@pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("kind", PLANTED)
-def test_every_planted_copy_of_a_digit_is_found(kind: str) -> None:
+def test_every_planted_copy_of_a_digit_is_found(kind: str, flip: bool) -> None:
+    if kind in MIRRORED and not flip:
+        pytest.skip("no copy then")
     images, _ = digits()
-    detector = CopyDetector(images[:1200], device=CPU)
+    detector = CopyDetector(images[:1200], flip=flip, device=CPU)
     nearest = detector.nearest(PLANTED[kind](images[:1200], np.random.default_rng(0)))
     assert detector.is_copy(nearest).all()
     assert (nearest.index == np.arange(1200)).mean() > 0.995
-    own = aligned_distance(PLANTED[kind](images[:1200], np.random.default_rng(0)), images[:1200])
+    own = aligned_distance(PLANTED[kind](images[:1200], np.random.default_rng(0)), images[:1200], flip=flip)
     assert (nearest.distance <= own + 1e-6).all()
+
+
+def test_a_mirrored_digit_is_a_copy_only_where_mirroring_keeps_the_class() -> None:
+    images, labels = digits()
+    mirrored, crooked = images[:1200][..., ::-1].copy(), np.isin(labels[:1200], (2, 3, 4, 5, 6, 7, 9))
+    detectors = {flip: CopyDetector(images[:1200], flip=flip, device=CPU) for flip in (True, False)}
+    copied = {flip: detector.is_copy(detector.nearest(mirrored)) for flip, detector in detectors.items()}
+    assert copied[True].all()
+    assert copied[False][crooked].mean() < 0.02  # of 0, 1 and 8 some look the same from behind
+    nearest = detectors[False].nearest(mirrored[:40])
+    table = [
+        aligned_distance(np.repeat(image[None], 1200, axis=0), images[:1200], flip=False) for image in mirrored[:40]
+    ]
+    assert (nearest.distance >= np.min(table, axis=1) - 1e-6).all()
 
 
 def test_few_unseen_digits_are_copies() -> None:
     images, _ = digits()
-    detector = CopyDetector(images[:1200], device=CPU)
+    detector = CopyDetector(images[:1200], flip=True, device=CPU)
     assert 0.1 < detector.threshold < 0.25
     # digits of 8 pixels do coincide: those that are flagged are closer than 99 % of the training digits are
     assert detector.is_copy(detector.nearest(images[1200:])).mean() < 0.04
@@ -145,13 +163,17 @@ def test_few_unseen_digits_are_copies() -> None:
     assert not detector.is_copy(detector.nearest(noise(200, 8, 8))).any()
 
 
+@pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("size", [8, 16, 20])
-def test_nearest_is_that_of_all_pairs_for_copies(size: int) -> None:
+def test_nearest_is_that_of_all_pairs_for_copies(size: int, flip: bool) -> None:
     reference, generator = noise(40, size, size), np.random.default_rng(3)
     for kind, change in PLANTED.items():
+        if kind in MIRRORED and not flip:
+            continue
         images = change(reference[::2], generator)
-        nearest = CopyDetector(reference, device=CPU).nearest(images)
-        table = np.stack([aligned_distance(np.repeat(image[None], 40, axis=0), reference) for image in images])
+        nearest = CopyDetector(reference, flip=flip, device=CPU).nearest(images)
+        copies = [np.repeat(image[None], 40, axis=0) for image in images]
+        table = np.stack([aligned_distance(same, reference, flip=flip) for same in copies])
         np.testing.assert_array_equal(nearest.index, table.argmin(axis=1), err_msg=kind)
         np.testing.assert_allclose(nearest.distance, table.min(axis=1), atol=1e-6, err_msg=kind)
 
@@ -163,16 +185,22 @@ def test_threshold_is_the_closest_percent_of_real_images_within_limits() -> None
     assert calibrated_threshold(np.empty(0, dtype=np.float32)) == 0.25
 
 
-def test_real_distances_leave_the_image_itself_out() -> None:
+@pytest.mark.parametrize("flip", [True, False])
+def test_real_distances_leave_the_image_itself_out(flip: bool) -> None:
     reference = noise(30, 8, 8)
-    expected = [min(loop_distance(reference[i], reference[j]) for j in range(30) if j != i) for i in range(0, 30, 6)]
-    np.testing.assert_allclose(CopyDetector(reference, device=CPU).real_distances[::6], expected, atol=3e-4)
+    reference[7] = reference[6, ..., ::-1]
+    expected = [
+        min(loop_distance(reference[i], reference[j], flip=flip) for j in range(30) if j != i) for i in range(0, 30, 6)
+    ]
+    found = CopyDetector(reference, flip=flip, device=CPU).real_distances
+    np.testing.assert_allclose(found[::6], expected, atol=3e-4)
+    assert (found[7] < 0.01) == flip
 
 
 def test_calibration_takes_a_fixed_sample_of_a_large_set(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = digits()
     monkeypatch.setattr(duplicates, "CALIBRATION_IMAGES", 100)
-    first, second = (CopyDetector(images[:500], device=CPU) for _ in range(2))
+    first, second = (CopyDetector(images[:500], flip=True, device=CPU) for _ in range(2))
     assert len(first.real_distances) == 100
     np.testing.assert_array_equal(first.real_distances, second.real_distances)
 
@@ -180,7 +208,7 @@ def test_calibration_takes_a_fixed_sample_of_a_large_set(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_handful_of_reference_images_is_enough(count: int) -> None:
     reference = noise(count, 12, 12)
-    detector = CopyDetector(reference, device=CPU)
+    detector = CopyDetector(reference, flip=True, device=CPU)
     assert detector.is_copy(detector.nearest(reference[..., ::-1])).all()
     assert not detector.is_copy(detector.nearest(noise(20, 12, 12, seed=9))).any()
     assert np.isfinite(detector.real_distances).all()
@@ -189,7 +217,7 @@ def test_a_handful_of_reference_images_is_enough(count: int) -> None:
 def test_duplicates_and_blank_images_among_the_reference_break_nothing() -> None:
     images, _ = digits()
     reference = np.concatenate([images[:30], images[:30], np.full((40, 3, 8, 8), 7, dtype=np.uint8)])
-    detector = CopyDetector(reference, device=CPU)
+    detector = CopyDetector(reference, flip=True, device=CPU)
     assert detector.threshold == 0.1
     nearest = detector.nearest(reference)
     assert detector.is_copy(nearest).all() and np.isfinite(nearest.distance).all()
@@ -200,25 +228,27 @@ def test_duplicates_and_blank_images_among_the_reference_break_nothing() -> None
 
 def test_nearest_depends_on_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = digits()
-    whole = CopyDetector(images[:200], device=CPU).nearest(images[150:300])
+    whole = CopyDetector(images[:200], flip=True, device=CPU).nearest(images[150:300])
     monkeypatch.setattr(duplicates, "MATRIX_VALUES", 7 * 400)
     monkeypatch.setattr(duplicates, "PAIR_VALUES", 3 * 192)
-    parts = CopyDetector(images[:200], device=CPU).nearest(images[150:300])
+    parts = CopyDetector(images[:200], flip=True, device=CPU).nearest(images[150:300])
     np.testing.assert_array_equal(whole.index[:50], parts.index[:50])
     np.testing.assert_allclose(whole.distance, parts.distance, atol=1e-6)
 
 
-def loop_repeats(images: np.ndarray, labels: np.ndarray, threshold: float) -> list[bool]:
+def loop_repeats(images: np.ndarray, labels: np.ndarray, threshold: float, *, flip: bool) -> list[bool]:
     found: list[bool] = []
     for i in range(len(images)):
         earlier = [j for j in range(i) if labels[j] == labels[i] and not found[j]]
         pairs = np.repeat(images[i : i + 1], len(earlier), axis=0), images[earlier]
-        found.append(bool(earlier) and bool((aligned_distance(*pairs) < threshold).any()))
+        found.append(bool(earlier) and bool((aligned_distance(*pairs, flip=flip) < threshold).any()))
     return found
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.16, 0.4])
-def test_repeats_are_those_of_the_loop_whatever_the_block(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threshold", "flip"), [(0.05, True), (0.16, True), (0.4, True), (0.16, False)])
+def test_repeats_are_those_of_the_loop_whatever_the_block(
+    threshold: float, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels = digits()
     generator = np.random.default_rng(1)
     copies = [change(images[:20], generator) for change in PLANTED.values()]
@@ -226,12 +256,12 @@ def test_repeats_are_those_of_the_loop_whatever_the_block(threshold: float, monk
     labels = np.concatenate([labels[:150], np.tile(labels[:20], len(copies))])
     order = generator.permutation(len(images))
     images, labels = images[order], labels[order]
-    expected = loop_repeats(images, labels, threshold)
+    expected = loop_repeats(images, labels, threshold, flip=flip)
     assert 10 < sum(expected) < len(expected) - 10
     for block in (256, 7, 1):
         monkeypatch.setattr(duplicates, "BLOCK", block)
         monkeypatch.setattr(duplicates, "MATRIX_VALUES", 2**23 if block == 256 else 16 * block)
-        assert repeats(images, labels, threshold=threshold, device=CPU).tolist() == expected
+        assert repeats(images, labels, flip=flip, threshold=threshold, device=CPU).tolist() == expected
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (30, 21), (160, 128)])
@@ -240,15 +270,24 @@ def test_repeats_at_other_sizes(size: tuple[int, int]) -> None:
     generator = np.random.default_rng(1)
     images = np.concatenate([images, *(change(images, generator) for change in PLANTED.values())])
     labels = np.tile(np.arange(2), len(images) // 2)
-    expected = loop_repeats(images, labels, 0.2)
-    assert repeats(images, labels, threshold=0.2, device=CPU).tolist() == expected
+    expected = loop_repeats(images, labels, 0.2, flip=True)
+    assert repeats(images, labels, flip=True, threshold=0.2, device=CPU).tolist() == expected
     assert not any(expected[:12]) and all(expected[12:])
 
 
 def test_an_image_of_another_class_is_no_repeat() -> None:
     images = np.repeat(noise(1, 8, 8), 4, axis=0)
-    assert repeats(images, np.array([0, 1, 1, 0]), threshold=0.1, device=CPU).tolist() == [False, False, True, True]
-    assert repeats(images[:0], np.empty(0, dtype=np.int64), threshold=0.1, device=CPU).tolist() == []
+    found = repeats(images, np.array([0, 1, 1, 0]), flip=True, threshold=0.1, device=CPU)
+    assert found.tolist() == [False, False, True, True]
+    assert repeats(images[:0], np.empty(0, dtype=np.int64), flip=True, threshold=0.1, device=CPU).tolist() == []
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_mirrored_image_is_a_repeat_only_where_mirroring_keeps_the_class(flip: bool) -> None:
+    images = noise(1, 8, 8)
+    images, labels = np.concatenate([images, images[..., ::-1], images]), np.zeros(3, dtype=np.int64)
+    found = repeats(images, labels, flip=flip, threshold=0.1, device=CPU)
+    assert found.tolist() == [False, flip, True]
 
 
 def test_bad_input_is_named() -> None:
@@ -258,17 +297,17 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"a must be uint8 .* got float64"):
         aligned_distance(images / 255, images)
     with pytest.raises(ValueError, match="reference must hold at least one image"):
-        CopyDetector(images[:0], device=CPU)
+        CopyDetector(images[:0], flip=True, device=CPU)
     with pytest.raises(ValueError, match=r"reference must be .* at least 4 pixels a side"):
-        CopyDetector(images[:, :, :3], device=CPU)
+        CopyDetector(images[:, :, :3], flip=True, device=CPU)
     with pytest.raises(ValueError, match="threshold must be above 0, got 0"):
-        CopyDetector(images, threshold=0, device=CPU)
+        CopyDetector(images, threshold=0, flip=True, device=CPU)
     with pytest.raises(ValueError, match="images must have the size of the reference images"):
-        CopyDetector(images, device=CPU).nearest(noise(2, 8, 9))
+        CopyDetector(images, flip=True, device=CPU).nearest(noise(2, 8, 9))
     with pytest.raises(ValueError, match="2 images need as many labels"):
-        repeats(images, np.array([0]), threshold=0.1, device=CPU)
+        repeats(images, np.array([0]), flip=True, threshold=0.1, device=CPU)
     with pytest.raises(ValueError, match="threshold must be above 0, got -1"):
-        repeats(images, np.array([0, 1]), threshold=-1, device=CPU)
+        repeats(images, np.array([0, 1]), flip=True, threshold=-1, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +326,7 @@ def cifar() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.cifar10
 def test_copies_of_cifar_images_are_found_and_unseen_images_are_not(cifar: tuple[np.ndarray, np.ndarray]) -> None:
     train, test = cifar
-    detector = CopyDetector(train, device=CPU)
+    detector = CopyDetector(train, flip=True, device=CPU)
     chosen = np.arange(0, 4000, 10)
     for kind, change in PLANTED.items():
         nearest = detector.nearest(change(train[chosen], np.random.default_rng(0)))

@@ -16,7 +16,7 @@ from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
-from saukit.synthesis import filling, worker
+from saukit.synthesis import candidates, filling, worker
 from saukit.synthesis.cache import load_cache
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generate import SynthesisResult, estimate_seconds, synthesize
@@ -164,7 +164,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
         (filling, "write_shard", 4),
         (GeneratorTrainer, "draw", 13),  # the first three measure the time
         (worker, "save_selection", 1),
-        (worker, "save_grid", 1),
+        (candidates, "save_grid", 1),
         (worker, "write_manifest", 1),
         (worker, "unfinished", 1),
     ],
@@ -215,7 +215,7 @@ def test_a_damaged_shard_is_made_again_by_a_resume(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        kill_at(patched, worker, "save_grid", 1)
+        kill_at(patched, candidates, "save_grid", 1)
         with pytest.raises(Killed):
             run()
     (workspace.synth / "shard-00001.safetensors").write_bytes(b"cut off")
@@ -279,7 +279,42 @@ def test_a_full_disk_is_told_before_the_work(run: Run, workspace: Workspace, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(EnvironmentFault, match=r"needs about .* but 1000 B are free"):
         run()
-    assert not list(workspace.synth.glob("shard-*"))
+    assert not workspace.synth.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, EnvironmentFault),  # the disk
+        ({"generator": "folder", "from_folder": "nowhere"}, DataError),
+        ({"model": "nowhere"}, DataError),
+        ({"filter": "classifier", "classifier": "nobody"}, DataError),
+    ],
+)
+def test_a_refusal_leaves_nothing_behind_and_takes_nothing_away(
+    run: Run,
+    workspace: Workspace,
+    undisturbed: Path,
+    micro: SynthConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    error: type[Exception],
+) -> None:
+    if not change:
+        usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    else:
+        micro = replace(micro, train_steps=None, train_batch_size=None)
+    if change.get("generator") == "folder":
+        micro = replace(micro, sampler_steps=None, amp="auto")
+    with pytest.raises(error):
+        run(replace(micro, **change))
+    assert not workspace.synth.exists()
+    shutil.copytree(undisturbed, workspace.synth)
+    before = hashes_of(workspace.synth)
+    with pytest.raises(error):
+        run(replace(micro, seed=1, **change), force=True)
+    assert hashes_of(workspace.synth) == before
 
 
 def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(

@@ -173,7 +173,7 @@ def test_resolving_again_changes_nothing(split: Split) -> None:
         ({"generator": "folder"}, "--generator folder needs --from"),
         (
             {"generator": "folder", "from_folder": "x", "tail": "cbdm", "lora": "y"},
-            "tail is for --generator diffusion, not for folder; lora is for --generator pipeline, not for folder",
+            "tail is for --generator diffusion, not for folder: leave it out; lora is for --generator pipeline, not",
         ),
         ({"prompts": "p.yaml"}, "prompts is for --generator pipeline, not for diffusion"),
         ({"sample_batch_size": 0}, "sample_batch_size must be from 1 to 65536, got 0"),

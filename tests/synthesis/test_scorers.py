@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -102,29 +102,8 @@ PROMPTS = [["a photo of a cat", "a cat"], ["a photo of a dog"], ["an eel", "a bl
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of a few thousand weights, drawn at random, with a tokenizer of single letters."""
     pytest.importorskip("transformers")
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-    from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    vocab = {token: at for at, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
-    ends = {"bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"]}
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = CLIPTextConfig(vocab_size=len(vocab), max_position_embeddings=24, **size, **ends)
-    vision = CLIPVisionConfig(image_size=32, patch_size=8, **size)
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12))
-    for weight in model.parameters():  # the customary start is so small that all images look the same
-        if weight.ndim > 1:
-            nn.init.normal_(weight, std=0.3)
-    model.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return tiny_pipelines.save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +229,7 @@ def without_processor(folder: Path) -> None:
         (pickled_weights, "safetensors"),
         (half_the_weights, ""),
         (without_projection, "it lacks the weights visual_projection.weight"),
-        (without_tokenizer, "its tokenizer knows 2 tokens, its text model 54"),
+        (without_tokenizer, "its tokenizer knows 2 tokens, its text model 74"),
         (without_processor, "image processor"),
     ],
 )

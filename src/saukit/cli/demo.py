@@ -1,4 +1,4 @@
-"""`saukit demo`: the whole pipeline on scikit-learn's digits, and one table."""
+"""`saukit demo`: the whole pipeline on scikit-learn's digits, one table and one page."""
 
 from __future__ import annotations
 
@@ -12,56 +12,58 @@ from saukit.cli.options import (
     COMMON,
     DebugOption,
     DeviceOption,
-    ForceOption,
     JsonOption,
     QuietOption,
     open_device,
     open_workspace,
 )
+from saukit.cli.report import FILE_NAME
 from saukit.core.console import Reporter, format_duration
 from saukit.data.config import SplitConfig
+from saukit.evaluation.config import DEFAULT_COMPARISON, CompareConfig
+from saukit.evaluation.report.config import ReportConfig
 from saukit.synthesis.config import SynthConfig
-from saukit.training.config import TrainConfig
 
 DEMO_SPLIT = SplitConfig(dataset="digits", imb=50.0)
-DEMO_STEPS = 400
-JUDGE = TrainConfig(method="balanced-softmax", synthetic=False, preset="small", steps=DEMO_STEPS)
-# Plain training on real images, the strongest simple remedy on real images, SAU on real + synthetic images, and that
-# with a prior correction, which is saukit's own; all with the same network, batches and number of optimiser steps.
-DEMO_RUNS = (
-    TrainConfig(method="ce", synthetic=False, preset="small", steps=DEMO_STEPS),
-    JUDGE,
-    TrainConfig(method="sau", synthetic=True, preset="small", steps=DEMO_STEPS),
-    TrainConfig(method="sau", synthetic=True, preset="small", steps=DEMO_STEPS, prior_correction=0.75),
+DEMO_SYNTH = SynthConfig()
+# Plain training, two strong remedies on real images alone, SAU on real + synthetic images, and saukit's own recipe: a
+# prior correction and a finish on real images. All with the same network, batches and number of optimiser steps.
+DEMO_COMPARISON = CompareConfig(
+    methods=("ce", "balanced-softmax", "mixup-cutmix-prior1", "sau+synth", "sau+synth-prior1-finish0.5"),
+    seeds=3,
+    baseline="balanced-softmax",
+    train={"preset": "small", "steps": 300, "batch_size": 64},
 )
 
 
 def command(
-    seed: Annotated[int, typer.Option(help="Training seed of the four networks.")] = TrainConfig.seed,
+    seeds: Annotated[int, typer.Option(help="Training seeds of each method, from 0.")] = DEMO_COMPARISON.seeds,
     workspace: Annotated[
         Path, typer.Option("--workspace", "-w", help="The demo's own workspace.", rich_help_panel=COMMON)
     ] = Path("saukit_demo"),
     device: DeviceOption = "auto",
-    force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run the whole pipeline on scikit-learn's digits, embedded and real, and compare SAU with two baselines.
+    """Run the whole pipeline on scikit-learn's digits, embedded and real, and compare SAU with baselines.
+
+    Stopped, it goes on with the same command.
 
     [bold]Example[/bold]
 
       saukit demo
     """
     import dataclasses
+    import shlex
+    import sys
 
-    from saukit.cli.show import comparison_rows, show_split, show_synthesis
-    from saukit.core.figures import GROUP_COLOURS
-    from saukit.data.split import CHART_NAME, make_split
-    from saukit.evaluation.config import EvalConfig
-    from saukit.evaluation.evaluate import evaluate
+    from saukit.cli.show import show_comparison, show_split, show_synthesis
+    from saukit.data.split import make_split
+    from saukit.evaluation.compare import compare
+    from saukit.evaluation.contenders import plan_comparison
+    from saukit.evaluation.report.page import report
     from saukit.synthesis.generate import synthesize
-    from saukit.synthesis.worker import CLOSEST
     from saukit.training.trainer import fit
 
     started = time.monotonic()
@@ -69,46 +71,35 @@ def command(
     if json:
         steps = Reporter(quiet=True)
     opened, where = open_workspace(workspace), open_device(device)
+    comparison = dataclasses.replace(DEMO_COMPARISON, seeds=seeds)
 
     reporter.say("1/4 make-lt: a long-tailed split of digits")
-    split = make_split(DEMO_SPLIT, opened, root=None, force=force, reporter=reporter)
+    split = make_split(DEMO_SPLIT, opened, root=None, force=False, reporter=reporter)
     show_split(split, opened.split, steps)
-    reporter.say("2/4 synth: a diffusion model trained on that split fills the tail")
 
     def judge() -> str:
-        """The classifier that looks at the synthetic images; its run is in the table too."""
-        seeded = dataclasses.replace(JUDGE, seed=seed)
-        return fit(seeded, opened, name=None, device=where, force=force, resume=True, reporter=reporter).name
+        """The classifier that looks at the synthetic images: the baseline's first run, which the table needs anyway."""
+        alone = dataclasses.replace(comparison, methods=("balanced-softmax",), seeds=1)
+        run = plan_comparison(alone, opened, device=where).runs[0]
+        config = run.contender.seeded(run.seed)
+        return fit(config, opened, name=run.name, device=where, force=False, resume=True, reporter=reporter).name
 
+    reporter.say("2/4 synth: a diffusion model trained on that split fills the tail")
     cache = synthesize(
-        SynthConfig(),
-        opened,
-        device=where,
-        force=force,
-        resume=True,
-        reporter=reporter,
-        train_classifier=judge,
+        DEMO_SYNTH, opened, device=where, force=False, resume=True, reporter=reporter, train_classifier=judge
     )
     show_synthesis(cache, steps)
-    documents, pictures = [], [opened.split / CHART_NAME, cache.samples, cache.folder / CLOSEST]
-    for config in DEMO_RUNS:
-        correction = "" if config.prior_correction is None else " with a prior correction"
-        reporter.say(f"3/4 train and 4/4 eval: {config.method}{correction}")
-        seeded = dataclasses.replace(config, seed=seed)
-        anew = force and config is not JUDGE  # which was made anew above
-        run = fit(seeded, opened, name=None, device=where, force=anew, resume=True, reporter=reporter)
-        result = evaluate(EvalConfig(run=run.name), opened, device=where, force=force, reporter=reporter)
-        documents.append(result.document)
-        pictures += result.files[1:]
 
-    reporter.table(
-        f"digits at ratio 50, accuracy in % on {documents[0]['test_images']} test images "
-        f"({documents[0]['groups_rule']}; one seed: differences of a few points are noise)",
-        ["run", "top-1", "balanced", *GROUP_COLOURS],
-        comparison_rows(documents),
+    reporter.say(f"3/4 compare: {len(comparison.methods)} methods x {seeds} seeds, trained and evaluated")
+    again = shlex.join(["saukit", *sys.argv[1:]])
+    # By force, so that another number of seeds makes another table; runs that are there are used all the same.
+    result = compare(
+        comparison, opened, name=DEFAULT_COMPARISON, device=where, force=True, again=again, reporter=reporter
     )
-    reporter.result("look at:")
-    for path in pictures:
-        reporter.result(f"  {path}")
-    reporter.result(f"finished in {format_duration(time.monotonic() - started)}")
-    reporter.document({"runs": documents, "pictures": [str(path) for path in pictures]})
+    show_comparison(result, steps)
+
+    reporter.say("4/4 report: one page with all of it")
+    page = report(ReportConfig(), opened, out=opened.root / FILE_NAME, force=False)
+    reporter.result(page.headline or "")
+    reporter.result(f"open {page.path} in a browser; finished in {format_duration(time.monotonic() - started)}")
+    reporter.document({"comparison": result.document, "report": str(page.path)})

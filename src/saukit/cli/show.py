@@ -162,19 +162,6 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
     reporter.document({**document, **extra})
 
 
-def comparison_rows(documents: list[dict[str, Any]]) -> list[list[str]]:
-    """One row a run: top-1, balanced accuracy and the accuracy of each shot group, in %."""
-    return [
-        [
-            document["run"]["name"],
-            format_share(document["top1"]),
-            format_share(document["balanced_accuracy"]),
-            *(format_share((document["groups"][group] or {}).get("top1")) for group in GROUP_NAMES),
-        ]
-        for document in documents
-    ]
-
-
 def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
     if group is None:
         return [name, "-", "-", "-", "-"]

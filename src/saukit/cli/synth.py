@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -20,18 +21,21 @@ from saukit.cli.options import (
     build_config,
     open_device,
     open_workspace,
+    was_given,
 )
-from saukit.core.config import Amp
+from saukit.core.config import Amp, load_config
 from saukit.core.console import Reporter, format_duration
-from saukit.synthesis.config import FilterName, GeneratorName, Sampler, SynthConfig
+from saukit.synthesis.config import FilterName, GeneratorName, Sampler, SynthConfig, idle_fields
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from saukit.core.workspace import Workspace
-    from saukit.synthesis.scoring import TrainClassifier
 
 DISPLACES = {"preset": ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")}
+OF_A_GENERATOR = ("model", "guidance", "sampler_steps", "sample_batch_size")  # another one has its own
 OWN, PIPELINE, FOLDER = "The diffusion model of the split", "Pretrained pipelines", "Images made elsewhere"
 KEEP, SCALE = "What is kept, and what is looked at", "Several machines"
 
@@ -48,7 +52,10 @@ def command(
     ] = SynthConfig.generator,
     model: Annotated[
         str | None,
-        typer.Option(help="The pipeline, a folder or a name on the Hub; or another workspace's synth/generator."),
+        typer.Option(
+            help="The pipeline, a folder or a name on the Hub; or another workspace's synth/generator, which is then "
+            "not trained."
+        ),
     ] = SynthConfig.model,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default="of preset or pipeline")
@@ -85,7 +92,10 @@ def command(
         ),
     ] = SynthConfig.variation_of,
     strength: Annotated[
-        float, typer.Option(help="Noise of a variation, up to 1; more is further from it.", rich_help_panel=OWN)
+        float,
+        typer.Option(
+            help="Noise of a variation, up to 1; more is further from it. Needs --variation-of.", rich_help_panel=OWN
+        ),
     ] = SynthConfig.strength,
     sampler: Annotated[
         Sampler, typer.Option(help="DPM-Solver++ 2M or UniPC.", rich_help_panel=OWN)
@@ -111,7 +121,8 @@ def command(
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="A prompt with {class} in it; several may be given, and are used in turn.",
+            help="A prompt with {class} in it; several may be given, and are used in turn. For classes without "
+            "--prompts.",
             show_default="a photo of a {class}, and others",
             rich_help_panel=PIPELINE,
         ),
@@ -127,7 +138,7 @@ def command(
         str | None, typer.Option(help="LoRA weights: a file or a folder.", rich_help_panel=PIPELINE)
     ] = SynthConfig.lora,
     lora_scale: Annotated[
-        float, typer.Option(help="How much of the LoRA weights; 0 is none.", rich_help_panel=PIPELINE)
+        float, typer.Option(help="How much of the --lora weights; 0 is none.", rich_help_panel=PIPELINE)
     ] = SynthConfig.lora_scale,
     draw_size: Annotated[
         int | None,
@@ -153,24 +164,28 @@ def command(
     classifier: Annotated[
         str | None,
         typer.Option(
-            help="A run on real images that judges.",
+            help="A run on real images that judges, for --filter classifier, --audit and --preflight.",
             show_default="balanced-softmax, trained if it is not there",
             rich_help_panel=KEEP,
         ),
     ] = SynthConfig.classifier,
     clip_model: Annotated[
-        str, typer.Option(help="CLIP, a folder or a name on the Hub (extra clip).", rich_help_panel=KEEP)
+        str,
+        typer.Option(help="CLIP for --filter clip, a folder or a name on the Hub (extra clip).", rich_help_panel=KEEP),
     ] = SynthConfig.clip_model,
     min_confidence: Annotated[
         float,
-        typer.Option(help="Least probability of its own class, for the filter classifier.", rich_help_panel=KEEP),
+        typer.Option(help="Least probability of its own class, for --filter classifier.", rich_help_panel=KEEP),
     ] = SynthConfig.min_confidence,
     max_confidence: Annotated[
         float,
-        typer.Option(help="Greatest one: below 1 keeps images near the class's edge.", rich_help_panel=KEEP),
+        typer.Option(
+            help="Greatest one, for --filter classifier: below 1 keeps images near the class's edge.",
+            rich_help_panel=KEEP,
+        ),
     ] = SynthConfig.max_confidence,
     min_clip: Annotated[
-        float, typer.Option(help="Least cosine to the class's prompts, for the filter clip.", rich_help_panel=KEEP)
+        float, typer.Option(help="Least cosine to the class's prompts, for --filter clip.", rich_help_panel=KEEP)
     ] = SynthConfig.min_clip,
     reject_copies: Annotated[
         bool, typer.Option(help="Reject near-duplicates of real training images.", rich_help_panel=KEEP)
@@ -180,11 +195,18 @@ def command(
     ] = SynthConfig.reject_repeats,
     keep: Annotated[
         float,
-        typer.Option(help="Share of a class's candidates that is kept, the best by the filter.", rich_help_panel=KEEP),
+        typer.Option(
+            help="Share of a class's candidates that is kept, the best by the --filter (the first one of two).",
+            rich_help_panel=KEEP,
+        ),
     ] = SynthConfig.keep,
     max_tries: Annotated[
         float,
-        typer.Option(help="Candidates for each image wanted, before a class is given up.", rich_help_panel=KEEP),
+        typer.Option(
+            help="Candidates for each image wanted, before a class is given up. Needs --filter, --reject-copies or "
+            "--reject-repeats.",
+            rich_help_panel=KEEP,
+        ),
     ] = SynthConfig.max_tries,
     preflight: Annotated[
         int, typer.Option(help="Images a class to look at before the long run; 0 is none.", rich_help_panel=KEEP)
@@ -194,7 +216,9 @@ def command(
     ] = SynthConfig.audit,
     inception: Annotated[
         str | None,
-        typer.Option(help="Inception-v3 weights, for distances in its features too.", rich_help_panel=KEEP),
+        typer.Option(
+            help="Inception-v3 weights, for distances in its features too. Needs --audit.", rich_help_panel=KEEP
+        ),
     ] = SynthConfig.inception,
     refilter: Annotated[
         bool,
@@ -242,16 +266,11 @@ def command(
     opened = open_workspace(workspace)
     if (merge or refilter) and config is None and (opened.synth / "config.yaml").exists():
         config = opened.synth / "config.yaml"
-    synth_config = build_config(
-        context,
-        SynthConfig,
-        config,
-        displaces=DISPLACES,
-        extra={} if template is None else {"templates": template},
-    )
+    synth_config = _options(context, config, template)
     if sum((merge, refilter, shard is not None)) > 1 or ((merge or refilter) and (force or resume)):
         raise UsageError("give one of --shard, --merge and --refilter; the last two without --force and --resume")
 
+    from saukit.api import classifier_training
     from saukit.cli.show import show_job, show_synthesis
     from saukit.synthesis import generate
     from saukit.synthesis.worker import Job
@@ -287,21 +306,20 @@ def command(
     show_synthesis(result, reporter)
 
 
-def classifier_training(opened: Workspace, where: torch.device, reporter: Reporter) -> TrainClassifier:
-    """A function that trains the classifier of real images, or finds that it is there, and gives its run's name."""
+def _options(context: typer.Context, file: Path | None, template: list[str] | None) -> SynthConfig:
+    """The configuration, without what the options given leave of `file` without effect.
 
-    def train() -> str:
-        from saukit.training.config import TrainConfig
-        from saukit.training.trainer import fit
-
-        name = "balanced-softmax"
-        if (opened.run(name) / "manifest.json").exists():
-            return name  # however long it was trained: its owner chose that
-        reporter.say(f"training the classifier that judges the images (run {name}, on real images alone)")
-        config = TrainConfig(method="balanced-softmax", synthetic=False)
-        return fit(config, opened, name=name, device=where, force=False, resume=True, reporter=reporter).name
-
-    return train
+    `--filter none` takes its bounds along, `--variation-of none` the strength, another `--generator` all of the first.
+    """
+    saved = SynthConfig() if file is None else load_config(SynthConfig, file)
+    displaces: dict[str, tuple[str, ...]] = dict(DISPLACES)
+    if context.params["generator"] != saved.generator:
+        displaces["generator"] = OF_A_GENERATOR
+    extra = {} if template is None else {"templates": template}
+    config = build_config(context, SynthConfig, file, displaces=displaces, extra=extra)
+    idle = idle_fields(config).keys() - idle_fields(saved).keys()
+    gone = {name for name in idle if name not in extra and not was_given(context, name)}
+    return dataclasses.replace(config, **{name: getattr(SynthConfig, name) for name in gone})
 
 
 def _dry_run(config: SynthConfig, opened: Workspace, where: torch.device, reporter: Reporter) -> DryRun:

@@ -84,8 +84,8 @@ def audit_document(
     - agreement: share of kept images that the classifier gives their own class; confidence: its mean probability of it.
     - diversity: mean cosine distance of a class's images to each other, and the same of its test images (a classifier
       that knows the training images by heart sees them all alike); overall the mean over the classes that have both.
-    - memorised: share of kept images that are copies of a training image. `real_share` is the yardstick: the share of
-      training images that pass for copies of another one.
+    - memorised: share of kept images that are copies of a training image, mirrored ones too if `mirrored`.
+      `real_share` is the yardstick: the share of training images that pass for copies of another one.
     - leakage: `near_test` kept images are copies of a test image. A training image is at least as close to
       `explained_by_training` of them, so that they were learned from it; `leaked` is the rest. `real_share` is the
       yardstick: the share of training images that are copies of a test image themselves.
@@ -267,6 +267,7 @@ def _memorisation(detector: CopyDetector, nearest: Nearest, copied: npt.NDArray[
     real = detector.real_distances
     return {
         "threshold": detector.threshold,
+        "mirrored": detector.flip,
         "count": int(copied.sum()),
         "share": _mean_of(copied),
         "real_share": _mean_of(real < detector.threshold),
@@ -287,7 +288,7 @@ def _leakage(
     names = ("near_test", "explained_by_training", "leaked", "share", "real_share")
     if not len(test_images):
         return dict.fromkeys(names), None
-    of_test = CopyDetector(test_images, threshold=detector.threshold, device=device)
+    of_test = CopyDetector(test_images, flip=detector.flip, threshold=detector.threshold, device=device)
     to_test = of_test.nearest(images)
     near = of_test.is_copy(to_test)
     explained = near & (nearest.distance <= to_test.distance)

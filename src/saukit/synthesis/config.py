@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,6 +103,11 @@ class SynthConfig:
         judged_by_clip = "clip" in self.filters
         return "classifier" in self.filters or self.audit or bool(self.preflight and not judged_by_clip)
 
+    @property
+    def rejects(self) -> bool:
+        """Whether a candidate may be rejected, so that others are drawn in its place."""
+        return bool(self.filters) or self.reject_copies or self.reject_repeats
+
 
 # Distilled pipelines take one step and guidance 0.
 PIPELINE_LIMITS: dict[str, tuple[float, float | None, str]] = {
@@ -109,7 +115,7 @@ PIPELINE_LIMITS: dict[str, tuple[float, float | None, str]] = {
     "guidance": (0, 50, ""),
     "sampler_steps": (1, 999, ""),
 }
-# What a cache can be given anew without drawing its images again.
+# What a cache can be given anew without drawing its images again (and max_tries, once nothing rejects any more).
 SELECTION_FIELDS = (
     "filter",
     "classifier",
@@ -123,7 +129,8 @@ SELECTION_FIELDS = (
     "audit",
     "inception",
 )
-# Fields that mean something to these generators only; given to another one they are refused, not ignored.
+# Fields that mean something to these generators only; given to another one they are refused, not ignored. So are the
+# fields of NEEDS without what they need.
 _OF_DIFFUSION = ("preset", "balance", "tail", "augment", "variation_of", "strength", "sampler", "train_steps",
                  "train_batch_size", "amp")  # fmt: skip
 _OF_PIPELINES = (
@@ -142,6 +149,47 @@ GENERATOR_FIELDS: dict[str, tuple[GeneratorName, ...]] = {
     **dict.fromkeys(_OF_PIPELINES, ("pipeline",)),
     **dict.fromkeys(("model", "guidance", "sampler_steps"), ("diffusion", "pipeline")),
     **dict.fromkeys(("from_folder", "skip_bad"), ("folder",)),
+}
+_TRAINED_ALREADY = "is of a training, and --model is trained already: leave it out"
+# What a field away from its default needs to have an effect, and what to tell where that is not there.
+NEEDS: dict[str, tuple[Callable[[SynthConfig], bool], str]] = {
+    **dict.fromkeys(
+        ("balance", "tail", "train_steps", "train_batch_size"), (lambda config: config.model is None, _TRAINED_ALREADY)
+    ),
+    "strength": (
+        lambda config: config.variation_of != "none",
+        "is of variations: add --variation-of real or head, or leave it out",
+    ),
+    "lora_scale": (
+        lambda config: config.lora is not None,
+        "scales --lora weights, and there are none: add --lora, or leave it out",
+    ),
+    "classifier": (
+        lambda config: config.needs_classifier,
+        "names a judge, and nothing is judged by one: add --filter classifier, --audit or --preflight, or leave it out",
+    ),
+    **dict.fromkeys(
+        ("min_confidence", "max_confidence"),
+        (
+            lambda config: "classifier" in config.filters,
+            "is a bound of the filter classifier: add --filter classifier, or leave it out",
+        ),
+    ),
+    **dict.fromkeys(
+        ("clip_model", "min_clip"),
+        (lambda config: "clip" in config.filters, "is of the filter clip: add --filter clip, or leave it out"),
+    ),
+    "keep": (
+        lambda config: bool(config.filters),
+        "keeps the best by a filter's score, and there is none to rank by: add --filter classifier or clip, "
+        "or leave it out",
+    ),
+    "max_tries": (
+        lambda config: config.rejects,
+        "limits the images drawn for rejected ones, and nothing is rejected: add --filter, --reject-copies or "
+        "--reject-repeats, or leave it out",
+    ),
+    "inception": (lambda config: config.audit, "adds distances to the audit: add --audit, or leave it out"),
 }
 LEAST_STEPS = 150
 PIPELINE_BATCH = 4  # images at once on a CPU, where larger batches are no quicker
@@ -235,20 +283,23 @@ def resolve_config(
 ) -> SynthConfig:
     """`config` with each "auto" and each None that a preset fills replaced by its value; again changes nothing.
 
-    Raises: UsageError that lists every value out of its limits, and every field that its generator does not know.
+    Raises: UsageError that lists every value out of its limits, every field that is missing and every one that would
+    have no effect.
     """
     values: dict[str, object] = {"per_class_target": largest_class}
     if config.generator == "diffusion":
         name = auto_preset(image_size, device_type) if config.preset == "auto" else config.preset
         preset = preset_values(name, image_size)
-        fields = ("train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
+        fields = ["guidance", "sampler_steps", "sample_batch_size"]
+        if config.model is None:  # else there is no training
+            fields.append("train_batch_size")
+            values["train_steps"] = default_steps(preset, training_images, config.train_batch_size)
         values |= {"preset": name, "amp": amp} | {field: getattr(preset, field) for field in fields}
-        values["train_steps"] = default_steps(preset, training_images, config.train_batch_size)
     else:
         values |= {"sample_batch_size": PIPELINE_BATCH if config.generator == "pipeline" else 64}
     open_fields = {name: value for name, value in values.items() if getattr(config, name) in (None, "auto")}
     resolved = dataclasses.replace(config, **open_fields)  # type: ignore[arg-type]
-    problems = [*_out_of_limits(resolved), *_of_another_generator(config)]
+    problems = [*_out_of_limits(resolved), *idle_fields(config).values(), *_contradictions(config)]
     if problems:
         raise UsageError("; ".join(problems))
     return resolved
@@ -263,17 +314,46 @@ def _out_of_limits(config: SynthConfig) -> list[str]:
     ]
 
 
-def _of_another_generator(config: SynthConfig) -> list[str]:
-    default = SynthConfig()
-    problems = [
-        f"{field} is for --generator {' and '.join(known)}, not for {config.generator}"
-        for field, known in GENERATOR_FIELDS.items()
-        if config.generator not in known and getattr(config, field) != getattr(default, field)
-    ]
+def idle_fields(config: SynthConfig) -> dict[str, str]:
+    """The fields away from their defaults that would have no effect beside the others: why, and the remedy."""
+    default, idle = SynthConfig(), {}
+    for field in dataclasses.fields(config):
+        name = field.name
+        if getattr(config, name) == getattr(default, name):
+            continue
+        known = GENERATOR_FIELDS.get(name, (config.generator,))
+        if config.generator not in known:
+            idle[name] = f"{name} is for --generator {' and '.join(known)}, not for {config.generator}: leave it out"
+        elif name in NEEDS and not NEEDS[name][0](config):
+            idle[name] = f"{name} {NEEDS[name][1]}"
+    return idle
+
+
+def _contradictions(config: SynthConfig) -> list[str]:
+    problems = []
     if config.generator == "pipeline" and config.model is None:
         problems.append("--generator pipeline needs a --model: a folder, or the name of a model on the Hub")
-    if config.lora is None and config.lora_scale != default.lora_scale:
-        problems.append("lora_scale scales --lora weights, and there are none")
     if config.generator == "folder" and config.from_folder is None:
         problems.append("--generator folder needs --from: a folder of images, one sub-folder a class")
+    if "classifier" in config.filters and config.min_confidence > config.max_confidence:
+        problems.append(
+            f"min_confidence {config.min_confidence:g} is above max_confidence {config.max_confidence:g}, "
+            "so no image can pass: lower the one or raise the other"
+        )
     return problems
+
+
+def as_options(config: SynthConfig) -> list[str]:
+    """The options of `saukit synth` that say the same as `config`; what is at its default is left out."""
+    default, words = SynthConfig(), []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == getattr(default, field.name):
+            continue
+        option = {"from_folder": "from", "templates": "template"}.get(field.name, field.name.replace("_", "-"))
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [f"--{option}", str(item)]
+    return words

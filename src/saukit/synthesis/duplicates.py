@@ -1,5 +1,8 @@
 """Near-duplicates of small images: exact, mirrored, shifted by a pixel, slightly noised or brightened copies.
 
+A mirrored image counts as a copy only where mirroring keeps an image's class (`flip`, as a split says of itself): there
+a generator is trained on mirrored images too. A mirrored 2 is no 2, and nothing that a generator has seen.
+
 The distance of two images is the RMS of their difference at the best of two mirrorings and nine shifts, relative to
 their contrast:
 
@@ -73,8 +76,7 @@ def aligned_distance(a: Pixels, b: Pixels, *, flip: bool = True) -> npt.NDArray[
     distances = np.empty(len(a), dtype=np.float32)
     for part in _slices(len(a), PAIR_VALUES // _values(a)):
         x, y = _floats(a[part], torch.device("cpu")), _floats(b[part], torch.device("cpu"))
-        best = _pair_distance(x, y)
-        distances[part] = (torch.minimum(best, _pair_distance(x, y.flip(3))) if flip else best).numpy()
+        distances[part] = _best_distance(x, y, flip).numpy()
     return distances
 
 
@@ -86,24 +88,28 @@ class CopyDetector:
     always a copy, so that a set that holds duplicates itself still has a threshold. With one image it is 0.25.
     (CIFAR-10 at ratio 100: 0.20, where 0.25 finds no false copies yet; digits: 0.16.)
 
-    Two stages: the nearest candidates by a coarse descriptor (means over a grid of cells, both mirrorings), and the
-    exact distance to these. A copy is practically always a candidate; for an image that is none, the closest reference
-    image may be missed for one nearly as close.
+    Two stages: the nearest candidates by a coarse descriptor (means over a grid of cells, both mirrorings if `flip`),
+    and the exact distance to these. A copy is practically always a candidate; for an image that is none, the closest
+    reference image may be missed for one nearly as close.
     """
 
-    def __init__(self, reference: Pixels, *, threshold: float | None = None, device: torch.device) -> None:
-        """`reference`: uint8 [m, 3, H, W], m at least 1. Raises: ValueError if it is not, or threshold <= 0."""
+    def __init__(self, reference: Pixels, *, flip: bool, threshold: float | None = None, device: torch.device) -> None:
+        """`reference`: uint8 [m, 3, H, W], m at least 1; `flip`: whether a mirrored copy is a copy.
+
+        Raises: ValueError if the reference is none, or threshold <= 0.
+        """
         _check(reference, "reference")
         if not len(reference):
             raise ValueError("reference must hold at least one image, got none")
         if threshold is not None and not threshold > 0:
             raise ValueError(f"threshold must be above 0, got {threshold}")
+        self.flip = flip
         self._reference, self._threshold, self._device = reference, threshold, device
         described = [
             torch.cat([_describe(_floats(reference[part], device, mirrored=mirrored)) for part in _parts(reference)])
-            for mirrored in (False, True)
+            for mirrored in _mirrorings(flip)
         ]
-        self._described = torch.cat(described)  # [2 m, d]: as they are, then mirrored
+        self._described = torch.cat(described)  # [v, d]: as they are, v = m, then if `flip` mirrored, v = 2 m
 
     @property
     def threshold(self) -> float:
@@ -144,15 +150,15 @@ class CopyDetector:
 
     def _search(self, images: Pixels, own: npt.NDArray[np.int64] | None) -> Nearest:
         """`own` [n]: the reference image that each image is itself, and is not compared with."""
-        count = len(self._reference)
+        count, views = len(self._reference), len(self._described)
         distance, index = np.full(len(images), np.inf, dtype=np.float32), np.zeros(len(images), dtype=np.int64)
-        for part in _slices(len(images), min(1024, MATRIX_VALUES // (2 * count))):
+        for part in _slices(len(images), min(1024, MATRIX_VALUES // views)):
             query = _floats(images[part], self._device)
             coarse = self._coarse(query)
             if own is not None:
                 itself = torch.as_tensor(own[part], device=self._device)[:, None]
-                coarse.scatter_(1, torch.cat([itself, itself + count], dim=1), torch.inf)
-            picked = coarse.topk(min(CANDIDATES, 2 * count), largest=False)[1].sort(dim=1)[0]
+                coarse.scatter_(1, torch.cat([itself + at for at in range(0, views, count)], dim=1), torch.inf)
+            picked = coarse.topk(min(CANDIDATES, views), largest=False)[1].sort(dim=1)[0]
             exact = self._exact(query, picked)
             if own is not None:
                 exact.masked_fill_(picked % count == itself, torch.inf)
@@ -163,7 +169,7 @@ class CopyDetector:
         return Nearest(distance, index)
 
     def _coarse(self, query: Tensor) -> Tensor:
-        """Squared distances of the descriptors, [n, 2 m]."""
+        """Squared distances of the descriptors, [n, v]."""
         best: Tensor | None = None
         small = min(query.shape[2:]) <= SHIFTED_DESCRIPTORS_UP_TO
         for shift in SHIFTS if small else ((0, 0),):
@@ -173,7 +179,7 @@ class CopyDetector:
         return best
 
     def _exact(self, query: Tensor, picked: Tensor) -> Tensor:
-        """Distances of each of n images to its candidates, numbers in [0, 2 m): [n, k] to [n, k]."""
+        """Distances of each of n images to its candidates, numbers in [0, v): [n, k] to [n, k]."""
         rows = torch.arange(len(query), device=self._device).repeat_interleave(picked.shape[1])
         flat, count = picked.flatten(), len(self._reference)
         distances = torch.empty(len(flat), device=self._device)
@@ -194,13 +200,13 @@ def calibrated_threshold(real_distances: npt.NDArray[np.float32]) -> float:
 
 
 def repeats(
-    images: Pixels, labels: npt.NDArray[np.int64], *, threshold: float, device: torch.device
+    images: Pixels, labels: npt.NDArray[np.int64], *, flip: bool, threshold: float, device: torch.device
 ) -> npt.NDArray[np.bool_]:
     """Whether each image nearly repeats an earlier one of its class that is no repeat itself, bool [n].
 
     Exact: a pair is passed over only where the grids of cell means are so far apart that the images must be.
 
-    Shapes: images uint8 [n, 3, H, W]; labels int64 [n].
+    Shapes: images uint8 [n, 3, H, W]; labels int64 [n]. `flip`: whether a mirrored image is a repeat.
     Raises: ValueError if n differs or threshold <= 0.
     """
     _check(images, "images")
@@ -211,16 +217,16 @@ def repeats(
     found = np.zeros(len(images), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        found[members] = _repeats_of_class(images[members], threshold, device)
+        found[members] = _repeats_of_class(images[members], flip, threshold, device)
     return found
 
 
-def _repeats_of_class(images: Pixels, threshold: float, device: torch.device) -> npt.NDArray[np.bool_]:
+def _repeats_of_class(images: Pixels, flip: bool, threshold: float, device: torch.device) -> npt.NDArray[np.bool_]:
     parts = list(_parts(images))
     plain = [_floats(images[part], device) for part in parts]
     contrast = torch.cat([_contrast(part) for part in plain])
     grids = torch.stack([torch.cat([_describe(part, shift) for part in plain]) for shift in SHIFTS])
-    mirrored = torch.cat([_describe(part.flip(3)) for part in plain])
+    mirrored = [torch.cat([_describe(part.flip(3)) for part in plain])] if flip else []
     del plain
     # means over cells of a subset of the overlap vary at most as much, as a sum, as the pixels of the overlap
     slack = math.sqrt(_resized(*images.shape[2:]) / _used(*images.shape[2:]))
@@ -235,7 +241,7 @@ def _repeats_of_class(images: Pixels, threshold: float, device: torch.device) ->
                 break
             scale = ((contrast[new, None].square() + contrast[old].square()) / 2).sqrt() + CONTRAST_FLOOR
             limit = (threshold * slack * scale).square() + ROUNDING
-            others = [described[old] for described in (grids[centre], mirrored)]
+            others = [described[old] for described in (grids[centre], *mirrored)]
             nearest = torch.full_like(limit, torch.inf)
             for other, shift in itertools.product(others, range(len(SHIFTS))):
                 torch.minimum(nearest, _squared_distances(grids[shift][new], other), out=nearest)
@@ -243,7 +249,7 @@ def _repeats_of_class(images: Pixels, threshold: float, device: torch.device) ->
             rows, columns = (place.cpu().numpy() for place in close.nonzero(as_tuple=True))
             later, earlier = new[rows], old[columns]
             later, earlier = later[earlier < later], earlier[earlier < later]
-            copies = _are_close(images, later, earlier, threshold, device)
+            copies = _are_close(images, later, earlier, flip, threshold, device)
             # by `later` ascending: whether `earlier` itself is a repeat is settled by then
             for i, j in zip(later[copies], earlier[copies], strict=True):
                 repeated[i] |= not repeated[j]
@@ -254,14 +260,24 @@ def _are_close(
     images: Pixels,
     left: npt.NDArray[np.int64],
     right: npt.NDArray[np.int64],
+    flip: bool,
     threshold: float,
     device: torch.device,
 ) -> npt.NDArray[np.bool_]:
     close = np.zeros(len(left), dtype=bool)
     for part in _slices(len(left), PAIR_VALUES // _values(images)):
         a, b = _floats(images[left[part]], device), _floats(images[right[part]], device)
-        close[part] = (torch.minimum(_pair_distance(a, b), _pair_distance(a, b.flip(3))) < threshold).cpu().numpy()
+        close[part] = (_best_distance(a, b, flip) < threshold).cpu().numpy()
     return close
+
+
+def _mirrorings(flip: bool) -> tuple[bool, ...]:
+    return (False, True) if flip else (False,)
+
+
+def _best_distance(a: Tensor, b: Tensor, flip: bool) -> Tensor:
+    best = _pair_distance(a, b)
+    return torch.minimum(best, _pair_distance(a, b.flip(3))) if flip else best
 
 
 def _pair_distance(a: Tensor, b: Tensor) -> Tensor:

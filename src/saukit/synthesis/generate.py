@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,12 +37,13 @@ from saukit.core.workspace import State, Workspace, prepare, reopen, require_mad
 from saukit.data.split import Split, load_split
 from saukit.synthesis.batch_size import find_batch_size
 from saukit.synthesis.cache import COMMAND, KIND
-from saukit.synthesis.config import SELECTION_FIELDS, SynthConfig
+from saukit.synthesis.candidates import AUDIT, GRID
+from saukit.synthesis.config import SELECTION_FIELDS, SynthConfig, as_options
 from saukit.synthesis.estimate import measure
 from saukit.synthesis.generators import DiffusionGenerator, open_folder, open_pipeline
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline
 from saukit.synthesis.scoring import TrainClassifier
-from saukit.synthesis.worker import AUDIT, GRID, Job, Worker, new_trainer, unfinished
+from saukit.synthesis.worker import Job, Worker, new_trainer, unfinished
 
 WAIT_SECONDS = 2.0
 
@@ -107,12 +109,15 @@ def synthesize(
             f"--force with --shard would remove what other jobs drew: remove {folder} yourself, then start all jobs"
         )
     with StopRequest() as stop:
-        lock = workspace.lock(folder) if job is None else _turn(workspace, folder, stop, reporter)
+        lock = workspace.lock(folder) if job is None else _turn(workspace, folder, config, job, stop, reporter)
         with lock:
             if job is None:
                 _refuse_beside_jobs(workspace)
             config = _with_batch_size(config, split, device, None if force else folder, reporter)
             plan = outline(config, split, device)
+            work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, job)
+            if force or not (folder / CONFIG_NAME).exists():
+                work.open()
             state = prepare(
                 folder,
                 plan.config,
@@ -127,7 +132,6 @@ def synthesize(
                     path.unlink()
                 manifest = read_manifest(folder, kind=KIND, verify=False)
                 return SynthesisResult(state, load_plan(folder, plan) or plan, manifest, folder)
-            work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, job)
             work.prepare()
             if job is None:
                 return SynthesisResult(state, work.plan, work.complete(), folder)
@@ -194,7 +198,9 @@ def refilter(
         _refuse_beside_jobs(workspace)
         plan = outline(config, split, device)
         old = load_config(SynthConfig, folder / CONFIG_NAME)
-        chosen = {name: getattr(plan.config, name) for name in SELECTION_FIELDS}
+        # No more images are drawn for rejected ones, so that max_tries goes with the last rule that rejects.
+        free = SELECTION_FIELDS if plan.config.rejects else (*SELECTION_FIELDS, "max_tries")
+        chosen = {name: getattr(plan.config, name) for name in free}
         if others := differences(dataclasses.replace(old, **chosen), plan.config):
             raise UsageError(
                 f"--refilter draws nothing, so it cannot change {'; '.join(others)}: "
@@ -276,7 +282,9 @@ def _trial(plan: SynthesisPlan, split: Split, device: torch.device, reporter: Re
 
 
 @contextlib.contextmanager
-def _turn(workspace: Workspace, folder: Path, stop: StopRequest, reporter: Reporter) -> Iterator[None]:
+def _turn(
+    workspace: Workspace, folder: Path, config: SynthConfig, job: Job, stop: StopRequest, reporter: Reporter
+) -> Iterator[None]:
     """The lock of `folder` when it is this job's turn: others may be training the generator that all of them use."""
     told = False
     while True:
@@ -291,7 +299,9 @@ def _turn(workspace: Workspace, folder: Path, stop: StopRequest, reporter: Repor
                 yield
                 return
         if stop.requested:
-            raise stop.interrupted("the same command")
+            # By its options: config.yaml may not be there yet, or may be another's.
+            options = [*as_options(config), "--shard", str(job), "-w", str(workspace.root)]
+            raise stop.interrupted(shlex.join([*COMMAND.split(), *options]))
         time.sleep(WAIT_SECONDS)
 
 

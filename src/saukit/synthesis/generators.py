@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from saukit.core.console import Reporter
     from saukit.data.split import Split
     from saukit.synthesis.imports import FolderGenerator
+    from saukit.synthesis.prompts import PromptBook
 
 Integers = npt.NDArray[np.int64]
 
@@ -109,12 +110,27 @@ def open_pipeline(config: SynthConfig, split: Split, device: torch.device, repor
         class_ids=None if config.class_ids is None else _numbers(Path(config.class_ids)),
         device=device,
     )
+    if idle := _idle_texts(config, book, generator.draws_from_prompts):
+        raise UsageError("; ".join(idle))
     if generator.draws_from_prompts and book.unclear:
         reporter.warn(
             f"the names of {', '.join(book.unclear)} do not say what these classes are: "
             "give --descriptions or --prompts for them"
         )
     return generator
+
+
+def _idle_texts(config: SynthConfig, book: PromptBook, draws_from_prompts: bool) -> list[str]:
+    """What was given and no prompt is made of, with the remedy."""
+    if not draws_from_prompts:
+        given = [name for name in ("prompts", "descriptions", "templates") if getattr(config, name) is not None]
+        why = f"is for pipelines that draw from text, and {config.model} draws from class numbers: leave it out"
+        return [f"{name} {why}" for name in given]
+    if config.templates is not None and config.prompts is not None and not book.templated:
+        return [
+            f"templates are for classes without prompts, and {config.prompts} has some for all: leave the templates out"
+        ]
+    return []
 
 
 def _numbers(path: Path) -> dict[str, int]:

@@ -3,8 +3,7 @@
 Any pipeline that diffusers' `AutoPipelineForText2Image` loads draws from prompts (`PromptBook`). A `DiTPipeline`
 (Peebles, Xie 2023, arXiv 2212.09748) draws from its own class numbers, found by the names it has for them or given.
 
-A model is a folder as diffusers saves it (`model_index.json` and a folder a component), or the id of one on the Hub.
-Only safetensors are read and no code that comes with a model is run: a pickle, too, is code.
+Its files are `saukit.synthesis.pipeline_files`'s.
 
 Each image has a CPU generator of its own, so in one dtype its starting noise is the same on every device and in every
 batch. The rest of its arithmetic is not: images of another batch size agree to rounding, not to the bit, and some
@@ -18,8 +17,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,18 +27,12 @@ import numpy.typing as npt
 import torch
 
 from saukit.core.artifacts import sha256_file
-from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
+from saukit.synthesis.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model, first_line
 from saukit.synthesis.prompts import PromptBook, describe_class_name
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-INDEX = "model_index.json"
-CLASS_CONDITIONAL = "DiTPipeline"
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_LOADED = (".json", ".txt", ".model", ".safetensors", ".jinja")  # of these a model is made
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 # What a user may set, and the argument of a pipeline's call that it becomes.
 _ARGUMENTS = {
     "negative_prompt": "negative_prompt",
@@ -239,142 +231,6 @@ class PipelineGenerator:
             raise UsageError(f"class_ids must be from 0 to {count - 1}, got {', '.join(map(str, wrong))}")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A pipeline's files. `name` is what the user gave; `revision` is the commit of a Hub model, else None."""
-
-    name: str
-    folder: Path
-    revision: str | None
-    index: Mapping[str, Any]
-
-    @property
-    def pipeline(self) -> str:
-        """The name of the class that diffusers saved it from."""
-        return str(self.index["_class_name"])
-
-    @property
-    def components(self) -> dict[str, str]:
-        """Each component that is there, and the library of its class."""
-        pairs = {name: pair for name, pair in self.index.items() if isinstance(pair, list) and len(pair) == 2}
-        return {name: library for name, (library, _) in pairs.items() if isinstance(library, str) and name[0] != "_"}
-
-    @property
-    def names(self) -> Mapping[str, Any]:
-        """A class-conditional model's own classes: number (as text) to names with commas between."""
-        names = self.index.get("id2label")
-        return names if isinstance(names, dict) else {}
-
-    @property
-    def digest(self) -> str:
-        """Identifies the weights and configuration.
-
-        A Hub model: SHA-256 of its id and commit, which vouch for its files. A folder: SHA-256 over the names and
-        hashes of every file in it that loading may read, each byte of it. So a Hub model and a copy of it in a folder
-        have different digests, and a folder's does not depend on where it lies.
-        """
-        if self.revision is not None:
-            return hashlib.sha256(f"{self.name}@{self.revision}".encode()).hexdigest()
-        files = {path.relative_to(self.folder).as_posix(): path for path in self.files(_LOADED)}
-        lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def files(self, suffixes: Sequence[str]) -> Iterator[Path]:
-        """The index and the files with these suffixes in the components' folders; a component without one lies in the
-        model's folder itself."""
-        yield self.folder / INDEX
-        folders = [self.folder / name for name in self.components]
-        if not all(map(Path.is_dir, folders)):
-            yield from (path for path in self.folder.iterdir() if path.suffix in suffixes and path.name != INDEX)
-        for folder in folders:
-            yield from (path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
-
-    @property
-    def variant(self) -> str | None:
-        """The variant, such as fp16, that a folder holds in place of plain weights; None if it has plain ones."""
-        variants: set[str] = set()
-        for name in self.components:
-            found = {match["variant"] for path in self._component(name) if (match := _WEIGHTS.fullmatch(path.name))}
-            if None not in found:
-                variants |= found
-        return variants.pop() if len(variants) == 1 else None
-
-    def check(self) -> None:
-        """Raises: DataError if a component has pickled weights alone, or code of its own."""
-        pickled, code = [], []
-        for name, library in self.components.items():
-            files = self._component(name)
-            suffixes = {path.suffix for path in files}
-            if suffixes.intersection(_PICKLED) and ".safetensors" not in suffixes:
-                pickled += [f"{name}/{path.name}" for path in files if path.suffix in _PICKLED]
-            if (self.folder / name / f"{library}.py").exists():
-                code.append(f"{name}/{library}.py")
-        if pickled:
-            raise DataError(
-                f"{self.name} has weights that are pickled alone ({', '.join(pickled)}), and a pickle can run code; "
-                "load it with diffusers where you trust it, and save it with save_pretrained, which writes safetensors"
-            )
-        if code:
-            raise DataError(f"{self.name} brings code of its own ({', '.join(code)}), which saukit does not run")
-
-    def _component(self, name: str) -> list[Path]:
-        folder = self.folder / name
-        return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def find_model(model: str) -> Model:
-    """The model in a folder, or on the Hub, from where it is fetched if it is not in the cache.
-
-    Raises: UsageError for what is neither a folder nor like an id, DataError for a folder that is no pipeline,
-    EnvironmentFault if it cannot be fetched.
-    """
-    folder, revision = Path(model).expanduser(), None
-    if folder.is_file():
-        raise UsageError(
-            f"model {model} is a file: give a folder with {INDEX}; diffusers makes one of a single checkpoint with "
-            "from_single_file and save_pretrained"
-        )
-    if not folder.is_dir():
-        if not _HUB_ID.fullmatch(model):
-            raise UsageError(f"no folder {model}: give a folder with {INDEX}, or a model's id such as owner/name")
-        folder = _fetch(model)
-        revision = folder.name  # the cache's snapshots/COMMIT
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index["_class_name"], str):
-            raise ValueError("its pipeline is code of its own, which saukit does not run")
-    except FileNotFoundError:
-        raise DataError(
-            f"{model} holds no {INDEX}, so it is no pipeline; give a folder as diffusers' save_pretrained writes it"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX} describes no pipeline: {error}; fetch the model again") from None
-    found = Model(model, folder, revision, index)
-    found.check()
-    return found
-
-
-def find_lora(lora: str) -> Path:
-    """The safetensors file that `lora` is, or the one in the folder that it is.
-
-    Raises: UsageError if there is none, or more than one.
-    """
-    path = Path(lora).expanduser()
-    if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        if path / LORA_FILE in found:
-            return path / LORA_FILE
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found)
-            raise UsageError(f"lora {lora} holds {len(found)} safetensors files ({names or 'none'}): name the file")
-        return found[0]
-    if not path.is_file():
-        raise UsageError(f"no LoRA weights {lora}: give a safetensors file, or a folder with one (download it first)")
-    if path.suffix != ".safetensors":
-        raise UsageError(f"lora {lora} is no safetensors file: saukit reads nothing else, since a pickle can run code")
-    return path
-
-
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that computes it natively, else float32.
 
@@ -437,24 +293,6 @@ def _normal(name: str) -> str:
     return describe_class_name(name.strip()).casefold()
 
 
-def _fetch(model: str) -> Path:
-    """The folder of a Hub model in the cache."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(model, use_safetensors=True))
-    except Exception as error:  # of diffusers, huggingface_hub, and its HTTP library, whichever that is
-        if "necessary `safetensors` weights" in str(error):
-            raise DataError(
-                f"{model} has no safetensors on the Hub, and saukit reads nothing else, since a pickle can run code; "
-                "load it with diffusers where you trust it, and save it with save_pretrained"
-            ) from error
-        raise EnvironmentFault(
-            f"model {model} is no folder here and cannot be fetched from the Hub ({_first_line(error)}); "
-            "give a local folder, or check its id, the network, HF_HUB_OFFLINE and, for a gated one, `hf auth login`"
-        ) from error
-
-
 def _load(model: Model, dtype: torch.dtype) -> Any:
     """The pipeline on the CPU."""
     import diffusers
@@ -479,7 +317,7 @@ def _load(model: Model, dtype: torch.dtype) -> Any:
                 f"pipeline, or a {CLASS_CONDITIONAL}"
             ) from error
         raise DataError(
-            f"model {model.name} does not load: {_first_line(error)}; save or fetch it again, and see that it loads "
+            f"model {model.name} does not load: {first_line(error)}; save or fetch it again, and see that it loads "
             "with diffusers"
         ) from error
 
@@ -492,11 +330,7 @@ def _add_lora(pipe: Any, path: Path, scale: float) -> None:
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: other shapes than the model's
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise DataError(f"LoRA weights {path} do not fit {type(pipe).__name__}: {_first_line(error)}") from error
+        raise DataError(f"LoRA weights {path} do not fit {type(pipe).__name__}: {first_line(error)}") from error
     if not added:  # weights for other layers: diffusers says so in its log, and draws on without them
         raise DataError(f"LoRA weights {path} fit no layer of {type(pipe).__name__}: give weights made for this model")
     pipe.set_adapters([name], [scale])
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -76,11 +76,11 @@ def open_judges(
         clip = ClipScorer(config.clip_model, book.lines, device)
         scores.append(Score(CLIP, f"{config.clip_model} {clip.revision} {book.digest}", clip.similarity))
     if config.audit or config.reject_copies or config.reject_repeats:
-        detector = CopyDetector(split.train.images, device=device)
-        found = detector
-        scores.append(
-            Score(COPY_DISTANCE, split.manifest.digest, lambda images, labels: found.nearest(images).distance)
-        )
+        found = detector = CopyDetector(split.train.images, flip=split.flip, device=device)
+        # The split's digest tells its `flip` too; the word tells these scores from those of a saukit that took a
+        # mirrored image for a copy everywhere.
+        digest = split.manifest.digest if split.flip else f"{split.manifest.digest} unmirrored"
+        scores.append(Score(COPY_DISTANCE, digest, lambda images, labels: found.nearest(images).distance))
     return Judges(tuple(scores), classifier, run, clip, detector)
 
 

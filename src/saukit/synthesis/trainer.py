@@ -138,7 +138,9 @@ class GeneratorTrainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
+        """Steps of the whole training; 0 where another workspace's generator draws."""
+        if self.config.model is not None:
+            return 0
         assert self.config.train_steps is not None
         return self.config.train_steps
 

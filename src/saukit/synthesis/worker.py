@@ -26,24 +26,21 @@ from saukit.core.artifacts import (
 )
 from saukit.core.console import Reporter, format_duration
 from saukit.core.device import Precision, describe_device
-from saukit.core.errors import DataError, SaukitError, UsageError
+from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.workspace import Workspace
-from saukit.data.split import Split, load_test
-from saukit.synthesis.audit import FeatureExtractor, audit_document, closest_pairs, save_closest_pairs
-from saukit.synthesis.cache import COMMAND, KIND, SELECTION_NAME, load_images, load_scores, save_selection, shard_path
+from saukit.data.split import Split
+from saukit.synthesis.cache import COMMAND, KIND, SELECTION_NAME, save_selection, shard_path
+from saukit.synthesis.candidates import AUDIT, CLOSEST, GRID, Candidates
 from saukit.synthesis.config import Preset, preset_values, smaller_preset
 from saukit.synthesis.diffusion import build_scheduler, build_unet
-from saukit.synthesis.duplicates import repeats
 from saukit.synthesis.estimate import TimeEstimate, measure
 from saukit.synthesis.filling import Filler
 from saukit.synthesis.generators import DiffusionGenerator, Grey, ImageGenerator, open_folder, open_pipeline
-from saukit.synthesis.grid import COLUMNS, save_grid, shown_classes
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan
 from saukit.synthesis.preflight import PREFLIGHT_NAME, preflight, warning
-from saukit.synthesis.scorers import inception_features
-from saukit.synthesis.scoring import COPY_DISTANCE, Judges, TrainClassifier, open_judges, rules_of
-from saukit.synthesis.selection import Selection, more_candidates, select
+from saukit.synthesis.scoring import Judges, TrainClassifier, open_judges
+from saukit.synthesis.selection import Selection, more_candidates
 from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, is_grey, read_checkpoint
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ WEIGHTS = "generator/unet/diffusion_pytorch_model.safetensors"
 GENERATOR_FILES = ("generator/unet/config.json", WEIGHTS, "generator/scheduler/scheduler_config.json")
 CHECKPOINT = "generator/checkpoint.pt"  # only while the work is unfinished
 TIMES = "generator/times*.json"  # likewise: seconds of sampling, a file a job
-GRID, AUDIT, CLOSEST, SOURCE = "samples.png", "audit.json", "closest.png", "source.json"
+SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,17 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.generator: ImageGenerator | None = None
+        self._trainer: GeneratorTrainer | None = None  # of the generator, where that is the split's own
         self._capacity: npt.NDArray[np.int64] | None = None  # images of each class that there are to be had
         self._judges: Judges | None = None
+        self._is_open = False
 
     @property
     def resume_command(self) -> str:
         """What continues after a stop."""
-        way = "--resume" if self.job is None else f"--shard {self.job}"
-        config, root = shlex.quote(str(self.folder / CONFIG_NAME)), shlex.quote(str(self.workspace.root))
-        return f"{COMMAND} {way} --config {config} -w {root}"
+        way = ["--resume"] if self.job is None else ["--shard", str(self.job)]
+        config = str(self.folder / CONFIG_NAME)
+        return shlex.join([*COMMAND.split(), *way, "--config", config, "-w", str(self.workspace.root)])
 
     @property
     def judges(self) -> Judges:
@@ -114,29 +113,47 @@ class Worker:
             self._judges = open_judges(self.plan.config, self.workspace, self.split, self.device, self.train_classifier)
         return self._judges
 
+    def open(self) -> None:
+        """Begin the plan if that is still to do, and open what draws and what judges; writes nothing to the folder.
+
+        What is missing is told here: before the hours of a training, before there is anything to clear away, and
+        before --force removes an earlier cache.
+        Raises: EnvironmentFault if the disk will not do; as `open_folder`, `open_pipeline` and `open_judges`.
+        """
+        config = self.plan.config
+        if config.generator == "folder":
+            source = open_folder(config, self.split, self.reporter)
+            self.generator, self._capacity = source, source.capacity
+        if not self.plan.rounds:
+            self.plan = begin(self.plan, capacity=self._capacity)
+        self._announce()
+        _ = self.judges
+        if config.generator == "pipeline":
+            self.generator = open_pipeline(config, self.split, self.device, self.reporter)
+        elif config.generator == "diffusion":
+            self._trainer = new_trainer(self.plan, self.split, self.device)
+            if config.model is not None:
+                self._trainer.adopt(Path(config.model))
+        if self.generator is not None and is_grey(self.split.train.images):
+            self.generator = Grey(self.generator)
+        self._is_open = True
+
     def prepare(self) -> None:
         """Get the generator and the judges, freeze the plan, and look at a few images of each class."""
-        plan, folder = self.plan, self.folder
-        found = load_plan(folder, plan)
-        if found is not None and found.closed:
+        folder = self.folder
+        found = load_plan(folder, self.plan)
+        if found is not None:
             self.plan = found
-            return
-        if plan.config.generator == "folder":
-            source = open_folder(plan.config, self.split, self.reporter)
-            self.generator, self._capacity = source, source.capacity
-        self.plan = begin(plan, capacity=self._capacity) if found is None else found
-        self._announce()
-        _ = self.judges  # before the hours of a training: what is missing is told now
-        if plan.config.generator == "pipeline":
-            self.generator = open_pipeline(plan.config, self.split, self.device, self.reporter)
-        elif plan.config.generator == "diffusion":
-            self.generator = self._trained()
-        if plan.config.generator != "diffusion" and self.generator is not None and is_grey(self.split.train.images):
-            self.generator = Grey(self.generator)
+            if found.closed:
+                return
+        if not self._is_open:
+            self.open()
+        if self._trainer is not None:
+            self.generator = self._trained(self._trainer)
         self._note_source()
         if found is None:
             self.plan.save(folder)
-        if plan.config.preflight and not (folder / PREFLIGHT_NAME).exists():
+        if self.plan.config.preflight and not (folder / PREFLIGHT_NAME).exists():
             self._preflight()
 
     def _note_source(self) -> None:
@@ -171,13 +188,14 @@ class Worker:
     def complete(self) -> Manifest:
         """Draw what is not there yet, choose, look at what is kept, and vouch for it."""
         folder = self.folder
-        selection = self._select()
+        candidates, selection = self._select()
         save_selection(folder, selection.reasons)
-        self._save_grid(selection)
-        summary = self._summary(selection)
+        candidates.save_grid(selection)
+        summary = candidates.summary(selection, self._source())
         extra = []
         if self.plan.config.audit:
-            self._audit(selection)
+            self.reporter.say("auditing what is kept")
+            candidates.audit(selection)
             extra += [AUDIT, CLOSEST]
         else:
             for name in (AUDIT, CLOSEST):
@@ -198,15 +216,16 @@ class Worker:
             path.unlink()
         return manifest
 
-    def _select(self) -> Selection:
+    def _select(self) -> tuple[Candidates, Selection]:
         """Every round: its shards, then the choice; until the target is met, the cap reached or the plan closed."""
         while True:
             plan = self.plan
             filler = self._filler()
             for part in plan.rounds:
                 filler.fill(part, part.shards)
-            selection = self._chosen()
-            kept = _counts(plan.labels[selection.kept], plan)
+            candidates = Candidates(self.workspace, self.folder, plan, self.split, self.judges, self.device)
+            selection = candidates.choose()
+            kept = candidates.kept_counts(selection)
             further = more_candidates(
                 plan.wanted,
                 plan.generated,
@@ -222,36 +241,22 @@ class Worker:
             self.reporter.say(
                 f"{plan.total - int(kept.sum()):,} of {plan.total:,} images rejected; drawing {further.sum():,} more"
             )
-        self._tell_rejected(selection, kept)
-        return selection
+        if (text := candidates.shortage(selection)) is not None:
+            self.reporter.warn(text)
+        return candidates, selection
 
-    def _chosen(self) -> Selection:
-        plan, config, folder = self.plan, self.plan.config, self.folder
-        rules = rules_of(config)
-        names = [*rules.needed_scores, *([COPY_DISTANCE] if config.reject_copies else [])]
-        scores = load_scores(folder, plan, names)
-        is_copy = None
-        if config.reject_copies:
-            assert self.judges.detector is not None
-            is_copy = scores.pop(COPY_DISTANCE) < self.judges.detector.threshold
-        detector = self.judges.detector
-
-        def repeated(eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-            assert detector is not None
-            found = np.zeros(len(eligible), dtype=np.bool_)
-            rows = np.flatnonzero(eligible)
-            images = load_images(folder, plan, rows)
-            found[rows] = repeats(images, plan.labels[rows], threshold=detector.threshold, device=self.device)
-            return found
-
-        return select(
-            plan.labels,
-            plan.wanted,
-            scores,
-            rules,
-            is_copy=is_copy,
-            repeats=repeated if config.reject_repeats else None,
-        )
+    def _source(self) -> dict[str, Any]:
+        """What source.json keeps of what drew the images, brought up to date."""
+        path = self.folder / SOURCE
+        source: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if self.generator is not None:  # once more: some of it shows only when images have been drawn
+            source["description"] = self.generator.description
+        seconds = sum(float(json.loads(times.read_text("utf-8"))["seconds"]) for times in self.folder.glob(TIMES))
+        if seconds:  # not for a choice among images that were drawn earlier
+            rate = round(self.plan.total / seconds, 2)
+            source |= {"sample_seconds": round(seconds, 1), "images_per_second": rate}
+        write_json(path, source)
+        return source
 
     def _filler(self) -> Filler:
         times = "times.json" if self.job is None else f"times-{self.job.name}.json"
@@ -288,14 +293,11 @@ class Worker:
             unet = build_unet(_preset(plan), plan.image_size, len(plan.classes), plan.config.seed)
         return int(10 * 4 * sum(weight.numel() for weight in unet.parameters()))
 
-    def _trained(self) -> DiffusionGenerator:
+    def _trained(self, trainer: GeneratorTrainer) -> DiffusionGenerator:
         """The split's own diffusion model after its training, which is done now, continued, or done already."""
         plan, folder = self.plan, self.folder
-        trainer = new_trainer(plan, self.split, self.device)
         state = read_checkpoint(folder / CHECKPOINT, self.device)
-        if plan.config.model is not None:
-            trainer.adopt(Path(plan.config.model))
-        elif state is not None:
+        if state is not None:
             trainer.load(state)
             self.reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
         if not trainer.done:
@@ -335,108 +337,6 @@ class Worker:
             self.reporter.warn(text)
         write_json(self.folder / PREFLIGHT_NAME, document)
 
-    def _tell_rejected(self, selection: Selection, kept: npt.NDArray[np.int64]) -> None:
-        plan = self.plan
-        if not kept.any():
-            raise SaukitError(
-                f"the filters rejected all {plan.total:,} candidates: choose again from the same candidates with "
-                "`saukit synth --refilter` and looser rules (--min-confidence, --min-clip, --no-reject-copies)"
-            )
-        short = [
-            f"{name} {have:,} of {want:,}"
-            for name, have, want in zip(plan.classes, kept.tolist(), plan.wanted.tolist(), strict=True)
-            if have < want
-        ]
-        if short:
-            self.reporter.warn(
-                f"not all that was wanted is there ({', '.join(short)}): loosen the filters, or allow more candidates "
-                "an image with --max-tries"
-            )
-
-    def _save_grid(self, selection: Selection) -> None:
-        plan, train = self.plan, self.split.train
-        rows = shown_classes(len(plan.classes))
-        wanted = {c: np.flatnonzero(selection.kept & (plan.labels == c))[:COLUMNS] for c in rows}
-        shown = load_images(self.folder, plan, np.concatenate([wanted[c] for c in rows]))
-        ends = np.cumsum([len(wanted[c]) for c in rows])
-        synthetic = {c: shown[end - len(wanted[c]) : end] for c, end in zip(rows, ends.tolist(), strict=True)}
-        save_grid(
-            self.folder / GRID,
-            plan.classes,
-            plan.real_counts,
-            _counts(plan.labels[selection.kept], plan),
-            lambda c: train.images[np.flatnonzero(train.labels == c)[:COLUMNS]],
-            lambda c: synthetic[c],
-        )
-
-    def _audit(self, selection: Selection) -> None:
-        """Look at what is kept; the test images are read here, when nothing can be chosen any more."""
-        plan, train, test = self.plan, self.split.train, load_test(self.workspace)
-        judges = self.judges
-        assert judges.classifier is not None and judges.detector is not None
-        rows = np.flatnonzero(selection.kept)
-        images = load_images(self.folder, plan, rows)
-        nearest = judges.detector.nearest(images)
-        extractors: list[FeatureExtractor] = [judges.classifier]
-        if plan.config.inception is not None:
-            extractors.append(inception_features(Path(plan.config.inception), self.device))
-        self.reporter.say("auditing what is kept")
-        document = audit_document(
-            classes=plan.classes,
-            real_images=train.images,
-            real_labels=train.labels,
-            test_images=test.images,
-            test_labels=test.labels,
-            images=images,
-            labels=plan.labels[rows],
-            generated_counts=plan.generated,
-            wanted_counts=plan.wanted,
-            rejected=selection.rejected_counts(plan.labels, len(plan.classes)),
-            extractors=extractors,
-            detector=judges.detector,
-            nearest=nearest,
-            device=self.device,
-        )
-        document["classifier_run"] = judges.classifier_run
-        document["classifier_also_filters"] = "classifier" in plan.config.filters
-        write_json(self.folder / AUDIT, document)
-        save_closest_pairs(
-            self.folder / CLOSEST,
-            closest_pairs(nearest, judges.detector),
-            images=images,
-            labels=plan.labels[rows],
-            real_images=train.images,
-            real_labels=train.labels,
-            classes=plan.classes,
-            threshold=judges.detector.threshold,
-        )
-
-    def _summary(self, selection: Selection) -> dict[str, Any]:
-        plan = self.plan
-        seconds = sum(float(json.loads(path.read_text("utf-8"))["seconds"]) for path in self.folder.glob(TIMES))
-        kept = _counts(plan.labels[selection.kept], plan)
-        rejected = selection.rejected_counts(plan.labels, len(plan.classes))
-        source = json.loads((self.folder / SOURCE).read_text("utf-8"))
-        if self.generator is not None:  # once more: some of it shows only when images have been drawn
-            source["description"] = self.generator.description
-        if seconds:  # not for a choice among images that were drawn earlier
-            source |= {"sample_seconds": round(seconds, 1), "images_per_second": round(plan.total / seconds, 2)}
-        write_json(self.folder / SOURCE, source)
-        return {
-            "images": int(kept.sum()),
-            "images_per_class": dict(zip(plan.classes, kept.tolist(), strict=True)),
-            "real_per_class": dict(zip(plan.classes, plan.real_counts.tolist(), strict=True)),
-            "per_class_target": plan.config.per_class_target,
-            "candidates": plan.total,
-            "rejected": {reason: int(counts.sum()) for reason, counts in rejected.items()},
-            "rounds": len(plan.rounds),
-            "shards": plan.shard_count,
-            "classifier": self.judges.classifier_run,
-            "sample_seconds": source.get("sample_seconds"),
-            "images_per_second": source.get("images_per_second"),
-            "generator": source["description"],
-        }
-
 
 def save_generator(folder: Path, unet: UNet2DModel) -> None:
     """Write `unet` and the scheduler so that diffusers loads them, flushed to disk."""
@@ -468,7 +368,3 @@ def new_trainer(plan: SynthesisPlan, split: Split, device: torch.device) -> Gene
 def _preset(plan: SynthesisPlan) -> Preset:
     assert plan.config.preset != "auto"
     return preset_values(plan.config.preset, plan.image_size)
-
-
-def _counts(labels: npt.NDArray[np.int64], plan: SynthesisPlan) -> npt.NDArray[np.int64]:
-    return np.bincount(labels, minlength=len(plan.classes)).astype(np.int64)
