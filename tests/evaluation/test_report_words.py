@@ -43,6 +43,8 @@ def method(label: str, *accuracies: float, synthetic: bool = False, few: float |
          "the interval includes zero, so this may be chance."),
         ((0.95,), (0.90,), "unclear", "+5.0 points of balanced accuracy with synthetic images, but one seed cannot",
          "with one seed there is no interval."),
+        ((0.95, 0.93), (0.90, 0.88), "unclear", "+5.0 points of balanced accuracy with synthetic images, but equal",
+         "with equal differences at 2 seeds there is no interval."),
     ],
 )  # fmt: skip
 def test_the_answer_follows_the_interval(

@@ -18,7 +18,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences over `seeds` pairs and its interval, which one pair does not give."""
+    """The mean of paired differences over `seeds` pairs and its interval.
+
+    There is none for one pair, nor where all differences are equal: accuracies are counts of images, which a few seeds
+    share by chance, and a spread of zero would then pass for certainty.
+    """
 
     mean: float
     low: float | None
@@ -58,8 +62,8 @@ def paired_difference(
     if not differences:
         return None
     centre, seeds = float(np.mean(differences)), len(differences)
-    if seeds == 1:
+    # Equal but for rounding: 0.96 - 0.95 and 0.93 - 0.92 are no two numbers of images.
+    if np.ptp(differences) <= 1e-9:
         return Difference(centre, None, None, seeds)
-    # Not t.interval, which is nan where all differences are equal: the interval is that one number.
     half = float(t.ppf(0.5 + confidence / 2, seeds - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(seeds)
     return Difference(centre, centre - half, centre + half, seeds)

@@ -199,7 +199,7 @@ def _headline(found: Difference | None) -> str:
         return "No seed was trained both with and without synthetic images: nothing can be said of their worth"
     change = f"{points(found.mean)} points of balanced accuracy"
     if found.low is None:
-        return f"{change} with synthetic images, but one seed cannot tell that from chance"
+        return f"{change} with synthetic images, but {_why_no_interval(found)} cannot tell that from chance"
     if not found.clear_of_zero:
         return f"No clear effect of synthetic images: {change}, and the interval includes zero"
     return f"Synthetic images helped: {change}" if found.mean > 0 else f"Synthetic images did not help: {change}"
@@ -214,13 +214,17 @@ def _sentence(name: str, measure: str, verdict: Verdict, confidence: float) -> s
         f"{format_share(verdict.theirs.mean[measure])} %, {points(found.mean)} points"
     )
     if found.low is None:
-        return f"{text}; with one seed there is no interval."
+        return f"{text}; with {_why_no_interval(found)} there is no interval."
     text += (
         f" ({100 * confidence:g} % interval {points(found.low)} to {points(found.high)}, {found.seeds} seeds, paired)"
     )
     if not found.clear_of_zero:
         return f"{text}: the interval includes zero, so this may be chance."
     return f"{text}: a clear {'gain' if found.mean > 0 else 'loss'}."
+
+
+def _why_no_interval(found: Difference) -> str:
+    return "one seed" if found.seeds == 1 else f"equal differences at {found.seeds} seeds"
 
 
 def _over(method: Method) -> str:
