@@ -121,6 +121,7 @@ class MaskedStep:
         self.scaler = self.precision.scaler()
         self.generator = torch_generator(plan.config.seed, "benchmark-step", device=plan.device)
         self.logit_offsets = torch.zeros(plan.split.num_classes, device=plan.device)
+        self.class_counts = torch.ones(plan.split.num_classes, device=plan.device)  # which SAU does not read
         self.losses: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> None:
@@ -130,7 +131,9 @@ class MaskedStep:
             views=self.views,  # type: ignore[arg-type]
             precision=self.precision,
             logit_offsets=self.logit_offsets,
+            class_counts=self.class_counts,
             synthetic_weight=1.0,
+            second_stage=False,
             prototypes=self.prototypes,
             noise=self.plan.config.noise,
             temperature=self.plan.config.temperature,

@@ -463,7 +463,9 @@ def check_against_saukit(
         views=PreparedViews(views),  # type: ignore[arg-type]
         precision=Precision("off", "cpu"),
         logit_offsets=torch.zeros(num_classes),
+        class_counts=torch.ones(num_classes),  # which SAU does not read
         synthetic_weight=1.0,
+        second_stage=False,
         prototypes=prototypes,
         noise=noise,
         temperature=0.1,

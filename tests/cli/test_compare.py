@@ -35,7 +35,11 @@ def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
         assert re.match(rf"{re.escape(expected)}: balanced \d+\.\d, few \d+\.\d, \d+ s", line), line
     assert re.search(r"│ sau\+synth +│( +\d+\.\d ± \d+\.\d │){6}", outcome.out)
     assert (
-        len(re.findall(r"│ sau\+synth │ \S+ +│ +\S+ │ +\S+ to \S+ │ +(?:no|yes, higher|yes, lower) │", outcome.out))
+        len(
+            re.findall(
+                r"│ sau\+synth │ \S+ +│ +\S+ │ +(?:-|\S+ to \S+) │ +(?:-|no|yes, higher|yes, lower) │", outcome.out
+            )
+        )
         == 6
     )
     assert "last step (4 runs); test images chose none, and each run was evaluated on them once" in outcome.out
