@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter, format_duration
-from saukit.core.device import Precision, describe_device, peak_flops
+from saukit.core.device import Precision, describe_device, peak_flops, peak_memory, reset_peak_memory, synchronise
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
@@ -38,6 +36,7 @@ from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
 from saukit.training.stepper import StepInputs, Stepper
 from saukit.training.throughput import step_flops
+from saukit.training.wording import describe_line, describe_loss, long_run_warning
 
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
@@ -92,6 +91,7 @@ def fit(
             manifest = read_complete(folder)
             (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
         else:
+            reset_peak_memory(device)
             trainer = Trainer(plan)
             trainer.announce(reporter)
             if (folder / CHECKPOINT_NAME).exists():
@@ -106,11 +106,11 @@ def estimate_seconds(plan: TrainingPlan, *, measured_steps: int = 3) -> float:
     trainer = Trainer(plan)
     preparation = trainer.prepare()
     trainer.advance()
-    _synchronise(plan.device)
+    synchronise(plan.device)
     started = time.monotonic()
     for _ in range(measured_steps):
         trainer.advance()
-    _synchronise(plan.device)
+    synchronise(plan.device)
     return preparation + (time.monotonic() - started) / measured_steps * plan.total_steps
 
 
@@ -180,7 +180,7 @@ class Trainer:
         others = StepInputs(self.order.batch(self.step_count + 1), inputs.prototypes, inputs.seed + 1)
         with _compiler_faults():
             self.stepper.warm_up(inputs, others, required(self.plan.config.lr))
-        _synchronise(self.plan.device)
+        synchronise(self.plan.device)
         return time.monotonic() - started
 
     def advance(self) -> None:
@@ -196,7 +196,7 @@ class Trainer:
 
     def run(self, folder: Path, workspace: Workspace, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
-        plan, total = self.plan, self.plan.total_steps
+        plan, config, total = self.plan, self.plan.config, self.plan.total_steps
         log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count, tensorboard=tensorboard)
         validate_every = max(1, min(self.order.steps_per_epoch, total // 10))
         preparation = self.prepare()
@@ -220,13 +220,13 @@ class Trainer:
                     self.seconds = seconds_before + now - started
                     rate = (done - first_step) * self.order.batch_size / (now - started)
                     log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
-                    note = f"{_describe_line(line)}  {rate:,.0f} images/s"
+                    note = f"{describe_line(line)}  {rate:,.0f} images/s"
                     if (share := self._share_of_peak(rate)) is not None:
                         note += f"  {100 * share:.0f}% of peak"
                 progress.update(done, note)
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
                     warned = True
-                    reporter.warn(self._long_run_warning(progress.eta_seconds or 0.0))
+                    reporter.warn(long_run_warning(config, plan.device, progress.eta_seconds or 0.0))
                 if not last and (stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.seconds = seconds_before + time.monotonic() - started
                     log.sync()
@@ -268,7 +268,7 @@ class Trainer:
         plan, config = self.plan, self.plan.config
         synthetic = 0 if plan.cache is None else len(plan.cache.labels)
         reporter.say(
-            f"training {plan.name}: {_describe_loss(config)}, preset {config.preset}, {config.backbone} "
+            f"training {plan.name}: {describe_loss(config)}, preset {config.preset}, {config.backbone} "
             f"({count_parameters(self.network) / 1e6:.2f} M parameters), {self.mixture.real_count:,} real + "
             f"{synthetic:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
             f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views an image), "
@@ -388,12 +388,6 @@ class Trainer:
             self._image_flops = step / self.order.batch_size
         return images_per_second * self._image_flops / self._peak_flops
 
-    def _long_run_warning(self, seconds: float) -> str:
-        advice = "`--preset small` trains a smaller network for a fixed number of steps"
-        if self.plan.config.preset == "small":
-            advice = "give fewer --steps, or a GPU"
-        return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
-
     def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan = self.plan
         rate = self.step_count * self.order.batch_size / max(self.seconds, 1e-9)
@@ -422,7 +416,7 @@ class Trainer:
                 "compile_seconds": round(preparation, 1) if preparation else None,
                 "images_per_second": round(rate, 1),
                 "share_of_peak": self._share_of_peak(rate),
-                "peak_memory_bytes": _peak_memory(plan.device),
+                "peak_memory_bytes": peak_memory(plan.device),
             },
             device=describe_device(plan.device),
         )
@@ -442,26 +436,6 @@ def resume_command(plan: TrainingPlan, workspace: Workspace) -> str:
     return shlex.join(command)
 
 
-def _describe_loss(config: TrainConfig) -> str:
-    parts: list[str] = [config.method]
-    if config.prior_correction is not None:
-        parts.append(f"prior correction {config.prior_correction:g}")
-    if config.synthetic_weight != 1:
-        parts.append(f"synthetic weight {config.synthetic_weight:g}")
-    if config.real_finish:
-        parts.append(f"the last {100 * config.real_finish:g}% of the steps on real images alone")
-    return ", ".join(parts)
-
-
-def _describe_line(line: dict[str, Any]) -> str:
-    parts = [f"{name} {value:.3f}" for name, value in line["losses"].items()]
-    if line.get("trusted_share") is not None:
-        parts.append(f"trusted {100 * line['trusted_share']:.0f}%")
-    if "val_balanced_accuracy" in line:
-        parts.append(f"val {100 * line['val_balanced_accuracy']:.1f}")
-    return "  ".join(parts)
-
-
 @contextlib.contextmanager
 def _compiler_faults() -> Iterator[None]:
     try:
@@ -472,16 +446,3 @@ def _compiler_faults() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise EnvironmentFault(f"torch.compile failed ({reason}): train with --no-compile") from error
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what torch allocated at most, else the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
