@@ -504,16 +504,22 @@ def test_comparisons_damaged_or_of_another_split(report_work: Path, tmp_path: Pa
     assert "comparison" not in page.attributes("id")
 
 
+def test_the_best_method_of_a_comparison_comes_first(report_work: Path) -> None:
+    document = json.loads((report_work / "comparisons" / "main" / "compare.json").read_text())
+    means = {method["label"]: method["mean"]["balanced_accuracy"] for method in document["methods"]}
+    shown = [series.label for series in collect(ReportConfig(), Workspace(report_work)).series]
+    assert shown[: len(means)] == sorted(means, key=lambda label: -means[label])
+    assert shown[: len(means)] != list(means)  # the order of the document is another here
+
+
 def test_a_run_made_anew_since_the_comparison_is_no_part_of_it(report_work: Path, tmp_path: Path) -> None:
     work = shutil.copytree(report_work, tmp_path / "work")
     workspace, other = Workspace(work), tiny(steps=5, synthetic=False)
     fit(other, workspace, name="ce", device=CPU, force=True, resume=False, reporter=QUIET)
     evaluate(EvalConfig(run="ce"), workspace, device=CPU, force=False, reporter=QUIET)
     contents = collect(ReportConfig(), workspace)
-    assert [(series.label, [run.seed for run in series.runs]) for series in contents.series][:2] == [
-        ("ce", [1]),
-        ("sau+synth", [0, 1]),
-    ]
+    compared = {series.label: [run.seed for run in series.runs] for series in contents.series[:2]}
+    assert compared == {"ce": [1], "sau+synth": [0, 1]}
     others = {series.label: [run.config["steps"] for run in series.runs] for series in contents.series[2:]}
     assert others == {"extra": [30], "ce (not compared)": [5]}
 
@@ -538,7 +544,8 @@ def test_more_methods_than_the_page_holds_are_listed(
     assert "extra: more than 2 methods: saukit report --runs extra" in page.text
     monkeypatch.setattr(collecting, "MOST_RUNS", 4)
     monkeypatch.setattr(collecting, "MOST_SERIES", 12)
-    assert "extra: more than 4 runs: saukit report --runs extra" in written(report_work, tmp_path / "s.html").text
+    text = written(report_work, tmp_path / "s.html").text
+    assert "extra: more than 4 runs, the best methods come first: saukit report --runs extra" in text
 
 
 def test_runs_trained_on_another_cache_are_marked(report_work: Path, tmp_path: Path) -> None:

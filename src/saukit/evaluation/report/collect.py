@@ -175,7 +175,7 @@ def _runs(
     comparison: Comparison | None,
     left_out: list[LeftOut],
 ) -> list[Run]:
-    """The runs to show: those asked for; or those of the comparison and the evaluated ones, the latest first."""
+    """The runs to show: those asked for; or those of the comparison, the best methods first, then the latest."""
     names = workspace.run_names()
     if config.runs is not None:
         missing = [name for name in config.runs if name not in names]
@@ -185,10 +185,11 @@ def _runs(
                 f"({_known('runs', names)})"
             )
         return [_read_run(workspace, name, split) for name in config.runs]
-    compared = [] if comparison is None else comparison.document["methods"]
+    compared = [] if comparison is None else sorted(comparison.document["methods"], key=_by_balanced_accuracy)
     first = [run["name"] for method in compared for run in method["runs"] if run["name"] in names]
     runs: list[Run] = []
     unevaluated: list[Run] = []
+    too_many: list[str] = []
     for name in [*first, *(name for name in reversed(names) if name not in first)]:
         try:
             run = _read_run(workspace, name, split)
@@ -198,13 +199,21 @@ def _runs(
         if run.results is None:
             unevaluated.append(run)
         elif len(runs) == MOST_RUNS:
-            left_out.append(LeftOut(name, f"more than {MOST_RUNS} runs: saukit report --runs {name}"))
+            too_many.append(name)
         else:
             runs.append(run)
     if not runs:
         return unevaluated[:MOST_RUNS]
+    if too_many:
+        text = ", ".join(too_many[:3]) + (", ..." if len(too_many) > 3 else "")
+        reason = f"more than {MOST_RUNS} runs, the best methods come first: saukit report --runs {too_many[0]}"
+        left_out.append(LeftOut(text, reason))
     left_out.extend(LeftOut(run.name, f"not evaluated: saukit eval --run {run.name}") for run in unevaluated)
     return runs
+
+
+def _by_balanced_accuracy(method: dict[str, Any]) -> float:
+    return -float(method["mean"]["balanced_accuracy"] or 0.0)
 
 
 def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
