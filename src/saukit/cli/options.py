@@ -65,7 +65,7 @@ def build_config(
     given by options of other names.
     Raises: UsageError for a bad file or a value of the wrong type.
     """
-    names = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     given = {name: value for name, value in context.params.items() if name in names and was_given(context, name)}
     base: Config = config_type() if file is None else load_config(config_type, file)
     gone = {field for name in given for field in (displaces or {}).get(name, ())}

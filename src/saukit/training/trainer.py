@@ -286,7 +286,7 @@ class Trainer:
         in_second = stage is not None and step >= self.plan.first_stage_steps
         if stage is not None and in_second and stage.class_balanced:
             self._last_order = order = self._last_order or self._order(class_balanced=True)
-        elif step >= self.plan.mixed_steps:
+        elif self.plan.config.real_finish and step >= self.plan.mixed_steps:
             self._last_order = order = self._last_order or self._order(real_only=True)
         return StepInputs(order.batch(step), self.prototypes, seed, second_stage=in_second)
 
