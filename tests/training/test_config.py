@@ -181,14 +181,14 @@ def test_a_finish_on_real_images_needs_synthetic_ones_and_a_method_that_counts_r
         "real_finish 0.5 leaves synthetic images out of the last steps, and this run has none: "
         "use --synthetic, or --real-finish 0"
     )
-    if method in ("ce", "mixup-cutmix", "sau", "sau-aware"):
+    if method in ("ce", "mixup-cutmix", "sau", "sau-aware", "class-balanced"):
         assert resolved(config, cache_exists=True).real_finish == 0.5
         return
     with pytest.raises(UsageError) as caught:
         resolved(config, cache_exists=True)
     assert str(caught.value) == (
         f"{method} counts the mixed training set to the end and takes no real_finish, got 0.5: "
-        "use one of sau, sau-aware, mixup-cutmix, ce"
+        "use one of sau, sau-aware, mixup-cutmix, ce, class-balanced"
     )
 
 

@@ -200,6 +200,25 @@ def test_batches_of_real_images_alone_are_permutations_of_those() -> None:
     assert BatchOrder(numbered(20), 16, seed=0, real_only=True).batch_size == 10
 
 
+def test_class_balanced_batches_of_real_images_alone() -> None:
+    """60, 30, 9 and 1 real images, and as many synthetic ones of the last three classes as make them 60."""
+    tail = long_tailed()
+    labels = torch.cat((tail.labels, torch.tensor([1] * 30 + [2] * 51 + [3] * 59)))
+    mixture = replace(
+        tail,
+        images=labels.to(torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2),
+        labels=labels,
+        synthetic=torch.arange(240) >= 100,
+        class_counts=torch.full((4,), 60.0),
+    )
+    order = BatchOrder(mixture, 20, seed=0, class_balanced=True, real_only=True)
+    rows = torch.cat([order._rows(step)[1].flatten() for step in range(300)])
+    assert set(rows.tolist()) == set(range(100))
+    drawn = torch.bincount(labels[rows]).double()
+    assert float(drawn.max() / drawn.min()) < 1.15
+    assert not order.batch(7).synthetic.any()
+
+
 def test_a_batch_holds_what_belongs_together() -> None:
     batch = BatchOrder(numbered(64), 16, seed=0).batch(2)
     assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)

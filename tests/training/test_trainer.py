@@ -250,6 +250,17 @@ def test_a_finish_on_real_images_begins_where_it_should_and_changes_nothing_befo
     assert torch.equal(plain.stepper.logit_offsets, finish.stepper.logit_offsets)
 
 
+def test_class_balanced_sampling_finishes_on_real_images_class_balanced(work: Path) -> None:
+    config = tiny(method="class-balanced", synthetic=True, steps=200, batch_size=32, real_finish=0.5)
+    trainer = Trainer(plan_of(work, config))
+    batches = [trainer._inputs(step).batch for step in range(200)]
+    assert any(bool(batch.synthetic.any()) for batch in batches[:100])
+    assert not any(bool(batch.synthetic.any()) for batch in batches[100:])
+    for half in (batches[:100], batches[100:]):
+        counts = torch.bincount(torch.cat([batch.labels for batch in half])).double()
+        assert float(counts.max() / counts.min()) < 1.5
+
+
 def test_a_finish_on_real_images_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(work, tiny(synthetic=True, prior_correction=1.0, real_finish=0.5), reporter=Reporter())
     assert run.name == "ce+synth-prior1-finish0.5"

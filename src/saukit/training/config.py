@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 # The others have a remedy for the imbalance of their own, by their definition from the mixed training set.
 TAKES_PRIOR: tuple[Method, ...] = ("sau", "sau-aware", "mixup-cutmix", "ce")
+TAKES_REAL_FINISH: tuple[Method, ...] = (*TAKES_PRIOR, "class-balanced")  # the others count the mixed training set
 TWO_STAGES: tuple[Method, ...] = ("ldam-drw", "crt")
 
 
@@ -193,10 +194,10 @@ def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) 
             f"real_finish {finish} leaves synthetic images out of the last steps, and this run has none: "
             "use --synthetic, or --real-finish 0"
         )
-    elif finish and config.method not in TAKES_PRIOR:
+    elif finish and config.method not in TAKES_REAL_FINISH:
         problems.append(
             f"{config.method} counts the mixed training set to the end and takes no real_finish, got {finish}: "
-            f"use one of {', '.join(TAKES_PRIOR)}"
+            f"use one of {', '.join(TAKES_REAL_FINISH)}"
         )
     if config.backbone is not None and config.backbone not in BACKBONES:
         problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")

@@ -123,14 +123,13 @@ class BatchOrder:
 
     `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
     2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
-    `real_only` leaves the synthetic images out, and not both together.
+    `real_only` leaves the synthetic images out.
     The orders are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
     """
 
     def __init__(
         self, mixture: Mixture, batch_size: int, seed: int, *, class_balanced: bool = False, real_only: bool = False
     ) -> None:
-        assert not (class_balanced and real_only)
         self.mixture = mixture
         self._count = mixture.real_count if real_only else len(mixture)  # the real ones come first
         self.batch_size = min(batch_size, self._count)
@@ -138,7 +137,8 @@ class BatchOrder:
         self._seed = seed
         self._by_class: Tensor | None = None
         if class_balanced:
-            self._by_class = mixture.labels.cpu().argsort(stable=True)
+            self._by_class = mixture.labels[: self._count].cpu().argsort(stable=True)
+            self._class_counts = (mixture.real_class_counts if real_only else mixture.class_counts).cpu().long()
         self._orders: tuple[int, Tensor, Tensor] | None = None
         self._feed: _HostFeed | None = None
         if mixture.residence == "host":
@@ -187,7 +187,7 @@ class BatchOrder:
 
     def _draw_by_class(self, by_class: Tensor, generator: torch.Generator) -> Tensor:
         """Samples int64 [N]; `by_class` holds the samples of class 0, then those of class 1, and so on."""
-        counts = self.mixture.class_counts.cpu().long()
+        counts = self._class_counts
         classes = torch.randint(len(counts), (len(by_class),), generator=generator)
         # In double precision, in which a share below 1 of n images never rounds up to n.
         position = (torch.rand(len(by_class), generator=generator, dtype=torch.float64) * counts[classes]).long()

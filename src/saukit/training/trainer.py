@@ -287,7 +287,8 @@ class Trainer:
         if stage is not None and in_second and stage.class_balanced:
             self._last_order = order = self._last_order or self._order(class_balanced=True)
         elif self.plan.config.real_finish and step >= self.plan.mixed_steps:
-            self._last_order = order = self._last_order or self._order(real_only=True)
+            balanced = self.method.class_balanced
+            self._last_order = order = self._last_order or self._order(class_balanced=balanced, real_only=True)
         return StepInputs(order.batch(step), self.prototypes, seed, second_stage=in_second)
 
     def _order(self, *, class_balanced: bool = False, real_only: bool = False) -> BatchOrder:
