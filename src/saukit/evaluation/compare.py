@@ -22,7 +22,6 @@ from saukit.core.config import to_mapping
 from saukit.core.console import ProgressLine, Reporter, format_duration, format_share
 from saukit.core.errors import Interrupted, LockHeldError
 from saukit.core.workspace import State, Workspace, existing_state, prepare
-from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Split
 from saukit.evaluation.comparison_files import (
     CHART_NAME,
@@ -30,6 +29,7 @@ from saukit.evaluation.comparison_files import (
     MEASURES,
     TABLE_NAME,
     draw_comparison,
+    measures_of,
     write_tables,
 )
 from saukit.evaluation.config import CompareConfig, EvalConfig
@@ -120,7 +120,7 @@ def comparison_document(plan: ComparisonPlan, finished: Sequence[FinishedRun], *
         contender.label: [run for run in finished if run.contender == contender] for contender in plan.contenders
     }
     values = {
-        label: {measure: [_measure(run.results, measure) for run in runs] for measure in MEASURES}
+        label: {measure: [measures_of(run.results)[measure] for run in runs] for measure in MEASURES}
         for label, runs in by_label.items()
     }
     return {
@@ -218,17 +218,11 @@ def _title(run: PlannedRun) -> str:
 
 def _progress_line(run: FinishedRun, done: int, total: int, seconds_left: float | None) -> str:
     figures = [f"balanced {format_share(run.results['balanced_accuracy'])}"]
-    if (few := _measure(run.results, "few")) is not None:
+    if (few := measures_of(run.results)["few"]) is not None:
         figures.append(f"few {format_share(few)}")
     took = "reused" if run.reused else format_duration(run.manifest.summary["seconds"])
     left = "" if not seconds_left else f"; about {format_duration(seconds_left)} left"
     return f"{done}/{total} {run.contender.label} seed {run.seed}: {', '.join([*figures, took])}{left}"
-
-
-def _measure(results: dict[str, Any], measure: str) -> float | None:
-    """One measure of a results.json; None for a group without classes."""
-    value = (results["groups"][measure] or {}).get("top1") if measure in GROUP_NAMES else results[measure]
-    return None if value is None else float(value)
 
 
 def _difference(values: Sequence[float | None], baseline: Sequence[float | None]) -> dict[str, Any] | None:
@@ -264,7 +258,7 @@ def _describe_method(contender: Contender, runs: Sequence[FinishedRun]) -> dict[
                 "name": run.name,
                 "seed": run.seed,
                 "reused": run.reused,
-                **{measure: _measure(run.results, measure) for measure in MEASURES},
+                **measures_of(run.results),
                 "chosen_step": run.manifest.summary["chosen_step"],
                 "chosen_by": run.manifest.summary["chosen_by"],
             }

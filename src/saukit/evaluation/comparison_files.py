@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ LESS_IS_BETTER = ("ece",)
 METHOD_COLUMNS = (
     "real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "images_seen", "parameters", "device",
 )  # fmt: skip
+
+
+def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """The measures of a results.json, shares in [0, 1]; None for a group without classes."""
+    groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
+    return {name: groups[name] if name in groups else results[name] for name in MEASURES}
 
 
 def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:

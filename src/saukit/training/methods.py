@@ -168,7 +168,8 @@ def bcl_step(batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
     """Balanced contrastive learning (Zhu et al. 2022): 2 L_LC + 0.6 L_BCL.
 
     L_LC is cross entropy with logit compensation, balanced softmax, on v2(A); L_BCL contrasts two views v3 of A and a
-    prototype a class, made of the classifier's weights. The projection is SAU's, so that backbones compare.
+    prototype a class, made of the classifier's weights. Not the authors' own: the two weights (their code for
+    ImageNet-LT has 1 and 0.35), the linear classifier, and the projection, which is SAU's, so that backbones compare.
     """
     generator = step.generator
     logits = step.logits(step.views.autoaugment(batch.images, generator))

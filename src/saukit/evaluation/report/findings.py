@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saukit.data.shots import GROUP_NAMES
-from saukit.evaluation.comparison_files import MEASURES
+from saukit.evaluation.comparison_files import MEASURES, measures_of
 from saukit.evaluation.report.collect import Contents, Series
 from saukit.evaluation.statistics import Difference, mean, paired_difference, standard_deviation
 
@@ -68,12 +67,6 @@ def methods_of(contents: Contents) -> tuple[list[Method], list[Method]]:
     return compared, [_method(series) for series in contents.series if series.label not in known and series.results]
 
 
-def measures(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a results.json; None for a group that is absent."""
-    groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
-    return {name: results[name] if name not in groups else groups[name] for name in MEASURES}
-
-
 def verdict(methods: Sequence[Method], confidence: float) -> Verdict | None:
     """Whether synthetic images helped; None without methods on either side."""
     best = {}
@@ -106,7 +99,7 @@ def differences(ours: Method, theirs: Method, confidence: float) -> dict[str, Di
 
 
 def _method(series: Series) -> Method:
-    seeds: dict[int, Values] = {run.seed: measures(run.results) for run in series.runs if run.results is not None}
+    seeds: dict[int, Values] = {run.seed: measures_of(run.results) for run in series.runs if run.results is not None}
     columns = {name: [values[name] for values in seeds.values()] for name in MEASURES}
     rows = [[entry["top1"] for entry in results["per_class"]] for results in series.results]
     first = series.runs[0]
