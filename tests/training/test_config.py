@@ -25,6 +25,16 @@ EXPECTED = {
         "warmup": 0.0,
         "schedule": "cosine-epoch",
     },
+    # LDAM-DRW's cifar_train.py: 200 epochs of batches of 128, SGD 0.1, weight decay 2e-4, five epochs of warm-up.
+    "ldam": {
+        "epochs": 200,
+        "steps": None,
+        "lr": 0.1,
+        "weight_decay": 2e-4,
+        "warmup": 5 / 200,
+        "schedule": "step",
+        "drop_last": False,
+    },
     "fast": {"epochs": 50, "steps": None, "lr": 0.05, "weight_decay": 1e-3, "warmup": 0.05, "schedule": "cosine-step"},
     "small": {
         "epochs": None,
@@ -35,7 +45,7 @@ EXPECTED = {
         "schedule": "cosine-step",
     },
 }
-BACKBONE_AT_32 = {"paper": "resnet32-w64", "fast": "resnet32-w64", "small": "resnet32-w16"}
+BACKBONE_AT_32 = {"paper": "resnet32-w64", "ldam": "resnet32-w16", "fast": "resnet32-w64", "small": "resnet32-w16"}
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])

@@ -15,6 +15,7 @@ from saukit.training.mixture import (
     BatchOrder,
     Mixture,
     Residence,
+    batches_per_epoch,
     build_mixture,
     choose_residence,
 )
@@ -115,6 +116,22 @@ def test_only_whole_batches_and_no_sample_twice() -> None:
     assert [len(set(positions.tolist())) for positions in seen] == [96] * 8
     # Who is left out changes from epoch to epoch, so nobody always is.
     assert set(torch.cat(seen).tolist()) == set(range(100))
+
+
+@pytest.mark.parametrize("residence", ["device", "host"])
+def test_a_last_batch_that_is_kept_brings_every_sample_once(residence: Residence) -> None:
+    order = BatchOrder(numbered(100, residence=residence), 16, 0, drop_last=False)
+    batches = [order.batch(step) for step in range(order.steps_per_epoch)]
+    assert [len(batch.labels) for batch in batches] == [16] * 6 + [4]
+    assert (
+        [len(batch.images) for batch in batches] == [len(batch.partner_images) for batch in batches] == [16] * 6 + [4]
+    )
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(100))
+    assert sorted(torch.cat([batch.partner_labels for batch in batches]).tolist()) == list(range(100))
+
+
+def test_a_last_batch_of_one_image_is_left_out() -> None:
+    assert [batches_per_epoch(count, 16, drop_last=False) for count in (97, 98, 96, 1)] == [6, 7, 6, 1]
 
 
 def test_a_set_smaller_than_the_batch_is_one_batch() -> None:

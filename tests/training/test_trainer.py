@@ -79,6 +79,24 @@ def test_learning_rate_follows_the_formula(shared_work: Path, schedule: Any, war
         assert learning_rate(step, plan) == pytest.approx(expected, rel=1e-12), step
 
 
+def test_the_step_schedule_is_that_of_ldam_drw(shared_work: Path) -> None:
+    """392 images in batches of 64, the last one kept: seven steps an epoch, as 12,406 in batches of 128 are 97."""
+    config = tiny(preset="ldam", steps=None, epochs=None, batch_size=64, lr=0.1, warmup=None, synthetic=False)
+    plan = plan_of(shared_work, replace(config, schedule=None, drop_last=None))
+    assert (plan.steps_per_epoch, plan.total_steps) == (7, 1400)
+    assert plan.images_of(1400) == 200 * 392
+    assert plan.images_of(6) == 6 * 64
+    for epoch in range(200):
+        if epoch < 5:
+            expected = 0.1 * (epoch + 1) / 5
+        elif epoch < 160:
+            expected = 0.1
+        else:
+            expected = 0.1 * (0.01 if epoch < 180 else 0.0001)
+        for step in (7 * epoch, 7 * epoch + 6):
+            assert learning_rate(step, plan) == pytest.approx(expected, rel=1e-9), epoch
+
+
 @pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
 def test_a_second_stage_that_begins_anew_has_a_schedule_of_its_own(shared_work: Path, schedule: Any) -> None:
     """30 steps, 24 and 6; the warm-up of a tenth is that of the first 24. LDAM-DRW goes on with one schedule."""

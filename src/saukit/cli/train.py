@@ -25,7 +25,7 @@ from saukit.core.config import Amp
 from saukit.core.console import Reporter, format_duration
 from saukit.training.config import Method, Noise, Schedule, TrainConfig
 
-PRESET_FIELDS = ("backbone", "epochs", "steps", "batch_size", "lr", "weight_decay", "schedule", "warmup")
+PRESET_FIELDS = ("backbone", "epochs", "steps", "batch_size", "drop_last", "lr", "weight_decay", "schedule", "warmup")
 DISPLACES = {"preset": PRESET_FIELDS, "epochs": ("steps",), "steps": ("epochs",)}
 
 
@@ -49,8 +49,10 @@ def command(
         ),
     ] = TrainConfig.synthetic,
     preset: Annotated[
-        Literal["auto", "paper", "fast", "small"],
-        typer.Option(help="Network and budget: paper is SAU's, fast is for a GPU, small for a processor."),
+        Literal["auto", "paper", "ldam", "fast", "small"],
+        typer.Option(
+            help="Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU."
+        ),
     ] = TrainConfig.preset,
     backbone: Annotated[
         str | None,
@@ -66,6 +68,14 @@ def command(
     batch_size: Annotated[
         int | None, typer.Option(help="Images a batch.", show_default="of the preset")
     ] = TrainConfig.batch_size,
+    drop_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-last/--keep-last",
+            help="Leave out an epoch's last batch if it is not whole.",
+            show_default="of the preset",
+        ),
+    ] = TrainConfig.drop_last,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default="of the preset")
     ] = TrainConfig.lr,
@@ -73,7 +83,10 @@ def command(
         float | None, typer.Option(help="Weight decay of SGD.", show_default="of the preset")
     ] = TrainConfig.weight_decay,
     schedule: Annotated[
-        Schedule | None, typer.Option(help="Cosine by the epoch or by the step.", show_default="of the preset")
+        Schedule | None,
+        typer.Option(
+            help="Cosine by the epoch or by the step; step: x 0.01 at 80 and 90 %.", show_default="of the preset"
+        ),
     ] = TrainConfig.schedule,
     warmup: Annotated[
         float | None, typer.Option(help="Share of the steps with a rising rate.", show_default="of the preset")

@@ -249,7 +249,7 @@ def _describe_method(contender: Contender, runs: Sequence[FinishedRun]) -> dict[
         "method": contender.config.method,
         "config": {name: value for name, value in to_mapping(contender.config).items() if name != "seed"},
         **{name: summary[name] for name in shared},
-        "images_seen": summary["steps"] * summary["batch_size"] * summary["views_per_step"],
+        "images_seen": contender.images_seen,
         "parameters": summary["parameters"],
         "seconds": mean([run.manifest.summary["seconds"] for run in runs]),
         "device": ", ".join(sorted({run.manifest.device for run in runs})),

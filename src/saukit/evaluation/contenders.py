@@ -222,7 +222,7 @@ def _resolve_all(
                 inputs=plan.inputs,
                 is_variant=label not in methods,
                 steps=steps,
-                images_seen=steps * plan.batch_size * plan.method.views_per_step,
+                images_seen=plan.images_of(steps) * plan.method.views_per_step,
             )
         )
     if problems:

@@ -21,8 +21,8 @@ Method = Literal[
     "bcl",
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
-Schedule = Literal["cosine-epoch", "cosine-step"]
-PresetName = Literal["paper", "fast", "small"]
+Schedule = Literal["cosine-epoch", "cosine-step", "step"]
+PresetName = Literal["paper", "ldam", "fast", "small"]
 T = TypeVar("T")
 
 # The others have a remedy for the imbalance of their own, by their definition from the mixed training set.
@@ -45,11 +45,12 @@ class TrainConfig:
 
     method: Method = "sau"
     synthetic: bool | None = None
-    preset: Literal["auto", "paper", "fast", "small"] = "auto"
+    preset: Literal["auto", "paper", "ldam", "fast", "small"] = "auto"
     backbone: str | None = None
     epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
+    drop_last: bool | None = None
     lr: float | None = None
     weight_decay: float | None = None
     schedule: Schedule | None = None
@@ -71,7 +72,8 @@ class TrainConfig:
 class Preset:
     """A row of the table of presets; exactly one of `epochs` and `steps` is set.
 
-    `warmup` is the share of the steps in which the learning rate rises.
+    `warmup` is the share of the steps in which the learning rate rises. `drop_last` leaves an epoch's last batch out
+    where it is not a whole one.
     `steps` is a fixed number of optimiser steps however many images there are: more images are not more training.
     """
 
@@ -83,6 +85,7 @@ class Preset:
     weight_decay: float
     schedule: Schedule
     warmup: float
+    drop_last: bool = True
 
 
 SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the small convolutional network is used
@@ -90,6 +93,8 @@ SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the
 PRESETS: dict[PresetName, Preset] = {
     # SAU's own settings for CIFAR: no warm-up, the learning rate changes once an epoch.
     "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0),
+    # The customary settings of long-tail papers, those of LDAM-DRW (Cao et al. 2019): warm-up over five epochs.
+    "ldam": Preset("resnet32-w16", 200, None, 128, 0.1, 2e-4, "step", 0.025, drop_last=False),
     "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),
     # A budget for a processor; minutes, not days.
     "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
@@ -118,6 +123,7 @@ def resolve(
         epochs=config.epochs if lengths_given else preset.epochs,
         steps=config.steps if lengths_given else preset.steps,
         batch_size=_or(config.batch_size, preset.batch_size),
+        drop_last=_or(config.drop_last, preset.drop_last),
         lr=_or(config.lr, preset.lr),
         weight_decay=_or(config.weight_decay, preset.weight_decay),
         schedule=config.schedule or preset.schedule,
@@ -205,6 +211,8 @@ def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) 
         problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
     elif config.cuda_graph and amp == "fp16":
         problems.append("cuda_graph works with bf16 and off, not with fp16: use --no-cuda-graph")
+    elif config.cuda_graph and (config.drop_last is False or (config.drop_last is None and config.preset == "ldam")):
+        problems.append("cuda_graph needs batches of one size: use --drop-last or --no-cuda-graph")
     elif config.cuda_graph and config.method in TWO_STAGES:
         problems.append(f"cuda_graph records one kind of step, and {config.method} has two: use --no-cuda-graph")
     if problems:

@@ -118,8 +118,19 @@ def _gather_images(parts: list[Part | SyntheticImages], home: torch.device) -> T
     return images
 
 
+def batches_per_epoch(images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in one pass; a last one that is not whole is left out, or kept if it has the two images BatchNorm needs.
+
+    A set smaller than the batch is one batch.
+    """
+    whole, rest = divmod(images, min(batch_size, images))
+    return whole + (not drop_last and rest > 1)
+
+
 class BatchOrder:
-    """Which samples make up batches A and B of a step: two independent shuffles an epoch, whole batches only.
+    """Which samples make up batches A and B of a step: two independent shuffles an epoch.
+
+    An epoch's last batch is left out if it is not whole, or kept (`drop_last`).
 
     `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
     2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
@@ -128,12 +139,19 @@ class BatchOrder:
     """
 
     def __init__(
-        self, mixture: Mixture, batch_size: int, seed: int, *, class_balanced: bool = False, real_only: bool = False
+        self,
+        mixture: Mixture,
+        batch_size: int,
+        seed: int,
+        *,
+        class_balanced: bool = False,
+        real_only: bool = False,
+        drop_last: bool = True,
     ) -> None:
         self.mixture = mixture
         self._count = mixture.real_count if real_only else len(mixture)  # the real ones come first
         self.batch_size = min(batch_size, self._count)
-        self.steps_per_epoch = self._count // self.batch_size
+        self.steps_per_epoch = batches_per_epoch(self._count, self.batch_size, drop_last=drop_last)
         self._seed = seed
         self._by_class: Tensor | None = None
         if class_balanced:
@@ -153,7 +171,7 @@ class BatchOrder:
             images, partner_images = data.images[a], data.images[b]
         else:
             both = self._fetch(step, self._feed)
-            images, partner_images = both[: self.batch_size], both[self.batch_size :]
+            images, partner_images = both.chunk(2)
         return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b], data.synthetic[b])
 
     def _fetch(self, step: int, feed: _HostFeed) -> Tensor:
@@ -235,6 +253,7 @@ class _HostFeed:
         staging, copied = self._staging[self._turn], self._copied[self._turn]
         if copied is not None:
             copied.synchronize()  # this buffer's last copy, two sends ago: as a rule long done
+        staging = staging[: rows.numel()]
         torch.index_select(self._images, 0, rows.flatten(), out=staging)
         if self._stream is None:
             return _Delivery(staging.clone(), None)

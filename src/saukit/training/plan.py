@@ -17,6 +17,7 @@ from saukit.models.model_file import ModelCard
 from saukit.synthesis.cache import SyntheticImages, load_cache
 from saukit.training.config import TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, MethodEntry
+from saukit.training.mixture import batches_per_epoch
 
 T = TypeVar("T")
 
@@ -39,8 +40,8 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the mixed training set."""
-        return self.training_images // self.batch_size
+        """Batches in one pass over the mixed training set."""
+        return batches_per_epoch(self.training_images, self.batch_size, drop_last=required(self.config.drop_last))
 
     @property
     def batch_size(self) -> int:
@@ -79,6 +80,12 @@ class TrainingPlan:
         if self.config.steps is not None:
             return self.config.steps
         return required(self.config.epochs) * self.steps_per_epoch
+
+    def images_of(self, steps: int) -> int:
+        """Images in the batches of the first `steps` steps, each counted as often as it is there."""
+        per_epoch = min(self.steps_per_epoch * self.batch_size, self.training_images)
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * per_epoch + min(rest * self.batch_size, per_epoch)
 
     @property
     def mixed_steps(self) -> int:
@@ -128,8 +135,9 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
 def learning_rate(step: int, plan: TrainingPlan) -> float:
     """The learning rate of a step counted from 0: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
 
-    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step. A second stage that
-    begins anew has half a cosine of its own, without a warm-up.
+    `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step. `step` holds it during an
+    epoch too, in the warm-up as well, and multiplies it by 0.01 after 80 % of the epochs and again after 90 % (Cao et
+    al. 2019: after 160 and 180 of 200). A second stage that begins anew has a schedule of its own, without a warm-up.
     """
     base, total, warmup_share = required(plan.config.lr), plan.total_steps, required(plan.config.warmup)
     if plan.method.second_stage is not None and plan.method.second_stage.anew:
@@ -138,6 +146,11 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
         else:
             step, total, warmup_share = step - plan.first_stage_steps, total - plan.first_stage_steps, 0.0
     warmup = int(warmup_share * total)
+    if plan.config.schedule == "step":
+        epoch, epochs = step // plan.steps_per_epoch, total / plan.steps_per_epoch
+        if epoch < (warm_epochs := round(warmup_share * epochs)):
+            return base * (epoch + 1) / warm_epochs
+        return base * 0.01 ** sum(epoch >= round(share * epochs) for share in (0.8, 0.9))
     if step < warmup:
         return base * (step + 1) / warmup
     if plan.config.schedule == "cosine-epoch":

@@ -218,7 +218,7 @@ class Trainer:
                     line = self._log_line(validation)
                     now = time.monotonic()
                     self.seconds = seconds_before + now - started
-                    rate = (done - first_step) * self.order.batch_size / (now - started)
+                    rate = (plan.images_of(done) - plan.images_of(first_step)) / (now - started)
                     log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
                     note = f"{describe_line(line)}  {rate:,.0f} images/s"
                     if (share := self._share_of_peak(rate)) is not None:
@@ -299,6 +299,7 @@ class Trainer:
             config.seed,
             class_balanced=class_balanced,
             real_only=real_only,
+            drop_last=required(config.drop_last),
         )
 
     def _begin_second_stage(self) -> None:
@@ -391,7 +392,7 @@ class Trainer:
 
     def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan = self.plan
-        rate = self.step_count * self.order.batch_size / max(self.seconds, 1e-9)
+        rate = plan.images_of(self.step_count) / max(self.seconds, 1e-9)
         chosen = dict(self.network.state_dict() if self.best is None else self.best[2])
         if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
             chosen["classifier.bias"] = chosen["classifier.bias"] + self._post_hoc_adjustment().to(
