@@ -17,7 +17,7 @@ from saukit.data.split import make_split
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import synthesize
+from saukit.synthesis.stage import synthesize
 from saukit.training.trainer import fit
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split
 from saukit.synthesis.config import preset_values
-from saukit.synthesis.diffusion import Geometry
+from saukit.synthesis.generators.diffusion_model import Geometry
 from saukit.training import methods
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
 

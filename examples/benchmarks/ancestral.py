@@ -23,7 +23,7 @@ from inputs import Images, Labels
 
 from saukit.core.device import Precision
 from saukit.core.seeding import torch_generator
-from saukit.synthesis.diffusion import TIME_SCALE, Geometry, Velocity, starting_noise
+from saukit.synthesis.generators.diffusion_model import TIME_SCALE, Geometry, Velocity, starting_noise
 
 STEPS = 100
 PASSES_A_STEP = 2

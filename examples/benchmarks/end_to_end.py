@@ -62,9 +62,9 @@ from saukit.data.split import Split, load_split, make_split
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import class_prototypes
-from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan
 from saukit.training.trainer import Trainer
+from saukit.training.training_set import BatchOrder, build_mixture
 
 BACKBONE = "resnet32-w16"
 IMB = 50

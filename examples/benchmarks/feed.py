@@ -18,7 +18,7 @@ from reference import PREFETCH, pil_feed, pixels_of, worker_processes
 
 from saukit.core.device import keep_freed_memory
 from saukit.core.seeding import torch_generator
-from saukit.training.mixture import BatchOrder, build_mixture
+from saukit.training.training_set import BatchOrder, build_mixture
 
 IMAGES = 10_000
 

@@ -18,8 +18,8 @@ from saukit.core.seeding import derive_seed, numpy_generator
 from saukit.data.shots import shot_groups
 from saukit.data.sources import CIFAR_MEAN, CIFAR_STD
 from saukit.data.split import Part, Split
+from saukit.data.synthetic import SyntheticImages
 from saukit.models.dual_branch import DualBranchNet
-from saukit.synthesis.cache import SyntheticImages
 from saukit.training.config import PRESETS, TrainConfig
 from saukit.training.methods import Views
 from saukit.training.plan import TrainingPlan, required

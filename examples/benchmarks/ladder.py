@@ -13,9 +13,9 @@ from torch import Tensor
 from saukit.core.device import Precision
 from saukit.core.seeding import torch_generator
 from saukit.training.methods import Step, Views, sau_step
-from saukit.training.mixture import Batch
 from saukit.training.plan import TrainingPlan, required
 from saukit.training.trainer import Trainer
+from saukit.training.training_set import Batch
 
 # The last rung on a processor: how the C library treats freed memory is a matter of the whole process, so the rungs
 # before, which have its defaults, cannot be in the same one.

@@ -33,8 +33,8 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.training.config import Noise
 from saukit.training.methods import Step, sau_step
 from saukit.training.mixing import draw_beta_one_one, draw_cutmix_box
-from saukit.training.mixture import Batch
 from saukit.training.plan import TrainingPlan, required
+from saukit.training.training_set import Batch
 
 MOMENTUM = 0.9
 PREFETCH = 2

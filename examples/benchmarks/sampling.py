@@ -37,10 +37,10 @@ from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, load_test, make_split
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
+from saukit.synthesis.audit.distances import frechet_distance
 from saukit.synthesis.config import PresetName, Sampler, SynthConfig, preset_values, resolve_config
-from saukit.synthesis.diffusion import GUIDANCE_INTERVAL, is_guided, solver_times
-from saukit.synthesis.distances import frechet_distance
-from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, without_colour
+from saukit.synthesis.generators.diffusion_model import GUIDANCE_INTERVAL, is_guided, solver_times
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, build_trainer, without_colour
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import fit
 

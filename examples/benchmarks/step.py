@@ -42,8 +42,8 @@ from remote import Calls, Remote
 from saukit.core.device import keep_freed_memory, resolve_amp
 from saukit.training.config import TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.mixture import Batch, BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan
+from saukit.training.training_set import Batch, BatchOrder, build_mixture
 
 # Steps that a trainer takes beyond the timed ones: warming up.
 SPARE_STEPS = 8

@@ -26,7 +26,7 @@ from saukit.data.split import make_split
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import refilter, synthesize
+from saukit.synthesis.stage import refilter, synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import fit
 

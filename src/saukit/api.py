@@ -23,14 +23,14 @@ from saukit.core.device import open_device
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import SplitResult, make_split
+from saukit.deploy import predict as prediction
 from saukit.evaluation import compare as comparison
 from saukit.evaluation import evaluate as evaluation
-from saukit.evaluation import predict as prediction
 from saukit.evaluation.config import CompareConfig, EvalConfig, PredictConfig
 from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import SynthesisResult, synthesize
-from saukit.synthesis.scoring import TrainClassifier
+from saukit.synthesis.judging.judges import TrainClassifier
+from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import TrainingResult, fit
 

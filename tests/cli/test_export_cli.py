@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import Cli
 
-from saukit.evaluation import export as stage
+from saukit.deploy import export as stage
 from saukit.models.classifier import load_classifier
 
 

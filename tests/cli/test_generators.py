@@ -18,10 +18,10 @@ from saukit.core.artifacts import load_tensors
 from saukit.core.seeding import numpy_generator
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split, load_test
-from saukit.synthesis import generate
-from saukit.synthesis.cache import load_cache
-from saukit.synthesis.prompts import TEMPLATES
-from saukit.synthesis.scorers import INCEPTION_NAME
+from saukit.data.synthetic import load_cache
+from saukit.synthesis import stage as generate
+from saukit.synthesis.generators.prompts import TEMPLATES
+from saukit.synthesis.judging.scorers import INCEPTION_NAME
 
 NO_JUDGE = ("--no-audit", "--preflight", "0")
 FEW = ("--per-class-target", "8", *NO_JUDGE)  # digits 7, 8 and 9 have 6, 4 and 2 real images: 12 to make
@@ -345,7 +345,7 @@ def test_an_audit_in_the_features_of_inception(
     from torchvision.transforms.v2.functional import normalize, resize
 
     side = 75
-    monkeypatch.setattr("saukit.synthesis.scorers.INCEPTION_SIDE", side)
+    monkeypatch.setattr("saukit.synthesis.judging.scorers.INCEPTION_SIDE", side)
     torch.manual_seed(0)
     network = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=True).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")

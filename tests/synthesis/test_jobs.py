@@ -17,7 +17,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError, LockHeldError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import SynthesisResult, merge, synthesize
+from saukit.synthesis.stage import SynthesisResult, merge, synthesize
 from saukit.synthesis.worker import Job
 
 Go = Callable[..., SynthesisResult]
@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
-from saukit.synthesis import trainer
+from saukit.synthesis.generators import diffusion_training as trainer
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import synthesize
+from saukit.synthesis.stage import synthesize
 from saukit.synthesis.worker import Job
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from saukit.core.artifacts import sha256_file
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import synthesize
+from saukit.synthesis.stage import synthesize
 
 CONFIG = SynthConfig(
     per_class_target=30,
@@ -32,9 +32,9 @@ from pathlib import Path
 import torch
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
-from saukit.synthesis import trainer
+from saukit.synthesis.generators import diffusion_training as trainer
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import synthesize
+from saukit.synthesis.stage import synthesize
 
 torch.set_num_threads(1)
 trainer.CHECKPOINT_SECONDS = 0.0

@@ -5,9 +5,9 @@ import torch
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split
-from saukit.synthesis.cache import load_cache
+from saukit.data.synthetic import load_cache
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generate import synthesize
+from saukit.synthesis.stage import synthesize
 
 
 @pytest.mark.slow

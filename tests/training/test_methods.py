@@ -16,7 +16,7 @@ from saukit.training import methods
 from saukit.training.config import TAKES_PRIOR, TWO_STAGES, Method
 from saukit.training.losses import balanced_contrastive_loss
 from saukit.training.methods import METHODS, Step, Views, class_prototypes, logit_offsets
-from saukit.training.mixture import Batch
+from saukit.training.training_set import Batch
 
 CLASSES, SIDE, BATCH = 3, 8, 12
 NOISES = ("pos_neg", "neg_only", "drop")

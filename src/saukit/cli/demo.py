@@ -21,7 +21,7 @@ from saukit.cli.report import FILE_NAME
 from saukit.core.console import Reporter, format_duration
 from saukit.data.config import SplitConfig
 from saukit.evaluation.config import DEFAULT_COMPARISON, CompareConfig
-from saukit.evaluation.report.config import ReportConfig
+from saukit.report.config import ReportConfig
 from saukit.synthesis.config import SynthConfig
 
 DEMO_SPLIT = SplitConfig(dataset="digits", imb=50.0)
@@ -62,8 +62,8 @@ def command(
     from saukit.data.split import make_split
     from saukit.evaluation.compare import compare
     from saukit.evaluation.contenders import plan_comparison
-    from saukit.evaluation.report.page import report
-    from saukit.synthesis.generate import synthesize
+    from saukit.report.page import report
+    from saukit.synthesis.stage import synthesize
     from saukit.training.trainer import fit
 
     started = time.monotonic()

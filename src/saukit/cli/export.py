@@ -50,7 +50,7 @@ def command(
     config = from_mapping(ExportConfig, {"formats": names}, where="options")
 
     from saukit.cli.show import show_export
-    from saukit.evaluation.export import export
+    from saukit.deploy.export import export
 
     open_device("cpu")
     show_export(export(config, model, to, open_workspace(workspace), force=force, reporter=reporter), reporter)

@@ -62,7 +62,7 @@ def command(
 
     from saukit.cli.show import show_predictions
     from saukit.core.artifacts import write_json, write_text
-    from saukit.evaluation.predict import predict
+    from saukit.deploy.predict import predict
 
     config = PredictConfig(top=top, batch_size=batch_size, skip_bad=skip_bad)
     opened, where = open_workspace(workspace), open_device(device)

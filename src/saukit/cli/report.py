@@ -18,7 +18,7 @@ from saukit.cli.options import (
 )
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
-from saukit.evaluation.report.config import ReportConfig
+from saukit.report.config import ReportConfig
 
 FILE_NAME = "report.html"
 
@@ -57,7 +57,7 @@ def command(
     config = ReportConfig(title=title, comparison=comparison, runs=names)
 
     from saukit.cli.show import show_report
-    from saukit.evaluation.report.page import report
+    from saukit.report.page import report
 
     opened = open_workspace(workspace)
     show_report(report(config, opened, out=out or opened.root / FILE_NAME, force=force), reporter)

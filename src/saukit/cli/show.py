@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from saukit.core.workspace import State
     from saukit.data.plan import SplitPlan
     from saukit.data.split import SplitResult
+    from saukit.deploy.export import ExportResult
+    from saukit.deploy.predict import PredictResult
     from saukit.evaluation.compare import ComparisonResult
     from saukit.evaluation.evaluate import EvalResult
-    from saukit.evaluation.export import ExportResult
-    from saukit.evaluation.predict import PredictResult
-    from saukit.evaluation.report.page import ReportResult
-    from saukit.synthesis.generate import SynthesisResult
+    from saukit.report.page import ReportResult
+    from saukit.synthesis.stage import SynthesisResult
     from saukit.synthesis.worker import Job
     from saukit.training.trainer import TrainingResult
 

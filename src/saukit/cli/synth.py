@@ -272,7 +272,7 @@ def command(
 
     from saukit.api import classifier_training
     from saukit.cli.show import show_job, show_synthesis
-    from saukit.synthesis import generate
+    from saukit.synthesis import stage as generate
     from saukit.synthesis.worker import Job
 
     where = open_device(device)
@@ -325,8 +325,8 @@ def _options(context: typer.Context, file: Path | None, template: list[str] | No
 def _dry_run(config: SynthConfig, opened: Workspace, where: torch.device, reporter: Reporter) -> DryRun:
     """What would be made. It does not count what filters reject."""
     from saukit.data.split import load_split
-    from saukit.synthesis.generate import estimate_seconds
     from saukit.synthesis.plan import begin, outline
+    from saukit.synthesis.stage import estimate_seconds
 
     split = load_split(opened)
     planned = outline(config, split, where)

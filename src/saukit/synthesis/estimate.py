@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from saukit.synthesis.diffusion import is_guided, solver_times
+from saukit.synthesis.generators.diffusion_model import is_guided, solver_times
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.plan import SynthesisPlan
-from saukit.synthesis.trainer import GeneratorTrainer
 
 
 @dataclass(frozen=True)

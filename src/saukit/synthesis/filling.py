@@ -13,10 +13,11 @@ import numpy as np
 from saukit.core.artifacts import write_json
 from saukit.core.console import ProgressLine, Reporter
 from saukit.core.interrupts import StopRequest
-from saukit.synthesis.cache import Shard, read_shard, write_shard
-from saukit.synthesis.generators import ImageGenerator
+from saukit.data.synthetic import Shard
+from saukit.synthesis.cache import read_shard, write_shard
+from saukit.synthesis.generators.table import ImageGenerator
+from saukit.synthesis.judging.judges import Score
 from saukit.synthesis.plan import Round, SynthesisPlan
-from saukit.synthesis.scoring import Score
 
 
 @dataclass

@@ -24,7 +24,7 @@ from saukit.core.artifacts import write_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.seeding import derive_seed
 from saukit.synthesis.config import SynthConfig, resolve_config
-from saukit.synthesis.selection import first_round
+from saukit.synthesis.judging.selection import first_round
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""The work of `synth` in one process, step by step; `saukit.synthesis.generate` says in which order and when."""
+"""The work of `synth` in one process, step by step; `saukit.synthesis.stage` says in which order and when."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split
-from saukit.synthesis.cache import COMMAND, KIND, SELECTION_NAME, save_selection, shard_path
+from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
+from saukit.synthesis.audit.preflight import PREFLIGHT_NAME, preflight, warning
+from saukit.synthesis.cache import save_selection
 from saukit.synthesis.candidates import AUDIT, CLOSEST, GRID, Candidates
 from saukit.synthesis.config import Preset, preset_values, smaller_preset
-from saukit.synthesis.diffusion import build_scheduler, build_unet
 from saukit.synthesis.estimate import TimeEstimate, measure
 from saukit.synthesis.filling import Filler
-from saukit.synthesis.generators import DiffusionGenerator, Grey, ImageGenerator, open_folder, open_pipeline
+from saukit.synthesis.generators.diffusion_model import build_scheduler, build_unet
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, build_trainer, is_grey, read_checkpoint
+from saukit.synthesis.generators.table import DiffusionGenerator, Grey, ImageGenerator, open_folder, open_pipeline
+from saukit.synthesis.judging.judges import Judges, TrainClassifier, open_judges
+from saukit.synthesis.judging.selection import Selection, more_candidates
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan
-from saukit.synthesis.preflight import PREFLIGHT_NAME, preflight, warning
-from saukit.synthesis.scoring import Judges, TrainClassifier, open_judges
-from saukit.synthesis.selection import Selection, more_candidates
-from saukit.synthesis.trainer import GeneratorTrainer, build_trainer, is_grey, read_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

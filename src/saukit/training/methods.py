@@ -16,11 +16,6 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.models.dual_branch import COSINE_SCALE, Classifier, DualBranchNet
-from saukit.training.augment import (
-    autoaugment_view,
-    crop_flip_view,
-    simclr_view,
-)
 from saukit.training.config import Method, Noise
 from saukit.training.losses import (
     balanced_contrastive_loss,
@@ -33,7 +28,12 @@ from saukit.training.losses import (
     synthetic_aware_loss,
 )
 from saukit.training.mixing import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
-from saukit.training.mixture import Batch
+from saukit.training.training_set import Batch
+from saukit.training.views import (
+    autoaugment_view,
+    crop_flip_view,
+    simclr_view,
+)
 
 LDAM_LARGEST_MARGIN = 0.5
 DEFERRED_BETA = 0.9999

@@ -1,6 +1,6 @@
 """Mixing two batches, Mixup and CutMix, with one draw a batch; and boxes of pixels as masks.
 
-Static shapes and no host sync, as in `saukit.training.augment`. Shapes: b samples, height H, width W.
+Static shapes and no host sync, as in `saukit.training.views`. Shapes: b samples, height H, width W.
 """
 
 from typing import NamedTuple

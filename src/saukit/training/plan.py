@@ -12,12 +12,12 @@ from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
+from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
 from saukit.models.model_file import ModelCard
-from saukit.synthesis.cache import SyntheticImages, load_cache
 from saukit.training.config import TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, MethodEntry
-from saukit.training.mixture import batches_per_epoch
+from saukit.training.training_set import batches_per_epoch
 
 T = TypeVar("T")
 

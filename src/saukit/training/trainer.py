@@ -32,10 +32,10 @@ from saukit.training.config import TrainConfig
 from saukit.training.losses import prior_offsets
 from saukit.training.methods import Views, class_prototypes, logit_offsets
 from saukit.training.metrics_log import MetricsLog
-from saukit.training.mixture import BatchOrder, build_mixture
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
-from saukit.training.stepper import StepInputs, Stepper
+from saukit.training.step import StepInputs, Stepper
 from saukit.training.throughput import step_flops
+from saukit.training.training_set import BatchOrder, build_mixture
 from saukit.training.wording import describe_line, describe_loss, long_run_warning
 
 METRICS_NAME = "metrics.jsonl"

@@ -1,0 +1,295 @@
+"""The stage `export`: a trained classifier as files for other programs, each one checked against the classifier.
+
+    model.pt2                                    torch    a program of torch.export
+    model.onnx                                   onnx     for ONNX runtimes
+    config.json  model.safetensors  README.md    hub      a Hugging Face model; `saukit predict` reads it too
+    classes.json                                 always   labels in the order of the logits, input, and the checks
+
+Every file takes images float32 [batch, 3, H, W] in [0, 1] and gives logits float32 [batch, K]; the normalisation is
+inside. A folder is made beside its place and swapped in when all of it is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saukit import __version__
+from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, sync_folder, write_json
+from saukit.core.console import Reporter
+from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
+from saukit.core.extras import require_extra
+from saukit.core.workspace import Workspace, require_made_from
+from saukit.data.split import load_split
+from saukit.deploy.hub import readme
+from saukit.evaluation.config import ExportConfig, Format
+from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model
+from saukit.models.model_file import MODEL_NAME
+
+CLASSES_NAME = "classes.json"
+TORCH_NAME = "model.pt2"
+ONNX_NAME = "model.onnx"
+README_NAME = "README.md"
+WRITTEN = frozenset({CLASSES_NAME, TORCH_NAME, ONNX_NAME, README_NAME, HUB_CONFIG_NAME, MODEL_NAME})
+TOLERANCE = 1e-4  # largest difference of a logit
+CHECKED_IMAGES = 32
+BATCH_SIZES = (1, 5, CHECKED_IMAGES)
+MOST_BATCHES = 8  # of a size
+
+Logits = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the logits of one exported format are from the classifier's, at most."""
+
+    format: Format
+    max_difference: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where the files are, what was checked, and on which images."""
+
+    folder: Path
+    model: Path
+    files: tuple[str, ...]
+    checks: tuple[Check, ...]
+    checked_on: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON document: classes.json, and where it all is."""
+        content = json.loads((self.folder / CLASSES_NAME).read_text(encoding="utf-8"))
+        return {"folder": str(self.folder), "model": str(self.model), "files": list(self.files), **content}
+
+
+def export(
+    config: ExportConfig, model: str | Path, to: Path, workspace: Workspace, *, force: bool, reporter: Reporter
+) -> ExportResult:
+    """Write the classifier of `model` (what `locate_model` finds) to the folder `to` in each of the formats.
+
+    Raises: UsageError for unknown formats or a folder that is there; EnvironmentFault without the extra `onnx`;
+    SaukitError if an exported file gives other logits: then nothing is left behind.
+    """
+    _check_formats(config)
+    folder = to.resolve()
+    _check_target(folder, force=force)
+    path = locate_model(model, workspace)
+    classifier = load_classifier(path)
+    home = path.parent if path.name == MODEL_NAME else path
+    run = read_manifest(home, kind="run", verify=False)  # None for a model without its run; it was verified above
+    images, checked_on = _images_to_check(classifier, home, run, reporter)
+    with _new_folder(folder) as staging:
+        checks = []
+        for name in config.formats:
+            reporter.say(f"exporting {path} as {name}")
+            loaded = _WRITERS[name](classifier, home, run, staging)
+            difference = largest_difference(classifier, loaded, images)
+            if not difference <= TOLERANCE:
+                raise SaukitError(
+                    f"the exported {name} model gives other logits than {path}: they differ by {difference:.3g}, "
+                    f"at most {TOLERANCE:g} is allowed; nothing was written, and the other formats may do"
+                )
+            checks.append(Check(name, difference))
+        write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on))
+        _settle(staging)
+        files = tuple(sorted(file.name for file in staging.iterdir()))
+    return ExportResult(folder, path, files, tuple(checks), checked_on)
+
+
+@torch.inference_mode()
+def largest_difference(classifier: ImageClassifier, other: Logits, images: Tensor) -> float:
+    """The largest absolute difference of a logit, over batches of several sizes; NaN if one is NaN."""
+    differences = []
+    for size in BATCH_SIZES:
+        for part in torch.split(images[: size * MOST_BATCHES], size):
+            differences.append((other(part) - classifier(part)).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def _write_torch(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
+    program = _program(classifier)
+    torch.export.save(program, folder / TORCH_NAME, extra_files={CLASSES_NAME: json.dumps(classifier.classes)})
+    loaded: Logits = torch.export.load(folder / TORCH_NAME).module()
+    return loaded
+
+
+def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
+    import onnx
+    import onnxruntime
+
+    with _silence():
+        exported = torch.onnx.export(
+            _program(classifier),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: "batch"}},
+            verbose=False,
+        )
+        assert exported is not None
+        exported.save(folder / ONNX_NAME, external_data=False)
+    content = onnx.load(folder / ONNX_NAME)
+    onnx.helper.set_model_props(content, {"classes": json.dumps(classifier.classes)})
+    onnx.checker.check_model(content, full_check=True)
+    onnx.save(content, folder / ONNX_NAME)
+    session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return logits
+
+
+def _write_hub(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
+    (folder / README_NAME).write_text(readme(classifier.card, path, run), encoding="utf-8")
+    classifier.save_pretrained(folder)  # it leaves a README.md that is there alone
+    return load_classifier(folder)
+
+
+_WRITERS: dict[Format, Callable[[ImageClassifier, Path, Manifest | None, Path], Logits]] = {
+    "torch": _write_torch,
+    "onnx": _write_onnx,
+    "hub": _write_hub,
+}
+
+
+def _program(classifier: ImageClassifier) -> torch.export.ExportedProgram:
+    """The classifier as a graph of tensor operations, for batches of any size."""
+    example = torch.zeros(2, 3, *classifier.image_size)  # a batch of one would become a constant
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(classifier, (example,), dynamic_shapes={"images": {0: batch}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, of no use elsewhere
+    return program
+
+
+def _images_to_check(
+    classifier: ImageClassifier, path: Path, run: Manifest | None, reporter: Reporter
+) -> tuple[Tensor, str]:
+    """Images float32 [n, 3, H, W] in [0, 1], and what they are: real ones if the run lies in its workspace."""
+    if run is not None:
+        try:
+            split = load_split(Workspace(path.resolve().parent.parent))
+            require_made_from(run, path, split=split.manifest, command="saukit train")
+        except SaukitError as error:
+            reporter.say(f"random images check the export, since its training images are not there: {error}")
+        else:
+            chosen = np.linspace(0, len(split.train.images) - 1, CHECKED_IMAGES).round().astype(np.int64)
+            real = torch.from_numpy(split.train.images[chosen])
+            return real.to(torch.float32) / 255, f"{CHECKED_IMAGES} training images"
+    noise = torch.rand(CHECKED_IMAGES, 3, *classifier.image_size, generator=torch.Generator().manual_seed(0))
+    return noise, f"{CHECKED_IMAGES} images of random pixels"
+
+
+def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_on: str) -> dict[str, Any]:
+    height, width = classifier.image_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "saukit": __version__,
+        "classes": list(classifier.classes),
+        "input": {
+            "name": "images",
+            "shape": ["batch", 3, height, width],
+            "dtype": "float32",
+            "range": [0, 1],
+            "channels": "RGB",
+            "preparation": f"the centre square, resized to {height} x {width} pixels, bicubic with antialiasing",
+        },
+        "output": {"name": "logits", "shape": ["batch", len(classifier.classes)], "dtype": "float32"},
+        "checks": {check.format: check.max_difference for check in checks},
+        "checked_on": f"{checked_on}, in batches of {', '.join(map(str, BATCH_SIZES))}",
+        "tolerance": TOLERANCE,
+    }
+
+
+def _check_formats(config: ExportConfig) -> None:
+    known = get_args(Format)
+    unknown = [name for name in config.formats if name not in known]
+    if unknown or not config.formats:
+        raise UsageError(f"unknown format {', '.join(unknown) or 'none'}: give one or more of {', '.join(known)}")
+    if len(set(config.formats)) < len(config.formats):
+        raise UsageError(f"a format is given twice: {', '.join(config.formats)}")
+    if "onnx" in config.formats:
+        require_extra("onnx", purpose="the format onnx")
+
+
+def _check_target(folder: Path, *, force: bool) -> None:
+    """Raises: UsageError for a folder with something in it, unless it is an older export and `force` is set."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a folder as --to")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not _is_export(folder):
+        raise UsageError(f"{folder} holds what `saukit export` did not write: give another folder as --to")
+    if not force:
+        raise UsageError(f"{folder} holds an export already: replace it with --force, or give another folder as --to")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether saukit wrote all that is in `folder`, so that it may be replaced."""
+    try:
+        document = json.loads((folder / CLASSES_NAME).read_text(encoding="utf-8"))
+        return "saukit" in document and WRITTEN.issuperset(entry.name for entry in folder.iterdir())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder`; it takes the place of `folder` if the block succeeds, else it is removed."""
+    staging, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if folder.exists():
+            folder.rename(old)
+        staging.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write {folder}: {error.strerror or error}; check the disk, or give another --to"
+        ) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for remains in (staging, old):
+            shutil.rmtree(remains, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Flush every file to disk, with the permissions of a new file; safetensors gives its own to nobody else."""
+    mode = (folder / CLASSES_NAME).stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what the ONNX exporter prints, warns of and logs away from the user; errors still raise."""
+    nowhere = io.StringIO()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,1 @@
+"""What is known of the kept images: figures, distances, pictures."""

@@ -1,0 +1,392 @@
+"""What a cache of synthetic images is worth: the audit document, and the picture of the closest pairs.
+
+Nothing here decides anything: test images are looked at only to report, never to choose an image or a setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+
+from saukit.core.artifacts import atomic_path
+from saukit.core.seeding import numpy_generator
+from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
+from saukit.synthesis.audit.pictures import GAP, INK, MARGIN, PALE, PAPER, SCALE, enlarge, font
+from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
+
+FORMAT_VERSION = 1
+NEIGHBOURS = 3  # k of precision and recall
+KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 20, 1000
+MIN_DISTANCE_IMAGES = 32  # of each set; below, a distance says nothing
+MAX_DISTANCE_IMAGES = 10_000
+PAIRS, PAIR_COLUMNS = 12, 4
+WARNING = (178, 58, 46)
+
+Pixels = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class FeatureExtractor(Protocol):
+    """A network that turns images into features, and perhaps into class probabilities."""
+
+    @property
+    def name(self) -> str:
+        """What the document calls it, such as "classifier balanced-softmax (convnet-small)"."""
+
+    def __call__(self, images: Pixels) -> tuple[Floats, Floats | None]:
+        """Features float32 [n, d] and probabilities float32 [n, K] or None, of images uint8 [n, 3, H, W].
+
+        It is given thousands of images at once, and makes its own batches.
+        """
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A synthetic image and the training image closest to it, by their positions."""
+
+    synthetic: int
+    real: int
+    distance: float
+    is_copy: bool
+
+
+def audit_document(
+    *,
+    classes: Sequence[str],
+    real_images: Pixels,
+    real_labels: Integers,
+    test_images: Pixels,
+    test_labels: Integers,
+    images: Pixels,
+    labels: Integers,
+    generated_counts: Integers,
+    wanted_counts: Integers,
+    rejected: Mapping[str, Integers],
+    extractors: Sequence[FeatureExtractor],
+    detector: CopyDetector,
+    nearest: Nearest,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that is known of the kept synthetic images; every number finite, what cannot be known None.
+
+    Of the extractors, the first is asked about every synthetic and test image (its features give the diversity, its
+    probabilities agreement and confidence), the others only about the images whose distances are taken.
+
+    - agreement: share of kept images that the classifier gives their own class; confidence: its mean probability of it.
+    - diversity: mean cosine distance of a class's images to each other, and the same of its test images (a classifier
+      that knows the training images by heart sees them all alike); overall the mean over the classes that have both.
+    - memorised: share of kept images that are copies of a training image, mirrored ones too if `mirrored`.
+      `real_share` is the yardstick: the share of training images that pass for copies of another one.
+    - leakage: `near_test` kept images are copies of a test image. A training image is at least as close to
+      `explained_by_training` of them, so that they were learned from it; `leaked` is the rest. `real_share` is the
+      yardstick: the share of training images that are copies of a test image themselves.
+    - distances: between synthetic and test images, as many of each class. The test set is the reference because it is
+      balanced and held out: the training set has a handful of images of the classes that matter most, and a
+      generator that repeats those would be at distance 0. The classes and the number of images are those that use most
+      images (at most 10,000). `yardstick`: synthetic and real training images, each against the test images, on the
+      same classes with as many images of each set as the rarest class has; distances of fewer images are larger, so
+      compare only these two with each other. Features of a network that was trained on the real images flatter them.
+
+    Shapes: real_images, test_images, images uint8 [n, 3, H, W] with labels int64 [n]; generated_counts, wanted_counts
+        and rejected (reason to counts) int64 [K].
+        nearest: of `images`, from `detector`, which holds `real_images`.
+    Raises: ValueError if lengths differ.
+    """
+    count = len(classes)
+    _check_lengths(
+        count,
+        pairs=((real_images, real_labels), (test_images, test_labels), (images, labels), (images, nearest.distance)),
+        counts=(generated_counts, wanted_counts, *rejected.values()),
+    )
+    copied = detector.is_copy(nearest)
+    leakage, leaked = _leakage(real_images, test_images, images, detector, nearest, device)
+    sets = {"synthetic": (images, labels), "real": (real_images, real_labels), "test": (test_images, test_labels)}
+    judged = _judge(extractors[0], sets) if extractors else NOT_JUDGED
+    diversities = _diversities(judged, sets, count)
+    comparable = [row for row in diversities if row["ratio"] is not None]
+    per_class = []
+    for c in range(count):
+        own = labels == c
+        per_class.append(
+            {
+                "class": classes[c],
+                "real": int((real_labels == c).sum()),
+                "wanted": int(wanted_counts[c]),
+                "generated": int(generated_counts[c]),
+                "kept": int(own.sum()),
+                "rejected": {reason: int(counts[c]) for reason, counts in rejected.items()},
+                "agreement": _mean(judged.agrees, own),
+                "confidence": _mean(judged.confidence, own),
+                "diversity": diversities[c],
+                "memorised": _mean(copied, own),
+                "leaked": _mean(leaked, own),
+            }
+        )
+    everything = np.ones(len(labels), dtype=bool)
+    return {
+        "format_version": FORMAT_VERSION,
+        "classifier": judged.classifier,
+        "diversity_features": judged.name,
+        "per_class": per_class,
+        "overall": {
+            "real": len(real_labels),
+            "wanted": int(wanted_counts.sum()),
+            "generated": int(generated_counts.sum()),
+            "kept": len(labels),
+            "rejected": {reason: int(counts.sum()) for reason, counts in rejected.items()},
+            "agreement": _mean(judged.agrees, everything),
+            "confidence": _mean(judged.confidence, everything),
+            "diversity": {
+                name: _mean_of([value for row in comparable if (value := row[name]) is not None])
+                for name in ("synthetic", "test", "ratio")
+            },
+            "memorised": _mean(copied, everything),
+            "leaked": _mean(leaked, everything),
+        },
+        "memorisation": _memorisation(detector, nearest, copied),
+        "leakage": leakage,
+        "distances": [
+            _distances(extractor, judged.features if index == 0 else {}, sets, classes)
+            for index, extractor in enumerate(extractors)
+        ],
+    }
+
+
+def closest_pairs(nearest: Nearest, detector: CopyDetector, *, count: int = PAIRS) -> list[Pair]:
+    """The synthetic images closest to a training image, closest first; each training image is there only once, so
+    that one which is copied over and over does not fill the picture."""
+    copied = detector.is_copy(nearest)
+    pairs: dict[int, Pair] = {}
+    for position in np.argsort(nearest.distance, kind="stable").tolist():
+        if len(pairs) == count:
+            break
+        real = int(nearest.index[position])
+        pairs.setdefault(real, Pair(position, real, float(nearest.distance[position]), bool(copied[position])))
+    return list(pairs.values())
+
+
+def save_closest_pairs(
+    path: Path,
+    pairs: Sequence[Pair],
+    *,
+    images: Pixels,
+    labels: Integers,
+    real_images: Pixels,
+    real_labels: Integers,
+    classes: Sequence[str],
+    threshold: float,
+) -> None:
+    """Write the picture of the pairs as PNG: synthetic left, training image right, class and distance below.
+
+    `threshold`: below it a pair is a copy, and its distance is red.
+    """
+    title_font, name_font, small_font = font(13, bold=True), font(10, bold=True), font(10)
+    height, width = enlarge(real_images[:1]).shape[1:3]
+    between, head, below = 16 * SCALE, 62 * SCALE, 42 * SCALE
+    block = max(2 * width + GAP, 124 * SCALE)
+    columns, rows = PAIR_COLUMNS, max(1, math.ceil(len(pairs) / PAIR_COLUMNS))
+    size = (2 * MARGIN + columns * block + (columns - 1) * between, head + rows * (height + below) + MARGIN // 2)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, 24 * SCALE), "synthetic images closest to a training image", INK, title_font, anchor="ls")
+    copies = f"a copy below {threshold:.2f}; about 1 between strangers"
+    draw.text((MARGIN, 40 * SCALE), f"left synthetic, right training image; distance: {copies}", PALE, small_font, "ls")
+    if not pairs:
+        draw.text((MARGIN, head + height // 2), "no synthetic images", PALE, name_font, anchor="lm")
+    for position, pair in enumerate(pairs):
+        row, column = divmod(position, columns)
+        left, top = MARGIN + column * (block + between), head + row * (height + below)
+        for x, image in ((left, images[pair.synthetic]), (left + width + GAP, real_images[pair.real])):
+            canvas.paste(Image.fromarray(enlarge(image[None])[0]), (x, top))
+        own, other = classes[int(labels[pair.synthetic])], classes[int(real_labels[pair.real])]
+        name = own if own == other else f"{own} / {other}"
+        while name_font.getlength(name) > block:
+            name = name.removesuffix("…")[:-1] + "…"
+        draw.text((left, top + height + 5 * SCALE), name, INK, name_font, anchor="lt")
+        note, ink = (" (copy)", WARNING) if pair.is_copy else ("", PALE)
+        draw.text((left, top + height + 19 * SCALE), f"{pair.distance:.3f}{note}", ink, small_font, anchor="lt")
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the first extractor says of the synthetic images; `features` [n, d] of the sets it was asked about.
+
+    agrees bool [n] and confidence float32 [n]: None without probabilities, `classifier` too.
+    """
+
+    name: str | None
+    classifier: str | None
+    agrees: npt.NDArray[np.bool_] | None
+    confidence: Floats | None
+    features: Mapping[str, Floats]
+
+
+NOT_JUDGED = _Judged(None, None, None, None, {})
+Sets = Mapping[str, tuple[Pixels, Integers]]
+
+
+def _judge(extractor: FeatureExtractor, sets: Sets) -> _Judged:
+    features, agrees, confidence, classifier = {}, None, None, None
+    for part in ("synthetic", "test"):
+        images, labels = sets[part]
+        if not len(images):
+            continue
+        features[part], probabilities = extractor(images)
+        if part == "synthetic" and probabilities is not None:
+            classifier = extractor.name
+            agrees = probabilities.argmax(1) == labels
+            confidence = probabilities[np.arange(len(labels)), labels]
+    return _Judged(extractor.name, classifier, agrees, confidence, features)
+
+
+def _diversities(judged: _Judged, sets: Sets, num_classes: int) -> list[dict[str, float | None]]:
+    of: dict[str, list[float | None]] = {
+        part: diversity(judged.features[part], sets[part][1], num_classes)
+        if part in judged.features
+        else [None] * num_classes
+        for part in ("synthetic", "test")
+    }
+    return [
+        {"synthetic": ours, "test": theirs, "ratio": ours / theirs if ours is not None and theirs else None}
+        for ours, theirs in zip(of["synthetic"], of["test"], strict=True)
+    ]
+
+
+def _memorisation(detector: CopyDetector, nearest: Nearest, copied: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    real = detector.real_distances
+    return {
+        "threshold": detector.threshold,
+        "mirrored": detector.flip,
+        "count": int(copied.sum()),
+        "share": _mean_of(copied),
+        "real_share": _mean_of(real < detector.threshold),
+        "median_distance": float(np.median(nearest.distance)) if len(nearest.distance) else None,
+        "real_median_distance": float(np.median(real)) if len(real) else None,
+    }
+
+
+def _leakage(
+    real_images: Pixels,
+    test_images: Pixels,
+    images: Pixels,
+    detector: CopyDetector,
+    nearest: Nearest,
+    device: torch.device,
+) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
+    """The section of the document, and whether each synthetic image is leaked, bool [n]; None without test images."""
+    names = ("near_test", "explained_by_training", "leaked", "share", "real_share")
+    if not len(test_images):
+        return dict.fromkeys(names), None
+    of_test = CopyDetector(test_images, flip=detector.flip, threshold=detector.threshold, device=device)
+    to_test = of_test.nearest(images)
+    near = of_test.is_copy(to_test)
+    explained = near & (nearest.distance <= to_test.distance)
+    leaked = near & ~explained
+    real_share = _mean_of(of_test.is_copy(of_test.nearest(real_images)))
+    values = (int(near.sum()), int(explained.sum()), int(leaked.sum()), _mean_of(leaked), real_share)
+    return dict(zip(names, values, strict=True)), leaked
+
+
+def _distances(
+    extractor: FeatureExtractor, known: Mapping[str, Floats], sets: Sets, classes: Sequence[str]
+) -> dict[str, Any]:
+    counts = {part: np.bincount(labels, minlength=len(classes)) for part, (_, labels) in sets.items()}
+    chosen, each = _most_balanced(np.minimum(counts["synthetic"], counts["test"]))
+    document: dict[str, Any] = {
+        "features": extractor.name,
+        "reference": "test",
+        "classes": [classes[c] for c in chosen],
+        "synthetic": None,
+        "yardstick": None,
+    }
+    if each * len(chosen) < MIN_DISTANCE_IMAGES:
+        return document
+
+    def features(part: str, each: int) -> Floats:
+        """[classes, each, d]; fewer of each are the first of more."""
+        images, labels = sets[part]
+        positions = np.concatenate([_shuffled(labels, part, c)[:each] for c in chosen])
+        rows = known[part][positions] if part in known else extractor(images[positions])[0]
+        return rows.reshape(len(chosen), each, -1)
+
+    synthetic, test = features("synthetic", each), features("test", each)
+    document["synthetic"] = _measured(synthetic, test)
+    fewer = min(each, *(int(counts["real"][c]) for c in chosen))
+    if fewer * len(chosen) >= MIN_DISTANCE_IMAGES:
+        document["yardstick"] = {
+            "synthetic": _measured(synthetic[:, :fewer], test[:, :fewer]),
+            "real": _measured(features("real", fewer), test[:, :fewer]),
+        }
+    return document
+
+
+def _most_balanced(counts: npt.NDArray[np.int64]) -> tuple[list[int], int]:
+    """Classes, and as many images of each, that make the most images in all; of equals, the most classes."""
+    options = []
+    for each in np.unique(counts[counts > 0]).tolist():
+        chosen = np.flatnonzero(counts >= each).tolist()
+        used = min(each, max(1, MAX_DISTANCE_IMAGES // len(chosen)))
+        options.append((used * len(chosen), len(chosen), used, chosen))
+    if not options:
+        return [], 0
+    _, _, each, chosen = max(options)
+    return chosen, each
+
+
+def _shuffled(labels: Integers, part: str, label: int) -> Integers:
+    """The positions of a class's images in an order that is always the same."""
+    return numpy_generator(0, f"audit-{part}", label).permutation(np.flatnonzero(labels == label))
+
+
+def _measured(fake: Floats, real: Floats) -> dict[str, Any]:
+    """Of features [classes, each, d]."""
+    each = fake.shape[1]
+    fake, real = fake.reshape(-1, fake.shape[2]), real.reshape(-1, real.shape[2])
+    kernel = kernel_distance(
+        fake,
+        real,
+        subsets=KERNEL_SUBSETS,
+        # at most half of the images: subsets that were all the same would have no spread
+        subset_size=min(KERNEL_SUBSET_SIZE, len(fake) // 2),
+        generator=numpy_generator(0, "audit-kernel"),
+    )
+    inside = precision_recall(real, fake, k=NEIGHBOURS)
+    return {
+        "images": len(fake),
+        "images_per_class": each,
+        "frechet": frechet_distance(fake, real),
+        "kernel_mean": kernel.mean,
+        "kernel_std": kernel.std,
+        "precision": inside.precision,
+        "recall": inside.recall,
+    }
+
+
+def _mean(values: npt.NDArray[Any] | None, chosen: npt.NDArray[np.bool_]) -> float | None:
+    return None if values is None else _mean_of(values[chosen])
+
+
+def _mean_of(values: Sequence[float] | npt.NDArray[Any]) -> float | None:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else None
+
+
+def _check_lengths(
+    num_classes: int, *, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], counts: Sequence[Integers]
+) -> None:
+    for images, others in pairs:
+        if len(images) != len(others):
+            raise ValueError(f"{len(images)} images need as many labels and distances, got {len(others)}")
+    for count in counts:
+        if count.shape != (num_classes,):
+            raise ValueError(f"counts must hold a number for each of {num_classes} classes, got {count.shape}")

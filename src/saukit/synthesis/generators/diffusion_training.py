@@ -1,0 +1,352 @@
+"""The generator's training: flow matching on balanced batches, an average of the weights, checkpoints to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from saukit.core.device import Precision
+from saukit.core.errors import DataError, SaukitError
+from saukit.core.interrupts import StopRequest
+from saukit.core.seeding import derive_seed, torch_generator
+from saukit.core.state import load_state, save_state
+from saukit.synthesis.config import Preset, SynthConfig
+from saukit.synthesis.generators import warp
+from saukit.synthesis.generators.diffusion_model import (
+    TIME_SCALE,
+    Geometry,
+    Velocity,
+    build_unet,
+    class_balancing_loss,
+    draw_images,
+    draw_times,
+    drop_labels,
+    ema_decay,
+    flow_matching_loss,
+    interpolate,
+    update_ema,
+)
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from saukit.core.console import Reporter
+    from saukit.data.split import Split
+
+CHECKPOINT_SECONDS = 30.0
+NOTE_STEPS = 10  # .item() is a sync point: the loss is looked at every so many steps
+GRADIENT_NORM = 1.0
+WEIGHT_DECAY = 0.01
+
+
+class TrainingImages:
+    """The split's training images on a device, class by class.
+
+    A class of n images is drawn with probability proportional to n^(1 - balance): 1 makes all classes equally likely, 0
+    all images. `grey`: whether no image has any colour.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        num_classes: int,
+        *,
+        flip: bool,
+        balance: float,
+        device: torch.device,
+    ) -> None:
+        order = np.argsort(labels, kind="stable")
+        counts = np.bincount(labels, minlength=num_classes)
+        self._class_counts, self._first = counts, np.cumsum(counts) - counts
+        self.images = torch.from_numpy(images).to(device)
+        self.flip = flip
+        self.grey = is_grey(images)
+        self._order = torch.from_numpy(order).to(device)
+        self._counts = torch.from_numpy(counts).to(device)
+        self._shares = self._counts.double() ** (1 - balance)
+        self._starts = torch.from_numpy(self._first).to(device)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch: uint8 images [count, 3, H, W], half of them mirrored if the split allows it, and labels [count]."""
+        device = generator.device
+        labels = torch.multinomial(self._shares, count, replacement=True, generator=generator)
+        within = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        index = self._starts[labels] + (within * self._counts[labels]).long()
+        images = self.images[self._order[index]]
+        if self.flip:
+            mirrored = torch.rand(count, generator=generator, device=device) < 0.5
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        return images, labels
+
+    def origins(
+        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], kind: Literal["real", "head"]
+    ) -> Tensor:
+        """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary, chosen by the seed alone.
+
+        real: an image of the class itself; head: any image, so mostly one of a large class.
+        """
+        draws = [derive_seed(int(seed), "origin") for seed in seeds]
+        if kind == "head":
+            index = [draw % len(self._order) for draw in draws]
+        else:
+            index = [int(self._first[c] + draw % self._class_counts[c]) for c, draw in zip(labels, draws, strict=True)]
+        return self.images[self._order[torch.tensor(index, device=self._order.device)]]
+
+
+@dataclass
+class GeneratorTrainer:
+    """A generator in training after `step` steps; what its steps draw depends on the seed and the step alone."""
+
+    config: SynthConfig
+    preset: Preset
+    geometry: Geometry
+    data: TrainingImages
+    num_classes: int
+    precision: Precision
+    device: torch.device
+    step: int = 0
+    seconds: float = 0.0  # of training so far, earlier processes included
+
+    def __post_init__(self) -> None:
+        size = (self.geometry.height, self.geometry.width)
+        planes = warp.PLANES if self.config.augment else 0
+        self.unet = build_unet(self.preset, size, self.num_classes, self.config.seed, planes=planes).to(self.device)
+        if self.device.type == "cuda":  # on a CPU, oneDNN's own layout is faster in bf16
+            self.unet = self.unet.to(memory_format=torch.channels_last)
+        self.average: UNet2DModel = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(),
+            lr=self.preset.learning_rate,
+            weight_decay=WEIGHT_DECAY,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        self.scaler = self.precision.scaler()
+        self._recent: list[Tensor] = []
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training; 0 where another workspace's generator draws."""
+        if self.config.model is not None:
+            return 0
+        assert self.config.train_steps is not None
+        return self.config.train_steps
+
+    @property
+    def done(self) -> bool:
+        """Whether the training is complete."""
+        return self.step >= self.total_steps
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up over a twentieth of the steps (at most 1000), then a cosine to a hundredth."""
+        warmup = max(1, min(1000, self.total_steps // 20))
+        if step < warmup:
+            return self.preset.learning_rate * (step + 1) / warmup
+        share = (step - warmup) / max(1, self.total_steps - warmup)
+        return self.preset.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def train_step(self) -> Tensor:
+        """One step; returns its loss [].
+
+        Precision: the forward pass in autocast; interpolation, loss, clipping, optimizer and average in float32.
+        """
+        assert self.config.train_batch_size is not None
+        generator = torch_generator(self.config.seed, "synth-batch", self.step, device=self.device)
+        pixels, labels = self.data.draw(self.config.train_batch_size, generator)
+        warps = None
+        if self.config.augment:
+            warps = warp.draw_warps(len(pixels), self.config.augment, generator)
+            pixels = warp.warp(pixels.float(), warps)
+        images = self.geometry.fold(pixels)
+        noise = torch.randn(images.shape, generator=generator, device=self.device)
+        times = draw_times(len(images), generator)
+        labels = drop_labels(labels, self.num_classes, generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        with self._dropout_state(), self.precision.autocast():
+            noisy = interpolate(images, noise, times)
+            inputs = noisy if warps is None else warp.append_planes(noisy, warps)
+            velocity = self._velocity(inputs, times, labels)
+            loss = flow_matching_loss(velocity, images, noise)
+            if self.config.tail == "cbdm":
+                others = torch.randint(self.num_classes, labels.shape, generator=generator, device=self.device)
+                loss = loss + class_balancing_loss(velocity, self._velocity(inputs, times, others), times)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_ema(self.average.parameters(), self.unet.parameters(), ema_decay(self.step, self.preset.ema_decay))
+        self.step += 1
+        return loss.detach()
+
+    def _velocity(self, inputs: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        velocity: Tensor = self.unet(inputs, TIME_SCALE * times, class_labels=labels, return_dict=False)[0]
+        return velocity
+
+    def run(self, checkpoint: Path, *, stop: StopRequest, reporter: Reporter, resume_command: str) -> None:
+        """Train to the end, saving every half minute, at a signal and at the end.
+
+        Raises: Interrupted after a signal, SaukitError if the loss stops being finite.
+        """
+        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        self.unet.train()
+        with reporter.progress("training the generator", self.total_steps, done=self.step) as progress:
+            while not self.done:
+                self._recent.append(self.train_step())
+                now = time.monotonic()
+                due = now - saved >= CHECKPOINT_SECONDS or self.done or stop.requested
+                if due or len(self._recent) >= NOTE_STEPS:
+                    progress.update(self.step, f"loss {self._recent_loss():.4f}")
+                if due:
+                    self.seconds = now - began
+                    self.save(checkpoint)
+                    saved = time.monotonic()
+                if stop.requested:
+                    raise stop.interrupted(resume_command)
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the training depends on, atomically."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.unet.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        save_state(path, state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what `save` wrote."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.unet.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def draw(
+        self,
+        labels: npt.NDArray[np.int64],
+        seeds: npt.NDArray[np.int64],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Images uint8 [n, 3, H, W] from the averaged weights; `steps`, `guidance` override the configuration's."""
+        config = self.config
+        steps = steps if steps is not None else config.sampler_steps
+        guidance = guidance if guidance is not None else config.guidance
+        assert steps is not None and guidance is not None
+        origin = None if config.variation_of == "none" else self.data.origins(labels, seeds, config.variation_of)
+        images = draw_images(
+            unwarped(self.average) if config.augment else self.average,
+            self.geometry,
+            labels,
+            seeds,
+            null_class=self.num_classes,
+            guidance=guidance,
+            steps=steps,
+            precision=self.precision,
+            device=self.device,
+            sampler=config.sampler,
+            origin=origin,
+            strength=config.strength,
+        )
+        return without_colour(images) if self.data.grey else images
+
+    def adopt(self, folder: Path) -> None:
+        """Draw from the trained generator in `folder`, which another `saukit synth` wrote, without any training.
+
+        Raises: DataError if there is none, or if it was made for other images, classes or warps.
+        """
+        from diffusers import UNet2DModel
+
+        if not (folder / "unet" / "config.json").is_file():
+            raise DataError(f"no generator in {folder}: give the folder synth/generator of another workspace")
+        unet: UNet2DModel = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+        found, config = unet.config, self.average.config
+        for field in ("in_channels", "out_channels", "sample_size", "num_class_embeds"):
+            here, there = getattr(config, field), getattr(found, field)
+            if tuple(np.atleast_1d(here)) != tuple(np.atleast_1d(there)):
+                raise DataError(
+                    f"the generator in {folder} does not fit this split and preset ({field} is {there}, not {here}): "
+                    "give one that was trained on a split like this one, with the same --preset and --augment"
+                )
+        self.average = unet.to(self.device).eval().requires_grad_(False)
+        if self.device.type == "cuda":
+            self.average = self.average.to(memory_format=torch.channels_last)
+        self.step = self.total_steps
+
+    @contextlib.contextmanager
+    def _dropout_state(self) -> Iterator[None]:
+        """Dropout draws from the global generator: give that a state which depends on seed and step alone."""
+        if not self.preset.dropout:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.config.seed, "synth-dropout", self.step))
+            yield
+
+    def _recent_loss(self) -> float:
+        loss = float(torch.stack(self._recent).mean()) if self._recent else 0.0
+        self._recent.clear()
+        if not math.isfinite(loss):
+            raise SaukitError(
+                f"the generator's loss is not a number any more at step {self.step}: "
+                "start over with `saukit synth --force --amp off`, or with another --seed"
+            )
+        return loss
+
+
+def is_grey(images: npt.NDArray[np.uint8]) -> bool:
+    """Whether no image [n, 3, H, W] has any colour."""
+    return bool((images == images[:, :1]).all())
+
+
+def without_colour(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images [n, 3, H, W] with the mean of the channels in each: a tint that no real image has would tell which images
+    are synthetic."""
+    grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
+    return np.broadcast_to(grey, images.shape).copy()
+
+
+def unwarped(unet: UNet2DModel) -> Velocity:
+    """A network with inputs for warps, as one that is told of none."""
+
+    def velocity(sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool) -> tuple[Tensor]:
+        inputs = warp.append_planes(sample, sample.new_zeros((len(sample), 2, 3)))
+        output: tuple[Tensor] = unet(inputs, timestep, class_labels=class_labels, return_dict=return_dict)
+        return output
+
+    return velocity
+
+
+def build_trainer(
+    config: SynthConfig, preset: Preset, split: Split, *, precision: Precision, device: torch.device
+) -> GeneratorTrainer:
+    """An untrained generator of a resolved configuration, and the split's real training images on `device`."""
+    train = split.train
+    data = TrainingImages(
+        train.images, train.labels, split.num_classes, flip=split.flip, balance=config.balance, device=device
+    )
+    geometry = Geometry.of(split.image_size, preset)
+    return GeneratorTrainer(config, preset, geometry, data, split.num_classes, precision, device)
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """What `GeneratorTrainer.save` wrote; None if nothing is there. Raises: CorruptArtifactError if it is damaged."""
+    return load_state(path, device) if path.exists() else None

@@ -1,0 +1,336 @@
+"""Images from a pipeline that somebody else trained: text-to-image, or class-conditional DiT.
+
+Any pipeline that diffusers' `AutoPipelineForText2Image` loads draws from prompts (`PromptBook`). A `DiTPipeline`
+(Peebles, Xie 2023, arXiv 2212.09748) draws from its own class numbers, found by the names it has for them or given.
+
+Its files are `saukit.synthesis.generators.pipeline_files`'s.
+
+Each image has a CPU generator of its own, so in one dtype its starting noise is the same on every device and in every
+batch. The rest of its arithmetic is not: images of another batch size agree to rounding, not to the bit, and some
+pipelines pad every prompt to the longest of its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from saukit.core.artifacts import sha256_file
+from saukit.core.errors import DataError, SaukitError, UsageError
+from saukit.core.extras import require_extra
+from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model, first_line
+from saukit.synthesis.generators.prompts import PromptBook, describe_class_name
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+# What a user may set, and the argument of a pipeline's call that it becomes.
+_ARGUMENTS = {
+    "negative_prompt": "negative_prompt",
+    "guidance": "guidance_scale",
+    "steps": "num_inference_steps",
+    "size": "height",
+}
+
+
+class PipelineGenerator:
+    """A loaded pipeline that draws images of the classes of a split.
+
+    `flagged` counts the images so far that the model's own safety checker replaced by black ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        classes: Sequence[str],
+        image_size: tuple[int, int],
+        prompts: PromptBook,
+        negative_prompt: str | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        dtype: Dtype = "auto",
+        class_ids: Mapping[str, int] | None = None,
+        device: torch.device,
+    ) -> None:
+        """Load `model`, a folder or a Hub id, onto `device`.
+
+        image_size: height and width of the images that `draw` returns.
+        negative_prompt, guidance, steps, size (height and width the pipeline draws at): None is the pipeline's own.
+        lora: a safetensors file, or a folder with one. class_ids: class name to a DiT model's own number.
+
+        Raises: UsageError for options that the pipeline does not take and for classes that it does not know, DataError
+        for a model that is not whole or not in safetensors, EnvironmentFault for a missing extra or a model that
+        cannot be fetched; torch.OutOfMemoryError passes.
+        """
+        self.model = find_model(model)
+        self.flagged = 0
+        self._drawn_size: tuple[int, int] | None = None
+        self._image_size, self._prompts, self._device = image_size, prompts, device
+        self._dtype = resolve_dtype(dtype, device)
+        self._class_ids: tuple[int, ...] | None = None
+        if self.model.pipeline == CLASS_CONDITIONAL:
+            self._class_ids = match_classes(self.model.names, classes, class_ids or {})
+        else:
+            if class_ids:
+                raise UsageError(
+                    f"class_ids are for {CLASS_CONDITIONAL}; {self.model.pipeline} draws from prompts: leave them out"
+                )
+            require_extra("text2image", purpose=f"the pipeline {self.model.pipeline}")
+        self._lora = None if lora is None else find_lora(lora)
+        self._lora_scale = lora_scale
+        self._pipe = _load(self.model, self._dtype)
+        self._parameters = inspect.signature(self._pipe.__call__).parameters
+        self._options: dict[str, Any] = {
+            "negative_prompt": negative_prompt,
+            "guidance": guidance,
+            "steps": steps,
+            "size": size,
+        }
+        self._check_options()
+        self._check_class_ids()
+        if self._lora is not None:
+            _add_lora(self._pipe, self._lora, lora_scale)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._pipe.to(device)
+
+    def draw(
+        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint8]:
+        """One batch of images uint8 [n, 3, H, W]; image i of its class (`ordinals`) has prompt i of the class.
+
+        Shapes: labels, seeds and ordinals int64 [n].
+        Raises: SaukitError if an image is not finite, UsageError if the pipeline refuses an option's value.
+        """
+        arguments = {**self._condition(labels, ordinals), **self._call_options(len(labels))}
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        try:
+            with torch.inference_mode():
+                output = self._pipe(**arguments, generator=generators, output_type="np")
+        except ValueError as error:  # the pipelines' check of their arguments
+            raise UsageError(f"{self._name} refuses its options: {error}; change size, guidance or steps") from error
+        images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
+        if not np.isfinite(images).all():
+            raise SaukitError(f"{self._name} drew an image that is not finite in {self._dtype_name}: use float32")
+        self.flagged += sum(map(bool, getattr(output, "nsfw_content_detected", None) or []))
+        self._drawn_size = (images.shape[1], images.shape[2])
+        pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
+        return np.stack([fit_image(image, self._image_size) for image in pixels])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes an image from its label, seed and ordinal, but for the versions of packages.
+
+        That is the model and the LoRA weights (`Model.digest`), the prompts or class numbers, and every option in
+        force. Where a folder lies does not count. The first use reads every byte of a model in a folder.
+        """
+        beside = ("model", "lora", "drawn_size", "flagged")
+        identity = {key: value for key, value in self.description.items() if key not in beside}
+        return hashlib.sha256(json.dumps([identity, self._image_size], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What draws the images, for a manifest; `drawn_size` is known after the first batch, else None."""
+        return {
+            "pipeline": self._name,
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "weights": self._weights,
+            "scheduler": type(self._pipe.scheduler).__name__ if hasattr(self._pipe, "scheduler") else None,
+            "guidance": self._in_force("guidance"),
+            "steps": self._in_force("steps"),
+            "size": self._options["size"],
+            "drawn_size": self._drawn_size,
+            "dtype": self._dtype_name,
+            "prompts": self._prompts.digest if self._class_ids is None else None,
+            "negative_prompt": self._options["negative_prompt"],
+            "class_ids": self._class_ids,
+            "lora": None if self._lora is None else str(self._lora),
+            "lora_weights": self._lora_weights,
+            "lora_scale": None if self._lora is None else self._lora_scale,
+            "flagged": self.flagged,
+        }
+
+    @property
+    def draws_from_prompts(self) -> bool:
+        """Whether it draws from prompts, and not from a class-conditional model's own numbers."""
+        return self._class_ids is None
+
+    @property
+    def _name(self) -> str:
+        return type(self._pipe).__name__
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self._dtype).removeprefix("torch.")
+
+    @cached_property
+    def _weights(self) -> str:
+        return self.model.digest
+
+    @cached_property
+    def _lora_weights(self) -> str | None:
+        return None if self._lora is None else sha256_file(self._lora)
+
+    def _in_force(self, option: str) -> Any:
+        """The value of an option, or the pipeline's default for it; None if it has neither."""
+        if self._options[option] is not None:
+            return self._options[option]
+        parameter = self._parameters.get(_ARGUMENTS[option])
+        return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+    def _condition(self, labels: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]) -> dict[str, Any]:
+        if self._class_ids is not None:
+            return {"class_labels": [self._class_ids[label] for label in labels]}
+        return {"prompt": [self._prompts.prompt(int(c), int(i)) for c, i in zip(labels, ordinals, strict=True)]}
+
+    def _call_options(self, count: int) -> dict[str, Any]:
+        """The arguments that were given; what is None is left to the pipeline."""
+        given: dict[str, Any] = {_ARGUMENTS[name]: value for name, value in self._options.items() if value is not None}
+        if "height" in given:
+            given["height"], given["width"] = given["height"]
+        if "negative_prompt" in given:
+            given["negative_prompt"] = [given["negative_prompt"]] * count
+        return given
+
+    def _check_options(self) -> None:
+        problems = [
+            f"{self._name} takes no {option}: leave it out"
+            for option, argument in _ARGUMENTS.items()
+            if self._options[option] is not None and argument not in self._parameters
+        ]
+        if self._options["negative_prompt"] is not None and not problems:
+            # diffusers accepts both, and draws as if there were no negative prompt.
+            guidance, true_guidance = self._in_force("guidance"), self._parameters.get("true_cfg_scale")
+            if true_guidance is not None and true_guidance.default <= 1:
+                problems.append(f"{self._name} heeds no negative_prompt, as its true_cfg_scale is off: leave it out")
+            elif true_guidance is None and guidance is not None and guidance <= 1:
+                problems.append(f"with guidance {guidance:g} a negative_prompt does nothing: leave one of them out")
+        if self._lora is not None and not hasattr(self._pipe, "load_lora_weights"):
+            problems.append(f"{self._name} takes no lora: leave it out")
+        if problems:
+            raise UsageError("; ".join(problems))
+
+    def _check_class_ids(self) -> None:
+        if self._class_ids is None:
+            return
+        count = int(self._pipe.transformer.config.num_embeds_ada_norm)
+        if wrong := sorted({number for number in self._class_ids if not 0 <= number < count}):
+            raise UsageError(f"class_ids must be from 0 to {count - 1}, got {', '.join(map(str, wrong))}")
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that computes it natively, else float32.
+
+    Raises: UsageError for float16 on a CPU, where it is emulated and overflows.
+    """
+    if dtype == "auto":
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float32
+    if dtype == "float16" and device.type == "cpu":
+        raise UsageError("dtype float16 needs a GPU: use float32, bfloat16 or auto")
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+
+
+def match_classes(names: Mapping[str, Any], classes: Sequence[str], class_ids: Mapping[str, int]) -> tuple[int, ...]:
+    """The number of each of `classes` in a model whose classes have `names` (number: names with commas between).
+
+    A name fits if it is the whole of the model's, or one of several, letter case and underscores aside. `class_ids`
+    goes first.
+
+    Raises: UsageError that lists every class the model has no name for, or two numbers (ImageNet's two cranes), and
+    every entry of `class_ids` that is of no class or no number of the model.
+    """
+    numbers: dict[str, set[int]] = {}
+    for number, text in names.items():
+        for name in {str(text), *str(text).split(",")}:
+            numbers.setdefault(_normal(name), set()).add(int(number))
+    problems = [f"class_ids names {name!r}, which is no class" for name in class_ids if name not in classes]
+    matched = []
+    for name in classes:
+        found = {class_ids[name]} if name in class_ids else numbers.get(_normal(name), set())
+        if not found:
+            problems.append(f"the model has no class {name!r}")
+        elif len(found) > 1:
+            problems.append(f"the model has {len(found)} classes {name!r} ({', '.join(map(str, sorted(found)))})")
+        matched.append(min(found, default=-1))
+    if problems:
+        why = "" if names else f" (it names none at all: {CLASS_CONDITIONAL}.save_pretrained drops id2label)"
+        raise UsageError("; ".join(problems) + f"{why}: give the model's own numbers as class_ids")
+    return tuple(matched)
+
+
+def fit_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A picture at another size: its middle, of the wanted proportions, resized bicubic with antialiasing.
+
+    That is how real images become those of a split. Shapes: image [h, w, 3]; size (H, W); returns [3, H, W].
+    """
+    from PIL import Image
+
+    (height, width), (to_height, to_width) = image.shape[:2], size
+    keep_height = min(height, round(width * to_height / to_width))
+    keep_width = min(width, round(height * to_width / to_height))
+    top, left = (height - keep_height) // 2, (width - keep_width) // 2
+    middle = Image.fromarray(image[top : top + keep_height, left : left + keep_width])
+    if middle.size != (to_width, to_height):
+        middle = middle.resize((to_width, to_height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(middle, np.uint8).transpose(2, 0, 1))
+
+
+def _normal(name: str) -> str:
+    return describe_class_name(name.strip()).casefold()
+
+
+def _load(model: Model, dtype: torch.dtype) -> Any:
+    """The pipeline on the CPU."""
+    import diffusers
+    from safetensors import SafetensorError
+
+    is_text = model.pipeline != CLASS_CONDITIONAL
+    diffusers.utils.logging.disable_progress_bar()  # of the components; a download's bar stays
+    if is_text:
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    loader = diffusers.AutoPipelineForText2Image if is_text else diffusers.DiTPipeline
+    # By its id: pipelines in two parts look for the other one on the Hub.
+    source = str(model.folder) if model.revision is None else model.name
+    version = tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
+    dtype_argument = "dtype" if version >= (0, 41) else "torch_dtype"  # the new name is ignored by the older ones
+    options: dict[str, Any] = {dtype_argument: dtype, "revision": model.revision, "variant": model.variant}
+    try:
+        return loader.from_pretrained(source, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+        if "AutoPipeline can't find a pipeline" in str(error):
+            raise UsageError(
+                f"model {model.name} is a {model.pipeline}, which draws no images from text: give a text-to-image "
+                f"pipeline, or a {CLASS_CONDITIONAL}"
+            ) from error
+        raise DataError(
+            f"model {model.name} does not load: {first_line(error)}; save or fetch it again, and see that it loads "
+            "with diffusers"
+        ) from error
+
+
+def _add_lora(pipe: Any, path: Path, scale: float) -> None:
+    name = "saukit"
+    try:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+        added = bool(pipe.get_list_adapters())
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: other shapes than the model's
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DataError(f"LoRA weights {path} do not fit {type(pipe).__name__}: {first_line(error)}") from error
+    if not added:  # weights for other layers: diffusers says so in its log, and draws on without them
+        raise DataError(f"LoRA weights {path} fit no layer of {type(pipe).__name__}: give weights made for this model")
+    pipe.set_adapters([name], [scale])

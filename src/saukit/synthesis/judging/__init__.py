@@ -1,0 +1,1 @@
+"""Which candidates are kept: scores, duplicates, selection."""

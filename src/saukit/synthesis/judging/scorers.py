@@ -1,0 +1,273 @@
+"""What scores an image: a classifier of the split's classes, CLIP, and the features of Inception-v3.
+
+Each takes images uint8 [n, 3, H, W] and returns numpy arrays in float32, a batch at a time on its device. Which scores
+an image has to reach is `saukit.synthesis.judging.selection`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saukit.core.errors import DataError, EnvironmentFault
+from saukit.core.extras import require_extra
+from saukit.core.workspace import require
+from saukit.data.sources import OFFLINE
+from saukit.models.dual_branch import DualBranchNet
+from saukit.models.inference import predict
+from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+CLIP_BATCH = 128
+INCEPTION_BATCH = 64
+INCEPTION_SIDE = 299  # pixels
+INCEPTION_NAME = "Inception-v3 (torchvision), pool features"
+
+
+class ClassifierScorer:
+    """A trained network as a judge of images; `name` says which one in messages and manifests."""
+
+    def __init__(self, network: DualBranchNet, card: ModelCard, name: str, device: torch.device) -> None:
+        self.name = name
+        self._network, self._card, self._device = network, card, device
+
+    def features_and_probabilities(self, images: Images) -> tuple[Floats, Floats]:
+        """The backbone's features [n, d] and the classifier's probabilities [n, K].
+
+        Raises: ValueError for images of another size than the network was trained on.
+        """
+        if images.shape[1:] != (3, *self._card.image_size):
+            height, width = self._card.image_size
+            raise ValueError(f"{self.name} knows images of {height} x {width} pixels, got an array {images.shape}")
+        found = predict(self._network, self._card, images, device=self._device)
+        return found.features, found.probabilities
+
+    __call__ = features_and_probabilities
+
+    def confidence(self, images: Images, labels: Labels) -> Floats:
+        """The probability of each image's own class. Shapes: labels [n]; returns [n]."""
+        return _own(self.features_and_probabilities(images)[1], labels)
+
+
+def classifier_scorer(run_folder: Path, name: str, classes: Sequence[str], device: torch.device) -> ClassifierScorer:
+    """The scorer of a complete run called `name`, every file of it verified.
+
+    Raises: DataError if the run is not complete or its classes differ from `classes`, CorruptArtifactError if it is
+    damaged.
+    """
+    command = f"saukit train --name {name}"
+    require(run_folder, kind="run", command=command)
+    network, card = load_model(run_folder / MODEL_NAME)
+    if card.classes != tuple(classes):
+        raise DataError(
+            f"the classifier of {run_folder} knows {_listed(card.classes)}; this split has {_listed(classes)}: "
+            f"train one on this split with `{command} --force`"
+        )
+    return ClassifierScorer(network, card, name, device)
+
+
+class ClipScorer:
+    """How well an image shows its class, by CLIP (Radford et al. 2021, arXiv 2103.00020).
+
+    A class is the mean of the normalised embeddings of its prompts, normalised again (their Sec. 3.1.4). Needs the
+    extra `clip`. `name` says which model; `revision` is its commit on the Hub, None for a folder.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        prompts: Sequence[Sequence[str]],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load `model`, a name on the Hub or a folder, and embed `prompts`: one or more for each of K classes.
+
+        Raises: EnvironmentFault if the extra is not installed or the model cannot be loaded; ValueError for a class
+        without a prompt.
+        """
+        empty = [c for c, texts in enumerate(prompts) if not texts or isinstance(texts, str)]
+        if empty or not prompts:
+            raise ValueError(f"each class needs a list of prompts, got none for classes {empty}")
+        require_extra("clip", purpose="CLIP similarity")
+        self.name = f"CLIP ({model})"
+        self._device, self._dtype = device, dtype
+        self._model, self._processor, tokenizer = _load_clip(model)
+        self._scale = float(self._model.logit_scale.detach().double().exp())  # before it is rounded to dtype
+        self._model.to(device, dtype)
+        self.revision: str | None = getattr(self._model.config, "_commit_hash", None)
+        self._classes = self._class_embeddings(prompts, tokenizer)  # [K, d]
+
+    def similarity(self, images: Images, labels: Labels) -> Floats:
+        """Cosine similarity of each image to its own class. Shapes: labels [n]; returns [n]."""
+        return _own(self._cosines(images), labels)
+
+    def probabilities(self, images: Images) -> Floats:
+        """Zero-shot class probabilities [n, K]: a softmax of the cosines times the model's own scale."""
+        return torch.from_numpy(self._cosines(images)).mul(self._scale).softmax(1).numpy()
+
+    def embeddings(self, images: Images) -> Floats:
+        """L2-normalised image embeddings [n, d]."""
+        rows = np.empty((len(images), self._classes.shape[1]), np.float32)
+        for start in range(0, len(images), CLIP_BATCH):
+            part = slice(start, start + CLIP_BATCH)
+            pictures = [torch.from_numpy(image) for image in images[part]]
+            pixels = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+            with torch.no_grad():
+                pooled = self._model.vision_model(pixel_values=pixels.to(self._device, self._dtype)).pooler_output
+                embedded = F.normalize(self._model.visual_projection(pooled).float(), dim=1)
+            rows[part] = embedded.cpu().numpy()
+        return rows
+
+    def _cosines(self, images: Images) -> Floats:
+        cosines: Floats = self.embeddings(images) @ self._classes.T
+        return cosines
+
+    def _class_embeddings(self, prompts: Sequence[Sequence[str]], tokenizer: Any) -> Floats:
+        texts = [text for of_class in prompts for text in of_class]
+        rows = []
+        for start in range(0, len(texts), CLIP_BATCH):
+            tokens = tokenizer(
+                texts[start : start + CLIP_BATCH],
+                padding=True,
+                truncation=True,
+                max_length=self._model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(self._device)
+            with torch.no_grad():
+                pooled = self._model.text_model(
+                    input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+                ).pooler_output
+                rows.append(F.normalize(self._model.text_projection(pooled).float(), dim=1).cpu())
+        by_class = torch.split(torch.cat(rows), [len(of_class) for of_class in prompts])
+        means = torch.stack([of_class.mean(0) for of_class in by_class])
+        return F.normalize(means, dim=1).numpy()
+
+
+class InceptionFeatures:
+    """The 2048 features before the classifier of torchvision's Inception-v3 (Szegedy et al. 2016, arXiv 1512.00567).
+
+    They are not those of the original FID, whose network has other weights and pooling: distances compare only with
+    distances measured so.
+    """
+
+    name = INCEPTION_NAME
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        from torchvision.models import Inception_V3_Weights
+
+        preset = Inception_V3_Weights.IMAGENET1K_V1.transforms()
+        self._network, self._device = network.to(device).eval(), device
+        self._mean, self._std = (
+            torch.tensor(value, device=device)[:, None, None] for value in (preset.mean, preset.std)
+        )
+
+    def __call__(self, images: Images) -> tuple[Floats, None]:
+        """Features [n, 2048] of the whole images, resized to 299 x 299 pixels, bilinear with antialiasing."""
+        rows = np.empty((len(images), 2048), np.float32)
+        for start in range(0, len(images), INCEPTION_BATCH):
+            part = slice(start, start + INCEPTION_BATCH)
+            pixels = torch.from_numpy(images[part]).to(self._device).float() / 255
+            sides = (INCEPTION_SIDE, INCEPTION_SIDE)
+            pixels = F.interpolate(pixels, sides, mode="bilinear", antialias=True, align_corners=False)
+            with torch.no_grad():
+                rows[part] = self._network((pixels - self._mean) / self._std).cpu().numpy()
+        return rows, None
+
+
+def inception_features(weights: Path, device: torch.device) -> InceptionFeatures:
+    """The extractor with the weights of a local file: torchvision's state dict, as .safetensors or as .pth.
+
+    Raises: DataError if the file is not there, cannot be read or does not fit.
+    """
+    from torchvision.models import inception_v3
+
+    # torchvision's weights come from TensorFlow and expect [-1, 1]; `transform_input` turns ImageNet's scale into it.
+    network = inception_v3(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+    state = {name: value for name, value in _read_state(weights).items() if not name.startswith("AuxLogits.")}
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        problem = str(error).strip().splitlines()[-1].strip()
+        raise DataError(
+            f"{weights} does not hold the weights of torchvision's inception_v3 ({problem[:300]}): "
+            "give the file that torchvision's Inception_V3_Weights.IMAGENET1K_V1 names"
+        ) from None
+    network.fc = nn.Identity()
+    return InceptionFeatures(network, device)
+
+
+def _load_clip(model: str) -> tuple[Any, Any, Any]:
+    """A CLIP model in eval mode, its image processor and its tokenizer."""
+    from safetensors import SafetensorError
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    # A folder is never looked up on the Hub; transformers itself heeds HF_HUB_OFFLINE.
+    local = Path(model).is_dir() or os.environ.get(OFFLINE, "") not in ("", "0")
+    # Their annotations are missing, or do not know of output_loading_info.
+    load: Any = CLIPModel.from_pretrained
+    hide_bars: Any = logging.disable_progress_bar
+    if local:  # else a bar shows the download
+        hide_bars()
+    try:
+        network, report = load(model, use_safetensors=True, local_files_only=local, output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(f"it lacks the weights {_listed(sorted(report['missing_keys']))}")
+        processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local)
+        tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local)
+        # Without its files it is made all the same, and knows nothing but the marks of beginning and end.
+        known, size = len(tokenizer), network.config.text_config.vocab_size
+        if not size / 2 <= known <= size:
+            raise ValueError(f"its tokenizer knows {known} tokens, its text model {size}")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise EnvironmentFault(
+            f"the CLIP model {model} cannot be loaded ({reason}): give the folder of a CLIP model with safetensors "
+            "weights, image processor and tokenizer, or a name on the Hub that can be reached or was loaded before"
+        ) from error
+    return network.eval(), processor, tokenizer
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there: give a file with the weights of Inception-v3") from None
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as weights ({reason}): give a state dict's .safetensors or .pth"
+        ) from None
+    if not isinstance(state, dict):
+        raise DataError(f"{path} holds a {type(state).__name__}, not a state dict: give a .safetensors or .pth file")
+    return state
+
+
+def _own(scores: Floats, labels: Labels) -> Floats:
+    """Of each row of scores [n, K] the one of its label [n]."""
+    if labels.shape != (len(scores),):
+        raise ValueError(f"{len(scores)} images need as many labels, got {labels.shape}")
+    return scores[np.arange(len(scores)), labels]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} ({shown}, ...)" if len(names) > 5 else shown

@@ -1,0 +1,265 @@
+"""The mixed training set D: real and synthetic images, where they reside, and the order they are visited in.
+
+Images that fit stay on the device. Larger sets stay in host memory, and each batch is brought over one step ahead of
+its use. Both ways hand out the same batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saukit.core.artifacts import format_bytes
+from saukit.core.seeding import torch_generator
+from saukit.data.split import Part, Split
+from saukit.data.synthetic import SyntheticImages
+
+Residence = Literal["device", "host"]
+
+# The images may take this share of a GPU's free memory: the rest is for weights, activations and what cuDNN works in.
+RESIDENT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Samples (x, y, s), the real ones first. `residence` is where the images are; all else is on the device.
+
+    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N]; class_counts float32 [K], of D, and
+        real_class_counts float32 [K], of its real part.
+    """
+
+    images: Tensor
+    labels: Tensor
+    synthetic: Tensor
+    class_counts: Tensor
+    real_class_counts: Tensor
+    real_count: int
+    residence: Residence = "device"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that batches are handed out on."""
+        return self.labels.device
+
+    @property
+    def where(self) -> str:
+        """Where the images are, in words."""
+        size = format_bytes(self.images.nbytes)
+        if self.device.type == "cpu":
+            return f"images in memory ({size})"
+        if self.residence == "device":
+            return f"images resident on {self.device} ({size})"
+        return f"images in host memory ({size}), copied batch by batch"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Two batches A and B of b samples from two independent shuffles of D, on the device."""
+
+    images: Tensor
+    labels: Tensor
+    synthetic: Tensor
+    partner_images: Tensor
+    partner_labels: Tensor
+    partner_synthetic: Tensor
+
+
+def choose_residence(needed: int, free: int) -> Residence:
+    """Where `needed` bytes of images belong if the device has `free` bytes."""
+    return "device" if needed <= RESIDENT_SHARE * free else "host"
+
+
+def build_mixture(
+    split: Split, cache: SyntheticImages | None, device: torch.device, *, residence: Residence | None = None
+) -> Mixture:
+    """The split's training part, and the cache if there is one, for training on `device`; None: residence by size.
+
+    In host memory a split without a cache is not copied: the mixture then shares the split's memory.
+    """
+    parts: list[Part | SyntheticImages] = [split.train] if cache is None else [split.train, cache]
+    if residence is None:
+        residence = "device"
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            residence = choose_residence(sum(part.images.nbytes for part in parts), free)
+    labels = np.concatenate([part.labels for part in parts])
+    return Mixture(
+        images=_gather_images(parts, device if residence == "device" else torch.device("cpu")),
+        labels=torch.from_numpy(labels).to(device),
+        synthetic=(torch.arange(len(labels)) >= len(split.train.labels)).to(device),
+        class_counts=torch.from_numpy(np.bincount(labels, minlength=split.num_classes)).float().to(device),
+        real_class_counts=torch.from_numpy(split.class_counts).float().to(device),
+        real_count=len(split.train.labels),
+        residence=residence,
+    )
+
+
+def _gather_images(parts: list[Part | SyntheticImages], home: torch.device) -> Tensor:
+    """The parts' images, one after the other, in one tensor on `home`, without a further copy on the way.
+
+    They are not pinned in host memory: the device copies from staging buffers, never from here, and torch rounds
+    pinned allocations up to a power of two, which would turn 300 GiB into 512 GiB.
+    """
+    if len(parts) == 1:
+        return torch.from_numpy(parts[0].images).to(home)
+    count = sum(len(part.images) for part in parts)
+    images = torch.empty((count, *parts[0].images.shape[1:]), dtype=torch.uint8, device=home)
+    at = 0
+    for part in parts:
+        images[at : at + len(part.images)] = torch.from_numpy(part.images)
+        at += len(part.images)
+    return images
+
+
+def batches_per_epoch(images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in one pass; a last one that is not whole is left out, or kept if it has the two images BatchNorm needs.
+
+    A set smaller than the batch is one batch.
+    """
+    whole, rest = divmod(images, min(batch_size, images))
+    return whole + (not drop_last and rest > 1)
+
+
+class BatchOrder:
+    """Which samples make up batches A and B of a step: two independent shuffles an epoch.
+
+    An epoch's last batch is left out if it is not whole, or kept (`drop_last`).
+
+    `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
+    2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
+    `real_only` leaves the synthetic images out.
+    The orders are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        batch_size: int,
+        seed: int,
+        *,
+        class_balanced: bool = False,
+        real_only: bool = False,
+        drop_last: bool = True,
+    ) -> None:
+        self.mixture = mixture
+        self._count = mixture.real_count if real_only else len(mixture)  # the real ones come first
+        self.batch_size = min(batch_size, self._count)
+        self.steps_per_epoch = batches_per_epoch(self._count, self.batch_size, drop_last=drop_last)
+        self._seed = seed
+        self._by_class: Tensor | None = None
+        if class_balanced:
+            self._by_class = mixture.labels[: self._count].cpu().argsort(stable=True)
+            self._class_counts = (mixture.real_class_counts if real_only else mixture.class_counts).cpu().long()
+        self._orders: tuple[int, Tensor, Tensor] | None = None
+        self._feed: _HostFeed | None = None
+        if mixture.residence == "host":
+            self._feed = _HostFeed(mixture.images, 2 * self.batch_size, mixture.device)
+        self._sent: tuple[int, _Delivery] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The two batches of a step, counted from 0; a function of (seed, step), and no later call changes them."""
+        data = self.mixture
+        a, b = self._rows(step)[1]
+        if self._feed is None:
+            images, partner_images = data.images[a], data.images[b]
+        else:
+            both = self._fetch(step, self._feed)
+            images, partner_images = both.chunk(2)
+        return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b], data.synthetic[b])
+
+    def _fetch(self, step: int, feed: _HostFeed) -> Tensor:
+        """The images of A, then those of B; what was sent ahead is used only if it is what is asked for."""
+        if self._sent is None or self._sent[0] != step:
+            self._sent = (step, feed.send(self._rows(step)[0]))
+        images = self._sent[1].receive()
+        self._sent = (step + 1, feed.send(self._rows(step + 1)[0]))
+        return images
+
+    def _rows(self, step: int) -> tuple[Tensor, Tensor]:
+        """The samples of A and of B, int64 [2, b], in host memory and on the device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._orders is None or self._orders[0] != epoch:
+            orders = self._shuffle(epoch)
+            # From pinned memory, which torch keeps until the copy is done: the host need not wait for it.
+            self._orders = (epoch, orders, orders.to(self.mixture.device, non_blocking=True))
+        _, on_host, on_device = self._orders
+        chosen = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        return on_host[:, chosen], on_device[:, chosen]
+
+    def _shuffle(self, epoch: int) -> Tensor:
+        orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.mixture.device.type == "cuda")
+        for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
+            generator = torch_generator(self._seed, purpose, epoch)
+            if self._by_class is None:
+                torch.randperm(len(order), generator=generator, out=order)
+            else:
+                order.copy_(self._draw_by_class(self._by_class, generator))
+        return orders
+
+    def _draw_by_class(self, by_class: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples int64 [N]; `by_class` holds the samples of class 0, then those of class 1, and so on."""
+        counts = self._class_counts
+        classes = torch.randint(len(counts), (len(by_class),), generator=generator)
+        # In double precision, in which a share below 1 of n images never rounds up to n.
+        position = (torch.rand(len(by_class), generator=generator, dtype=torch.float64) * counts[classes]).long()
+        return by_class[(counts.cumsum(0) - counts)[classes] + position]
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """Images on their way to the device; `arrived` is None where there is no device to wait for."""
+
+    images: Tensor
+    arrived: torch.cuda.Event | None
+
+    def receive(self) -> Tensor:
+        """The images, for work on the device's current stream. The host does not wait for them."""
+        if self.arrived is not None:
+            stream = torch.cuda.current_stream(self.images.device)
+            stream.wait_event(self.arrived)
+            # They were allocated for the copying stream. Without this the allocator would give their memory to a
+            # later copy as soon as Python lets go of them, while this stream may still have to read them.
+            self.images.record_stream(stream)
+        return self.images
+
+
+class _HostFeed:
+    """Gathers rows of images in host memory and copies them to the device, on a GPU beside the computation.
+
+    Rows are gathered in one of two pinned staging buffers, then copied on a stream of their own into new memory, so
+    a batch that was handed out is its receiver's alone. The copying stream never waits for the computation: what the
+    allocator gives it is either new, or was used on this stream before, or was seen out by `record_stream`.
+    """
+
+    def __init__(self, images: Tensor, rows: int, device: torch.device) -> None:
+        self._images, self._device = images, device
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        shape = (rows, *images.shape[1:])
+        self._staging = [torch.empty(shape, dtype=images.dtype, pin_memory=on_gpu) for _ in range(2)]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._turn = 0
+
+    def send(self, rows: Tensor) -> _Delivery:
+        """Start to bring the images of `rows`, int64 of any shape in host memory, to the device."""
+        self._turn = 1 - self._turn
+        staging, copied = self._staging[self._turn], self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()  # this buffer's last copy, two sends ago: as a rule long done
+        staging = staging[: rows.numel()]
+        torch.index_select(self._images, 0, rows.flatten(), out=staging)
+        if self._stream is None:
+            return _Delivery(staging.clone(), None)
+        with torch.cuda.stream(self._stream):
+            images = torch.empty_like(staging, device=self._device)
+            images.copy_(staging, non_blocking=True)
+            arrived = self._stream.record_event()
+        self._copied[self._turn] = arrived
+        return _Delivery(images, arrived)

@@ -1,0 +1,210 @@
+"""Filters over the whole stage: replacement in rounds, caps, a choice made anew without drawing."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import MICRO, tiny
+
+from saukit.core.artifacts import load_tensors, sha256_file
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError, Interrupted, SaukitError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.split import Split, load_split
+from saukit.data.synthetic import load_cache
+from saukit.models.inference import predict
+from saukit.models.model_file import load_model
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
+from saukit.synthesis.judging.selection import REASONS
+from saukit.synthesis.stage import SynthesisResult, refilter, synthesize
+from saukit.training.trainer import fit
+
+Go = Callable[..., SynthesisResult]
+BAR = 0.088  # the judge is hardly trained: about every other candidate is above this
+STRICT = replace(MICRO, filter="classifier", classifier="judge", min_confidence=BAR, max_tries=3.0)
+
+
+@pytest.fixture(scope="module")
+def judged_root(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The split of digits, and a classifier of its real images that was trained for a few steps."""
+    root = tmp_path_factory.mktemp("judged")
+    (root / "split").symlink_to(digits_root / "split")
+    config = tiny(method="balanced-softmax", synthetic=False, steps=30, batch_size=32)
+    fit(
+        config,
+        Workspace(root),
+        name="judge",
+        device=torch.device("cpu"),
+        force=False,
+        resume=False,
+        reporter=Reporter(quiet=True),
+    )
+    return root
+
+
+@pytest.fixture
+def judged(judged_root: Path, tmp_path: Path) -> Workspace:
+    return Workspace(shutil.copytree(judged_root, tmp_path / "judged", symlinks=True))
+
+
+@pytest.fixture
+def go(judged: Workspace, cpu: torch.device, reporter: Reporter) -> Go:
+    def call(config: SynthConfig, *, anew: bool = False, resume: bool = False) -> SynthesisResult:
+        if anew:
+            return refilter(config, judged, device=cpu, reporter=reporter)
+        return synthesize(config, judged, device=cpu, force=False, resume=resume, reporter=reporter)
+
+    return call
+
+
+def shards_of(workspace: Workspace) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in workspace.synth.glob("shard-*.safetensors")}
+
+
+def candidates(workspace: Workspace) -> dict[str, np.ndarray]:
+    """Every candidate of a cache, from its files, in order."""
+    parts = [load_tensors(path)[0] for path in sorted(workspace.synth.glob("shard-*.safetensors"))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_what_is_kept_passes_the_classifier_and_what_is_rejected_is_replaced(go: Go, judged: Workspace) -> None:
+    summary = go(STRICT).summary
+    split = load_split(judged)
+    there, cache = candidates(judged), load_cache(judged, split)
+    network, card = load_model(judged.run("judge") / "model.safetensors")
+    device = torch.device("cpu")
+    own = predict(network, card, there["images"], device=device).probabilities[
+        np.arange(len(there["labels"])), there["labels"]
+    ]
+    np.testing.assert_allclose(there["confidence"], own, atol=1e-6)
+    kept = predict(network, card, cache.images, device=device).probabilities
+    assert (kept[np.arange(len(cache.labels)), cache.labels] >= BAR - 1e-6).all()
+
+    wanted = {5: 4, 6: 10, 7: 14, 8: 16, 9: 18}
+    for label, want in wanted.items():
+        of_class = there["labels"] == label
+        passing = int((own[of_class] >= BAR).sum())
+        assert summary["images_per_class"][str(label)] == int((cache.labels == label).sum()) == min(want, passing)
+        # A class is short only when its cap of three candidates an image is reached.
+        assert passing >= want or int(of_class.sum()) == 3 * want
+    assert summary["rounds"] > 1
+    assert summary["candidates"] == len(there["labels"]) > 62
+    assert summary["images"] + sum(summary["rejected"].values()) == summary["candidates"]
+    reasons = load_tensors(judged.synth / "selection.safetensors")[0]["reasons"]
+    assert {REASONS[code] for code in np.unique(reasons[own < BAR])} == {"low confidence"}
+
+
+def test_a_filtered_cache_resumes_to_the_same_bits(
+    go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go(STRICT)
+    whole, drawn = shards_of(judged), len(shards_of(judged))
+    selection = sha256_file(judged.synth / "selection.safetensors")
+    shutil.rmtree(judged.synth)
+    original, calls = GeneratorTrainer.draw, [0]
+
+    def stopping(self: GeneratorTrainer, *arguments: object, **options: object) -> object:
+        calls[0] += 1
+        if calls[0] == 25:  # in a later round
+            raise Interrupted("stop", 2)
+        return original(self, *arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GeneratorTrainer, "draw", stopping)
+        with pytest.raises(Interrupted):
+            go(STRICT)
+    assert 8 <= len(shards_of(judged)) < drawn
+    go(STRICT, resume=True)
+    assert shards_of(judged) == whole
+    assert sha256_file(judged.synth / "selection.safetensors") == selection
+
+
+def test_a_share_is_kept_the_best_by_confidence(go: Go, judged: Workspace) -> None:
+    summary = go(replace(STRICT, min_confidence=0.0, keep=0.5)).summary
+    there = candidates(judged)
+    kept = load_tensors(judged.synth / "selection.safetensors")[0]["reasons"] == 0
+    assert summary["images_per_class"] == dict(zip("0123456789", [0] * 5 + [4, 10, 14, 16, 18], strict=True))
+    for label, want in ((5, 4), (9, 18)):
+        of_class = there["labels"] == label
+        assert of_class.sum() == 2 * want
+        assert there["confidence"][of_class & kept].min() >= there["confidence"][of_class & ~kept].max()
+
+
+def test_choosing_anew_draws_nothing(go: Go, judged: Workspace, split: Split) -> None:
+    go(replace(MICRO, per_class_target=20))
+    plain = candidates(judged)["images"]
+    with pytest.raises(UsageError, match=r"filter: 'none' -> 'classifier'"):
+        go(replace(STRICT, max_tries=4.0))
+    config = replace(MICRO, filter="classifier", classifier="judge", min_confidence=BAR)
+    result = go(config, anew=True)
+    assert np.array_equal(candidates(judged)["images"], plain)
+    own = candidates(judged)["confidence"]
+    assert result.summary["images"] == int((own >= BAR).sum()) == len(load_cache(judged, split).labels) < 62
+    assert go(config, anew=True).state == "complete"
+    before = shards_of(judged)
+    looser = go(replace(config, min_confidence=0.0), anew=True)
+    assert looser.summary["images"] == 62
+    assert shards_of(judged) == before
+    assert looser.summary["generator"]["train_steps"] == 6  # where the images come from is still told
+    with pytest.raises(UsageError, match=r"--refilter draws nothing, so it cannot change train_steps: 6 -> 9"):
+        go(replace(config, train_steps=9), anew=True)
+
+
+def test_a_choice_that_was_interrupted_is_finished_without_drawing(
+    go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(MICRO)
+    config = replace(MICRO, filter="classifier", classifier="judge", min_confidence=BAR)
+    with monkeypatch.context() as patched:
+        patched.setattr("saukit.synthesis.candidates.save_grid", None)
+        with pytest.raises(TypeError):
+            go(config, anew=True)
+    with pytest.raises(DataError, match="is not complete"):
+        load_cache(judged, load_split(judged))
+    monkeypatch.setattr(GeneratorTrainer, "draw", None)
+    assert go(config, resume=True).summary["images"] < 62
+
+
+def test_nothing_left_is_an_error_with_the_remedy_and_the_images_stay(go: Go, judged: Workspace) -> None:
+    impossible = replace(STRICT, min_confidence=1.0, max_tries=1.0)
+    with pytest.raises(SaukitError, match=r"the filters rejected all 62 candidates: .*--refilter.*--min-confidence"):
+        go(impossible)
+    before = shards_of(judged)
+    assert go(replace(impossible, min_confidence=BAR), anew=True).summary["images"] > 0
+    assert shards_of(judged) == before
+
+
+def test_copies_of_training_images_are_rejected(go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load_split(judged)
+
+    def copying(self: GeneratorTrainer, labels: np.ndarray, seeds: np.ndarray, **options: object) -> np.ndarray:
+        rng = np.random.default_rng(seeds)
+        images = rng.integers(0, 256, (len(labels), 3, 8, 8)).astype(np.uint8)
+        images[::2] = split.train.images[rng.integers(0, len(split.train.images), len(labels[::2]))]
+        return images
+
+    monkeypatch.setattr(GeneratorTrainer, "draw", copying)
+    summary = go(replace(MICRO, reject_copies=True, max_tries=1.0)).summary
+    assert summary["rejected"] == {"copy of a training image": 31}
+    assert summary["images"] == 31
+
+
+def test_repeats_are_rejected(go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repeating(self: GeneratorTrainer, labels: np.ndarray, seeds: np.ndarray, **options: object) -> np.ndarray:
+        images = [np.random.default_rng(int(label)).integers(0, 256, (3, 8, 8)) for label in labels]
+        return np.stack(images).astype(np.uint8)
+
+    monkeypatch.setattr(GeneratorTrainer, "draw", repeating)
+    summary = go(replace(MICRO, reject_repeats=True, max_tries=1.0)).summary
+    assert summary["rejected"] == {"repeat of another": 57}
+    assert summary["images"] == 5
+
+
+def test_a_classifier_of_another_split_or_none_at_all(go: Go, judged: Workspace) -> None:
+    with pytest.raises(DataError, match=r"run `saukit train --name nobody` first"):
+        go(replace(STRICT, classifier="nobody"))
