@@ -47,15 +47,11 @@ _JUDGED = SynthConfig(filter="classifier", classifier="balanced-softmax")
 DRAWN: dict[str, SynthConfig] = {
     "plain": SynthConfig(),
     "filtered": _JUDGED,
-    "best-half": replace(_JUDGED, min_confidence=0.1, keep=0.5),
-    "edge": replace(_JUDGED, min_confidence=0.2, max_confidence=0.9, reject_copies=True, max_tries=8.0),
     "nocopy": SynthConfig(reject_copies=True),
     "no-guidance": SynthConfig(guidance=1.0),
     "guidance3": SynthConfig(guidance=3.0),
-    "real0.4": SynthConfig(variation_of="real", strength=0.4),
-    "real0.7": SynthConfig(variation_of="real", strength=0.7),
-    "head0.7": SynthConfig(variation_of="head", strength=0.7),
-    "head0.9": SynthConfig(variation_of="head", strength=0.9),
+    "real0.4": SynthConfig(variation=0.4),
+    "real0.7": SynthConfig(variation=0.7),
 }
 # Kinds that choose anew from the images of "plain", so that nothing replaces what is rejected.
 CHOSEN: dict[str, SynthConfig] = {"passing": _JUDGED}

@@ -351,12 +351,12 @@ def test_an_audited_and_filtered_cache(cli: Cli, work: Path) -> None:
     assert again.document["audit"]["overall"]["kept"] == again.document["images"]
 
 
-def test_jobs_and_a_merge(cli: Cli, split_work: Path) -> None:
+def test_jobs_and_a_resume(cli: Cli, split_work: Path) -> None:
     for job in ("0/2", "1/2"):
         outcome = cli("synth", *SYNTH, "--shard", job, "-w", split_work)
         assert outcome.code == 0, outcome
-        assert f"job {job}: " in outcome.out and "saukit synth --merge" in outcome.out
-    merged = cli("synth", "--merge", "-w", split_work, "--json")
+        assert f"job {job}: " in outcome.out and "saukit synth --resume" in outcome.out
+    merged = cli("synth", "--resume", "-w", split_work, "--json")
     assert merged.code == 0, merged
     assert merged.document["images"] == 18
     assert cli("synth", *SYNTH, "-w", split_work, "--json").document["state"] == "complete"

@@ -206,11 +206,11 @@ def test_the_preflight_names_a_class_that_is_not_drawn(cli: Cli, work: Path, tmp
 
 def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> None:
     """A filtered cache of variations, chosen anew without a filter, and looked at with other options."""
-    filtered = ("--filter", "classifier", "--classifier", "ce", "--min-confidence", "0", "--max-confidence", "0.99",
-                "--keep", "0.5", "--max-tries", "2", "--variation-of", "real", "--strength", "0.5")  # fmt: skip
+    filtered = ("--filter", "classifier", "--classifier", "ce", "--min-confidence", "0", "--max-tries", "2",
+                "--variation", "0.5")  # fmt: skip
     outcome = cli("synth", *FEW, *SHORT, *filtered, "-w", work, "--force", "--json")
     assert outcome.code == 0, outcome
-    assert outcome.document["candidates"] == 24 and outcome.document["images"] == 12
+    assert outcome.document["candidates"] == outcome.document["images"] == 12
     assert repeats(cli, work)
     saved = work / "synth" / "config.yaml"
 
@@ -220,24 +220,22 @@ def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> No
         config: dict[str, Any] = outcome.document["config"]
         return config
 
-    plain = shown("--variation-of", "none")
-    assert (plain["strength"], plain["keep"], plain["max_tries"]) == (0.6, 0.5, 2.0)
     copies = shown("--filter", "none", "--reject-copies")
-    assert (copies["keep"], copies["max_tries"], copies["classifier"]) == (1.0, 2.0, None)
+    assert (copies["min_confidence"], copies["max_tries"], copies["classifier"]) == (0.5, 2.0, "ce")
     adopted = shown("--model", str(work / "synth" / "generator"))
     assert (adopted["train_steps"], adopted["sampler_steps"]) == (None, 2)
-    kept = cli("synth", "--config", saved, "--filter", "none", "--keep", "0.5", "-w", work)
-    assert kept.code == 2 and "keep keeps the best by a filter's score, and there is none to rank by" in kept.error
+    bound = cli("synth", "--config", saved, "--filter", "none", "--min-confidence", "0.4", "-w", work)
+    assert bound.code == 2 and "min_confidence is a bound of the filter classifier" in bound.error
 
     again = cli("synth", "--refilter", "--filter", "none", "-w", work, "--json")
     assert again.code == 0, again
     config = again.document["config"]
-    names = ("classifier", "min_confidence", "max_confidence", "keep", "max_tries", "strength")
-    assert [config[name] for name in names] == [None, 0.5, 1.0, 1.0, 4.0, 0.5]
+    names = ("classifier", "min_confidence", "max_tries", "variation")
+    assert [config[name] for name in names] == [None, 0.5, 4.0, 0.5]
     assert again.document["images"] == 12 and again.document["classifier"] is None
     assert repeats(cli, work)
-    back = cli("synth", "--refilter", "--filter", "classifier", "--classifier", "ce", "--keep", "0.5", "--max-tries",
-               "2", "-w", work)  # fmt: skip
+    back = cli("synth", "--refilter", "--filter", "classifier", "--classifier", "ce", "--max-tries", "2",
+               "-w", work)  # fmt: skip
     assert back.code == 2 and "--refilter draws nothing, so it cannot change max_tries: 4.0 -> 2.0" in back.error
 
 

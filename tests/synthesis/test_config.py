@@ -20,28 +20,23 @@ UNSEEN: dict[str, Any] = {"audit": False, "preflight": 0}
 CONFIDENCE = "is a bound of the filter classifier: add --filter classifier, or leave it out"
 CLIP = "is of the filter clip: add --filter clip, or leave it out"
 JUDGE = "classifier names a judge, and nothing is judged by one: add --filter classifier, --audit or --preflight, or"
-RANK = "keep keeps the best by a filter's score, and there is none to rank by: add --filter classifier or clip, or"
-TRIES = "max_tries limits the images drawn for rejected ones, and nothing is rejected: add --filter, --reject-copies or"
+TRIES = (
+    "max_tries limits the images sampled for rejected ones, and nothing is rejected: add --filter or --reject-copies"
+)
 TRAINED = "is of a training, and --model is trained already: leave it out"
-STRENGTH = "strength is of variations: add --variation-of real or head, or leave it out"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"min_confidence": 0.6}, f"min_confidence {CONFIDENCE}"),
-        ({"max_confidence": 0.9, "filter": "clip"}, f"max_confidence {CONFIDENCE}"),
         ({"min_clip": 0.3}, f"min_clip {CLIP}"),
         ({"min_clip": 0.3, "filter": "classifier"}, f"min_clip {CLIP}"),
         ({"clip_model": "folder"}, f"clip_model {CLIP}"),
         ({"classifier": "judge", **UNSEEN}, JUDGE),
         ({"classifier": "judge", "filter": "clip", "audit": False}, JUDGE),  # CLIP judges the preflight
-        ({"keep": 0.5}, RANK),
-        ({"keep": 0.5, "reject_copies": True, "reject_repeats": True}, RANK),
         ({"max_tries": 2.0}, TRIES),
         ({"inception": "weights.pth", "audit": False}, "inception adds distances to the audit: add --audit, or leave"),
-        ({"strength": 0.5}, STRENGTH),
-        ({"strength": 0.5, "variation_of": "none"}, STRENGTH),
         ({"lora_scale": 0.5, **PIPELINE}, "lora_scale scales --lora weights, and there are none: add --lora, or leave"),
         ({"model": "generator", "balance": 0.5}, f"balance {TRAINED}"),
         ({"model": "generator", "tail": "cbdm"}, f"tail {TRAINED}"),
@@ -50,10 +45,6 @@ STRENGTH = "strength is of variations: add --variation-of real or head, or leave
         ({"train_steps": 9, **PIPELINE}, "train_steps is for --generator diffusion, not for pipeline: leave it out"),
         ({"model": "x", **FOLDER}, "model is for --generator diffusion and pipeline, not for folder: leave it out"),
         ({"from_folder": "made"}, "from_folder is for --generator folder, not for diffusion: leave it out"),
-        (
-            {"filter": "classifier", "max_confidence": 0.3},
-            "min_confidence 0.5 is above max_confidence 0.3, so no image can pass: lower the one or raise the other",
-        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused(split: Split, change: dict[str, Any], message: str) -> None:
@@ -63,7 +54,7 @@ def test_what_would_have_no_effect_is_refused(split: Split, change: dict[str, An
 
 
 def test_every_problem_is_in_the_one_message(split: Split) -> None:
-    change = {"strength": 0.5, "lora": "x", "min_clip": 0.3, "keep": 0.5, "max_tries": 2.0, "per_class_target": 0}
+    change = {"variation": 2.0, "lora": "x", "min_clip": 0.3, "max_tries": 2.0, "per_class_target": 0}
     with pytest.raises(UsageError) as caught:
         outline(SynthConfig(**change), split, CPU)
     problems = str(caught.value).split("; ")
@@ -75,18 +66,17 @@ WHOLE: list[dict[str, Any]] = [
     {},
     {"per_class_target": 150, "guidance": 2.0, "sampler_steps": 5, "sample_batch_size": 8, "seed": 3, "amp": "off"},
     {"preset": "small", "balance": 0.5, "tail": "cbdm", "augment": 0.2, "sampler": "unipc", "train_steps": 9},
-    {"variation_of": "real", "strength": 0.5, "train_batch_size": 4, "preflight": 2, "inception": "weights.pth"},
-    {"model": "generator", "augment": 0.2, "variation_of": "head", "strength": 0.9, "preset": "small"},
-    {"filter": "classifier", "classifier": "judge", "min_confidence": 0.2, "max_confidence": 0.9, "keep": 0.5},
-    {"filter": "clip", "clip_model": "folder", "min_clip": 0.1, "keep": 0.5, "max_tries": 2.0, "audit": False},
+    {"variation": 0.5, "train_batch_size": 4, "preflight": 2, "inception": "weights.pth"},
+    {"model": "generator", "augment": 0.2, "variation": 0.9, "preset": "small"},
+    {"filter": "classifier", "classifier": "judge", "min_confidence": 0.2, "max_tries": 3.0},
+    {"filter": "clip", "clip_model": "folder", "min_clip": 0.1, "max_tries": 2.0, "audit": False},
     {"filter": "classifier+clip", "min_confidence": 0.4, "min_clip": 0.1, "classifier": "judge", **UNSEEN},
     {"classifier": "judge", "preflight": 0},
     {"classifier": "judge", "audit": False},
     {"reject_copies": True, "max_tries": 2.0, **UNSEEN},
-    {"reject_repeats": True, "max_tries": 2.0},
     {**PIPELINE, "prompts": "a.yaml", "descriptions": "b.yaml", "templates": ("a {class}", "one {class}")},
     {**PIPELINE, "lora": "x", "lora_scale": 0.5, "draw_size": 64, "dtype": "bfloat16", "negative_prompt": "blur"},
-    {**PIPELINE, "class_ids": "ids.yaml", "guidance": 0.0, "sampler_steps": 1, "filter": "classifier", "keep": 0.25},
+    {**PIPELINE, "class_ids": "ids.yaml", "guidance": 0.0, "sampler_steps": 1, "filter": "classifier"},
     {**FOLDER, "skip_bad": True, "filter": "clip", "min_clip": -0.5, "max_tries": 8.0},
 ]
 

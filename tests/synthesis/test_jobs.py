@@ -1,11 +1,10 @@
-"""Several jobs over one plan: each draws its shards, one merge joins them, and the cache is that of one process."""
+"""Several jobs over one plan: each samples its shards, a resume completes the cache; it is that of one process."""
 
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from support import MICRO
 
 from saukit.core.artifacts import sha256_file
 from saukit.core.console import Reporter
-from saukit.core.errors import DataError, LockHeldError, UsageError
+from saukit.core.errors import LockHeldError, UsageError
 from saukit.core.workspace import Workspace
-from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.stage import SynthesisResult, merge, synthesize
+from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.synthesis.worker import Job
 
 Go = Callable[..., SynthesisResult]
@@ -61,13 +59,13 @@ def in_one_go(digits_root: Path, tmp_path: Path, cpu: torch.device, reporter: Re
 
 @pytest.fixture
 def go(workspace: Workspace, cpu: torch.device, reporter: Reporter) -> Go:
-    def call(job: str | None, config: SynthConfig = MICRO, *, force: bool = False) -> SynthesisResult:
+    def call(job: str | None, *, force: bool = False, resume: bool = False) -> SynthesisResult:
         return synthesize(
-            config,
+            MICRO,
             workspace,
             device=cpu,
             force=force,
-            resume=False,
+            resume=resume,
             reporter=reporter,
             job=None if job is None else Job.parse(job),
         )
@@ -75,23 +73,20 @@ def go(workspace: Workspace, cpu: torch.device, reporter: Reporter) -> Go:
     return call
 
 
-def test_three_jobs_and_a_merge_make_the_cache_of_one_go(
-    go: Go, workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
-) -> None:
+def test_three_jobs_and_a_resume_make_the_cache_of_one_go(go: Go, workspace: Workspace, in_one_go: Workspace) -> None:
     for job, shards in (("2/3", {2, 5}), ("0/3", {0, 2, 3, 5, 6}), ("1/3", set(range(8)))):
         result = go(job)
         assert result.manifest is None
         there = {int(path.stem.removeprefix("shard-")) for path in workspace.synth.glob("shard-*.safetensors")}
         assert there == shards
-    assert merge(MICRO, workspace, device=cpu, reporter=reporter).state == "partial"
+    assert go(None, resume=True).state == "partial"
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
-    assert merge(MICRO, workspace, device=cpu, reporter=reporter).state == "complete"
     assert go("0/3").state == "complete"
 
 
 @pytest.mark.slow
 def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
-    workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
+    go: Go, workspace: Workspace, in_one_go: Workspace
 ) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -116,44 +111,27 @@ def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
     assert [jobs[name].returncode for name in ("0/3", "2/3")] == [0, 0]
     with started("1/3") as again:
         assert again.wait(120) == 0
-    merge(MICRO, workspace, device=cpu, reporter=reporter)
+    go(None, resume=True)
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
     assert {path.name for path in workspace.root.iterdir()} == {"split", "synth"}
 
 
-def test_a_merge_names_the_shards_that_are_missing(
-    go: Go, workspace: Workspace, cpu: torch.device, reporter: Reporter
+def test_what_a_job_has_not_sampled_or_was_damaged_is_sampled_by_the_resume(
+    go: Go, workspace: Workspace, in_one_go: Workspace
 ) -> None:
-    with pytest.raises(DataError, match=r"nothing to merge in .*run the jobs `saukit synth --shard 0/n`"):
-        merge(MICRO, workspace, device=cpu, reporter=reporter)
     go("1/2")
-    with pytest.raises(DataError, match=r"lacks shards 0, 2, 4, 6 of 8: run the `saukit synth --shard i/n`"):
-        merge(MICRO, workspace, device=cpu, reporter=reporter)
-    with pytest.raises(UsageError, match="train_steps: 6 -> 7"):
-        merge(replace(MICRO, train_steps=7), workspace, device=cpu, reporter=reporter)
-
-
-def test_a_damaged_shard_of_a_job_is_drawn_again_by_the_merge(
-    go: Go, workspace: Workspace, in_one_go: Workspace, cpu: torch.device, reporter: Reporter
-) -> None:
-    for job in ("0/2", "1/2"):
-        go(job)
     (workspace.synth / "shard-00003.safetensors").write_bytes(b"cut off")
-    merge(MICRO, workspace, device=cpu, reporter=reporter)
+    go(None, resume=True)
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
 
 
-def test_nothing_is_merged_and_no_job_is_doubled_while_it_runs(
-    go: Go, workspace: Workspace, cpu: torch.device, reporter: Reporter
-) -> None:
+def test_nothing_is_completed_and_no_job_is_doubled_while_it_runs(go: Go, workspace: Workspace) -> None:
     go("0/2")
     with workspace.lock(workspace.synth / "job-1-of-2"):
         with pytest.raises(LockHeldError, match="job-1-of-2 is being written by process"):
-            merge(MICRO, workspace, device=cpu, reporter=reporter)
-        with pytest.raises(LockHeldError):
             go("1/2")
-        with pytest.raises(LockHeldError):
-            go(None)
+        with pytest.raises(LockHeldError, match="job-1-of-2 is being written by process"):
+            go(None, resume=True)
 
 
 def test_jobs_cannot_be_forced_over_each_other(go: Go, workspace: Workspace) -> None:

@@ -104,10 +104,6 @@ def test_a_damaged_plan_is_an_error_with_the_remedy(text: str, tmp_path: Path) -
         load_plan(tmp_path, plan)
 
 
-def test_more_candidates_than_wanted_where_only_a_share_is_kept() -> None:
-    assert planned([9, 5, 2], target=9, keep=0.5).generated.tolist() == [0, 8, 14]
-
-
 def test_a_folder_limits_the_candidates() -> None:
     config = SynthConfig(per_class_target=9, sample_batch_size=4)
     plan = outline_of(config, classes=["a", "b", "c"], image_size=(8, 8), real_counts=np.array([9, 5, 2]))
@@ -165,7 +161,10 @@ def test_resolving_again_changes_nothing(split: Split) -> None:
         ({"sampler_steps": 1}, "sampler_steps must be from 2 to 999, got 1"),
         ({"train_steps": 0, "train_batch_size": 0}, "train_steps must be at least 1, got 0; train_batch_size must be"),
         ({"balance": 1.5}, "balance must be from 0 to 1 (0 draws all images, 1 all classes with equal probability)"),
-        ({"keep": 0.0}, "keep must be from 0.01 to 1 (a share of the candidates), got 0.0"),
+        (
+            {"variation": 0.0},
+            "variation must be from 0.05 to 1 (the share of noise), got 0.0",
+        ),
         (
             {"generator": "pipeline"},
             "--generator pipeline needs a --model: a folder, or the name of a model on the Hub",

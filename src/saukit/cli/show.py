@@ -84,7 +84,7 @@ def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
     images = sum(there.stop - there.start for there in mine)
     reporter.result(
         f"job {job}: {images:,} of {first.total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
-        "saukit synth --merge"
+        "saukit synth --resume"
     )
     reporter.document(
         {

@@ -68,7 +68,10 @@ def command(
         typer.Option(help="Images sampled at once.", show_default="of the preset; on a GPU found by trying"),
     ] = SynthConfig.sample_batch_size,
     seed: Annotated[int, typer.Option(help="Seed of the generator and of every image.")] = SynthConfig.seed,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after an interruption, to the same bits.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted cache, or finish what the jobs of --shard sampled."),
+    ] = False,
     preset: Annotated[
         Literal["auto", "tiny", "small", "base"],
         typer.Option(help="Size and budget: tiny for a processor, base for a GPU.", rich_help_panel=OWN),
@@ -85,18 +88,15 @@ def command(
         float,
         typer.Option(help="Share of training images that are warped; none of it is drawn.", rich_help_panel=OWN),
     ] = SynthConfig.augment,
-    variation_of: Annotated[
-        Literal["none", "real", "head"],
+    variation: Annotated[
+        float | None,
         typer.Option(
-            help="Start from noised real images (SDEdit): of the class itself, or of any class.", rich_help_panel=OWN
+            help="Start from a real image of the class with this share of noise (SDEdit), up to 1; more is further "
+            "from it.",
+            show_default="off: from noise alone",
+            rich_help_panel=OWN,
         ),
-    ] = SynthConfig.variation_of,
-    strength: Annotated[
-        float,
-        typer.Option(
-            help="Noise of a variation, up to 1; more is further from it. Needs --variation-of.", rich_help_panel=OWN
-        ),
-    ] = SynthConfig.strength,
+    ] = SynthConfig.variation,
     sampler: Annotated[
         Sampler, typer.Option(help="DPM-Solver++ 2M or UniPC.", rich_help_panel=OWN)
     ] = SynthConfig.sampler,
@@ -177,34 +177,16 @@ def command(
         float,
         typer.Option(help="Least probability of its own class, for --filter classifier.", rich_help_panel=KEEP),
     ] = SynthConfig.min_confidence,
-    max_confidence: Annotated[
-        float,
-        typer.Option(
-            help="Greatest one, for --filter classifier: below 1 keeps images near the class's edge.",
-            rich_help_panel=KEEP,
-        ),
-    ] = SynthConfig.max_confidence,
     min_clip: Annotated[
         float, typer.Option(help="Least cosine to the class's prompts, for --filter clip.", rich_help_panel=KEEP)
     ] = SynthConfig.min_clip,
     reject_copies: Annotated[
         bool, typer.Option(help="Reject near-duplicates of real training images.", rich_help_panel=KEEP)
     ] = SynthConfig.reject_copies,
-    reject_repeats: Annotated[
-        bool, typer.Option(help="Reject near-duplicates of each other.", rich_help_panel=KEEP)
-    ] = SynthConfig.reject_repeats,
-    keep: Annotated[
-        float,
-        typer.Option(
-            help="Share of a class's candidates that is kept, the best by the --filter (the first one of two).",
-            rich_help_panel=KEEP,
-        ),
-    ] = SynthConfig.keep,
     max_tries: Annotated[
         float,
         typer.Option(
-            help="Candidates for each image wanted, before a class is given up. Needs --filter, --reject-copies or "
-            "--reject-repeats.",
+            help="Candidates for each image wanted, before a class is given up. Needs --filter or --reject-copies.",
             rich_help_panel=KEEP,
         ),
     ] = SynthConfig.max_tries,
@@ -228,9 +210,6 @@ def command(
         str | None,
         typer.Option(help="i/n: be one of n jobs that draw the same plan, counted from 0.", rich_help_panel=SCALE),
     ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Check and join what the jobs drew.", rich_help_panel=SCALE)
-    ] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     config: ConfigOption = None,
     device: DeviceOption = "auto",
@@ -252,11 +231,9 @@ def command(
 
       saukit synth --generator folder --from made_elsewhere --filter classifier
 
-      saukit synth --refilter --filter classifier --keep 0.8
+      saukit synth --refilter --filter classifier
 
       saukit synth --shard 0/3
-
-      saukit synth --merge
 
       saukit synth --resume
     """
@@ -264,11 +241,11 @@ def command(
 
     reporter = Reporter(quiet=quiet, json_output=json)
     opened = open_workspace(workspace)
-    if (merge or refilter) and config is None and (opened.synth / "config.yaml").exists():
+    if (resume or refilter) and config is None and (opened.synth / "config.yaml").exists():
         config = opened.synth / "config.yaml"
     synth_config = _options(context, config, template)
-    if sum((merge, refilter, shard is not None)) > 1 or ((merge or refilter) and (force or resume)):
-        raise UsageError("give one of --shard, --merge and --refilter; the last two without --force and --resume")
+    if refilter and (force or resume or shard is not None):
+        raise UsageError("--refilter goes without --force, --resume and --shard: leave them out")
 
     from saukit.api import classifier_training
     from saukit.cli.show import show_job, show_synthesis
@@ -280,11 +257,7 @@ def command(
         _dry_run(synth_config, opened, where, reporter).show(reporter)
         return
     train_classifier = classifier_training(opened, where, reporter)
-    if merge:
-        result = generate.merge(
-            synth_config, opened, device=where, reporter=reporter, train_classifier=train_classifier
-        )
-    elif refilter:
+    if refilter:
         result = generate.refilter(
             synth_config, opened, device=where, reporter=reporter, train_classifier=train_classifier
         )
@@ -309,7 +282,7 @@ def command(
 def _options(context: typer.Context, file: Path | None, template: list[str] | None) -> SynthConfig:
     """The configuration, without what the options given leave of `file` without effect.
 
-    `--filter none` takes its bounds along, `--variation-of none` the strength, another `--generator` all of the first.
+    `--filter none` takes its bounds along, another `--generator` all of the first.
     """
     saved = SynthConfig() if file is None else load_config(SynthConfig, file)
     displaces: dict[str, tuple[str, ...]] = dict(DISPLACES)

@@ -17,7 +17,6 @@ from saukit.data.split import Split, load_test
 from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs, save_closest_pairs
 from saukit.synthesis.audit.pictures import COLUMNS, save_grid, shown_classes
 from saukit.synthesis.cache import load_images, load_scores
-from saukit.synthesis.judging.duplicates import repeats
 from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, rules_of
 from saukit.synthesis.judging.scorers import inception_features
 from saukit.synthesis.judging.selection import Selection, select
@@ -47,26 +46,7 @@ class Candidates:
         if config.reject_copies:
             assert self.judges.detector is not None
             is_copy = scores.pop(COPY_DISTANCE) < self.judges.detector.threshold
-        detector = self.judges.detector
-
-        def repeated(eligible: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-            assert detector is not None
-            found = np.zeros(len(eligible), dtype=np.bool_)
-            rows = np.flatnonzero(eligible)
-            images = load_images(folder, plan, rows)
-            found[rows] = repeats(
-                images, plan.labels[rows], flip=detector.flip, threshold=detector.threshold, device=self.device
-            )
-            return found
-
-        return select(
-            plan.labels,
-            plan.wanted,
-            scores,
-            rules,
-            is_copy=is_copy,
-            repeats=repeated if config.reject_repeats else None,
-        )
+        return select(plan.labels, plan.wanted, scores, rules, is_copy=is_copy)
 
     def kept_counts(self, selection: Selection) -> npt.NDArray[np.int64]:
         """How many of each class are kept, int64 [K]."""

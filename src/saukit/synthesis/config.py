@@ -20,7 +20,7 @@ LIMITS: dict[str, tuple[float, float | None, str]] = {
     "per_class_target": (1, None, " (real + synthetic images of a class)"),
     "balance": (0, 1, " (0 draws all images, 1 all classes with equal probability)"),
     "augment": (0, 1, " (probability of a warp)"),
-    "strength": (0.05, 1, " (1 starts from pure noise)"),
+    "variation": (0.05, 1, " (the share of noise)"),
     "train_steps": (1, None, ""),
     "train_batch_size": (1, 65536, ""),
     "guidance": (1, 20, " (1 is no guidance)"),
@@ -29,9 +29,7 @@ LIMITS: dict[str, tuple[float, float | None, str]] = {
     "draw_size": (16, 4096, " (pixels)"),
     "lora_scale": (0, 10, ""),
     "min_confidence": (0, 1, " (a probability)"),
-    "max_confidence": (0, 1, " (a probability)"),
     "min_clip": (-1, 1, " (a cosine)"),
-    "keep": (0.01, 1, " (a share of the candidates)"),
     "max_tries": (1, 100, " (candidates for an image that is wanted)"),
     "preflight": (0, 1000, " (images a class; 0 is none)"),
 }
@@ -53,8 +51,7 @@ class SynthConfig:
     balance: float = 1.0
     tail: Literal["none", "cbdm"] = "none"
     augment: float = 0.0
-    variation_of: Literal["none", "real", "head"] = "none"
-    strength: float = 0.6
+    variation: float | None = None
     sampler: Sampler = "dpm++"
     train_steps: int | None = None
     train_batch_size: int | None = None
@@ -81,11 +78,8 @@ class SynthConfig:
     classifier: str | None = None
     clip_model: str = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     min_confidence: float = 0.5
-    max_confidence: float = 1.0
     min_clip: float = 0.2
     reject_copies: bool = False
-    reject_repeats: bool = False
-    keep: float = 1.0
     max_tries: float = 4.0
     # What is looked at.
     preflight: int = 8
@@ -106,7 +100,7 @@ class SynthConfig:
     @property
     def rejects(self) -> bool:
         """Whether a candidate may be rejected, so that others are drawn in its place."""
-        return bool(self.filters) or self.reject_copies or self.reject_repeats
+        return bool(self.filters) or self.reject_copies
 
 
 # Distilled pipelines take one step and guidance 0.
@@ -121,17 +115,14 @@ SELECTION_FIELDS = (
     "classifier",
     "clip_model",
     "min_confidence",
-    "max_confidence",
     "min_clip",
     "reject_copies",
-    "reject_repeats",
-    "keep",
     "audit",
     "inception",
 )
 # Fields that mean something to these generators only; given to another one they are refused, not ignored. So are the
 # fields of NEEDS without what they need.
-_OF_DIFFUSION = ("preset", "balance", "tail", "augment", "variation_of", "strength", "sampler", "train_steps",
+_OF_DIFFUSION = ("preset", "balance", "tail", "augment", "variation", "sampler", "train_steps",
                  "train_batch_size", "amp")  # fmt: skip
 _OF_PIPELINES = (
     "prompts",
@@ -156,10 +147,6 @@ NEEDS: dict[str, tuple[Callable[[SynthConfig], bool], str]] = {
     **dict.fromkeys(
         ("balance", "tail", "train_steps", "train_batch_size"), (lambda config: config.model is None, _TRAINED_ALREADY)
     ),
-    "strength": (
-        lambda config: config.variation_of != "none",
-        "is of variations: add --variation-of real or head, or leave it out",
-    ),
     "lora_scale": (
         lambda config: config.lora is not None,
         "scales --lora weights, and there are none: add --lora, or leave it out",
@@ -168,26 +155,18 @@ NEEDS: dict[str, tuple[Callable[[SynthConfig], bool], str]] = {
         lambda config: config.needs_classifier,
         "names a judge, and nothing is judged by one: add --filter classifier, --audit or --preflight, or leave it out",
     ),
-    **dict.fromkeys(
-        ("min_confidence", "max_confidence"),
-        (
-            lambda config: "classifier" in config.filters,
-            "is a bound of the filter classifier: add --filter classifier, or leave it out",
-        ),
+    "min_confidence": (
+        lambda config: "classifier" in config.filters,
+        "is a bound of the filter classifier: add --filter classifier, or leave it out",
     ),
     **dict.fromkeys(
         ("clip_model", "min_clip"),
         (lambda config: "clip" in config.filters, "is of the filter clip: add --filter clip, or leave it out"),
     ),
-    "keep": (
-        lambda config: bool(config.filters),
-        "keeps the best by a filter's score, and there is none to rank by: add --filter classifier or clip, "
-        "or leave it out",
-    ),
     "max_tries": (
         lambda config: config.rejects,
-        "limits the images drawn for rejected ones, and nothing is rejected: add --filter, --reject-copies or "
-        "--reject-repeats, or leave it out",
+        "limits the images sampled for rejected ones, and nothing is rejected: add --filter or --reject-copies, or "
+        "leave it out",
     ),
     "inception": (lambda config: config.audit, "adds distances to the audit: add --audit, or leave it out"),
 }
@@ -335,11 +314,6 @@ def _contradictions(config: SynthConfig) -> list[str]:
         problems.append("--generator pipeline needs a --model: a folder, or the name of a model on the Hub")
     if config.generator == "folder" and config.from_folder is None:
         problems.append("--generator folder needs --from: a folder of images, one sub-folder a class")
-    if "classifier" in config.filters and config.min_confidence > config.max_confidence:
-        problems.append(
-            f"min_confidence {config.min_confidence:g} is above max_confidence {config.max_confidence:g}, "
-            "so no image can pass: lower the one or raise the other"
-        )
     return problems
 
 

@@ -218,7 +218,7 @@ def outline_of(
         real_counts=real_counts,
         wanted=wanted,
         batch_images=batch,
-        shard_images=_shard_images(int(first_round(wanted, keep=config.keep, capacity=None).sum()), batch),
+        shard_images=_shard_images(int(wanted.sum()), batch),
     )
 
 
@@ -227,7 +227,7 @@ def begin(plan: SynthesisPlan, *, capacity: Integers | None = None) -> Synthesis
 
     Raises: DataError if there is nothing to be had.
     """
-    counts = first_round(plan.wanted, keep=plan.config.keep, capacity=capacity)
+    counts = first_round(plan.wanted, capacity=capacity)
     if not counts.any():
         needy = [name for name, count in zip(plan.classes, plan.wanted, strict=True) if count]
         raise DataError(f"the folder holds no image of a class that needs one ({', '.join(needy)})")

@@ -9,8 +9,9 @@ Order of events, which makes every kill harmless: checkpoints, the last one at t
 plan; preflight; shards, round by round; selection, audit and pictures; manifest; checkpoint removed.
 
 Several jobs (`--shard i/n`) prepare under one lock, so that the first of them trains the generator and the others wait
-for it; then each draws every n-th shard of the first round by itself. `merge` does what comes after: later rounds,
-selection, audit, manifest. One process that does all of it goes through the same steps, and so to the same bytes.
+for it; then each samples every n-th shard of the first round by itself. Resuming without `--shard` does what comes
+after: later rounds, selection, audit, manifest. One process that does all of it goes through the same steps, and so to
+the same bytes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ WAIT_SECONDS = 2.0
 class SynthesisResult:
     """What `synthesize` found ("new", "partial", "complete") and what is there now.
 
-    `manifest` is None while other jobs are not done or not merged yet.
+    `manifest` is None until `saukit synth --resume` completes the cache after the jobs.
     """
 
     state: State
@@ -138,44 +139,6 @@ def synthesize(
         with workspace.lock(folder / job.name, tidy=False):
             work.draw_shards()
     return SynthesisResult(state, work.plan, None, folder)
-
-
-def merge(
-    config: SynthConfig,
-    workspace: Workspace,
-    *,
-    device: torch.device,
-    reporter: Reporter,
-    train_classifier: TrainClassifier | None = None,
-) -> SynthesisResult:
-    """Join what the jobs of `--shard` drew, replace what the filters reject, and complete the cache.
-
-    `config` is the jobs' own.
-    Raises: DataError that names the shards that are not there yet, LockHeldError while a job runs.
-    """
-    split, folder = load_split(workspace), workspace.synth
-    if not (folder / PLAN_NAME).exists():
-        raise DataError(f"nothing to merge in {folder}: run the jobs `saukit synth --shard 0/n` and so on first")
-    with StopRequest() as stop, workspace.lock(folder):
-        _refuse_beside_jobs(workspace)
-        plan = outline(_with_batch_size(config, split, device, folder, reporter), split, device)
-        state = prepare(
-            folder,
-            plan.config,
-            kind=KIND,
-            force=False,
-            resume=True,
-            another="another --workspace",
-            inputs={"split": split.manifest.digest},
-        )
-        if state == "complete":
-            return SynthesisResult(
-                state, load_plan(folder, plan) or plan, read_manifest(folder, kind=KIND, verify=False), folder
-            )
-        work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, None)
-        work.prepare()
-        work.check_shards()
-        return SynthesisResult(state, work.plan, work.complete(), folder)
 
 
 def refilter(

@@ -183,7 +183,7 @@ class Worker:
         if missing:
             raise DataError(
                 f"{self.folder} lacks shards {', '.join(missing)} of {self.plan.shard_count}: "
-                "run the `saukit synth --shard i/n` that draws them (shard s is drawn by job s modulo n) to its end"
+                f"sample them with `{COMMAND} --resume` first"
             )
 
     def complete(self) -> Manifest:
@@ -231,7 +231,6 @@ class Worker:
                 plan.wanted,
                 plan.generated,
                 kept,
-                keep=plan.config.keep,
                 max_tries=plan.config.max_tries,
                 capacity=self._capacity,
             )

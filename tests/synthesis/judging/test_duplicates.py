@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from saukit.synthesis.judging import duplicates
-from saukit.synthesis.judging.duplicates import CopyDetector, aligned_distance, calibrated_threshold, repeats
+from saukit.synthesis.judging.duplicates import CopyDetector, aligned_distance, calibrated_threshold
 
 CPU = torch.device("cpu")
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -236,60 +236,6 @@ def test_nearest_depends_on_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(whole.distance, parts.distance, atol=1e-6)
 
 
-def loop_repeats(images: np.ndarray, labels: np.ndarray, threshold: float, *, flip: bool) -> list[bool]:
-    found: list[bool] = []
-    for i in range(len(images)):
-        earlier = [j for j in range(i) if labels[j] == labels[i] and not found[j]]
-        pairs = np.repeat(images[i : i + 1], len(earlier), axis=0), images[earlier]
-        found.append(bool(earlier) and bool((aligned_distance(*pairs, flip=flip) < threshold).any()))
-    return found
-
-
-@pytest.mark.parametrize(("threshold", "flip"), [(0.05, True), (0.16, True), (0.4, True), (0.16, False)])
-def test_repeats_are_those_of_the_loop_whatever_the_block(
-    threshold: float, flip: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, labels = digits()
-    generator = np.random.default_rng(1)
-    copies = [change(images[:20], generator) for change in PLANTED.values()]
-    images = np.concatenate([images[:150], *copies])
-    labels = np.concatenate([labels[:150], np.tile(labels[:20], len(copies))])
-    order = generator.permutation(len(images))
-    images, labels = images[order], labels[order]
-    expected = loop_repeats(images, labels, threshold, flip=flip)
-    assert 10 < sum(expected) < len(expected) - 10
-    for block in (256, 7, 1):
-        monkeypatch.setattr(duplicates, "BLOCK", block)
-        monkeypatch.setattr(duplicates, "MATRIX_VALUES", 2**23 if block == 256 else 16 * block)
-        assert repeats(images, labels, flip=flip, threshold=threshold, device=CPU).tolist() == expected
-
-
-@pytest.mark.parametrize("size", [(16, 16), (32, 32), (30, 21), (160, 128)])
-def test_repeats_at_other_sizes(size: tuple[int, int]) -> None:
-    images = noise(12, *size)
-    generator = np.random.default_rng(1)
-    images = np.concatenate([images, *(change(images, generator) for change in PLANTED.values())])
-    labels = np.tile(np.arange(2), len(images) // 2)
-    expected = loop_repeats(images, labels, 0.2, flip=True)
-    assert repeats(images, labels, flip=True, threshold=0.2, device=CPU).tolist() == expected
-    assert not any(expected[:12]) and all(expected[12:])
-
-
-def test_an_image_of_another_class_is_no_repeat() -> None:
-    images = np.repeat(noise(1, 8, 8), 4, axis=0)
-    found = repeats(images, np.array([0, 1, 1, 0]), flip=True, threshold=0.1, device=CPU)
-    assert found.tolist() == [False, False, True, True]
-    assert repeats(images[:0], np.empty(0, dtype=np.int64), flip=True, threshold=0.1, device=CPU).tolist() == []
-
-
-@pytest.mark.parametrize("flip", [True, False])
-def test_a_mirrored_image_is_a_repeat_only_where_mirroring_keeps_the_class(flip: bool) -> None:
-    images = noise(1, 8, 8)
-    images, labels = np.concatenate([images, images[..., ::-1], images]), np.zeros(3, dtype=np.int64)
-    found = repeats(images, labels, flip=flip, threshold=0.1, device=CPU)
-    assert found.tolist() == [False, flip, True]
-
-
 def test_bad_input_is_named() -> None:
     images = noise(2, 8, 8)
     with pytest.raises(ValueError, match="a and b must have the same shape"):
@@ -304,10 +250,6 @@ def test_bad_input_is_named() -> None:
         CopyDetector(images, threshold=0, flip=True, device=CPU)
     with pytest.raises(ValueError, match="images must have the size of the reference images"):
         CopyDetector(images, flip=True, device=CPU).nearest(noise(2, 8, 9))
-    with pytest.raises(ValueError, match="2 images need as many labels"):
-        repeats(images, np.array([0]), flip=True, threshold=0.1, device=CPU)
-    with pytest.raises(ValueError, match="threshold must be above 0, got -1"):
-        repeats(images, np.array([0, 1]), flip=True, threshold=-1, device=CPU)
 
 
 @pytest.fixture(scope="module")

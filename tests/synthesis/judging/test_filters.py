@@ -124,17 +124,6 @@ def test_a_filtered_cache_resumes_to_the_same_bits(
     assert sha256_file(judged.synth / "selection.safetensors") == selection
 
 
-def test_a_share_is_kept_the_best_by_confidence(go: Go, judged: Workspace) -> None:
-    summary = go(replace(STRICT, min_confidence=0.0, keep=0.5)).summary
-    there = candidates(judged)
-    kept = load_tensors(judged.synth / "selection.safetensors")[0]["reasons"] == 0
-    assert summary["images_per_class"] == dict(zip("0123456789", [0] * 5 + [4, 10, 14, 16, 18], strict=True))
-    for label, want in ((5, 4), (9, 18)):
-        of_class = there["labels"] == label
-        assert of_class.sum() == 2 * want
-        assert there["confidence"][of_class & kept].min() >= there["confidence"][of_class & ~kept].max()
-
-
 def test_choosing_anew_draws_nothing(go: Go, judged: Workspace, split: Split) -> None:
     go(replace(MICRO, per_class_target=20))
     plain = candidates(judged)["images"]
@@ -192,17 +181,6 @@ def test_copies_of_training_images_are_rejected(go: Go, judged: Workspace, monke
     summary = go(replace(MICRO, reject_copies=True, max_tries=1.0)).summary
     assert summary["rejected"] == {"copy of a training image": 31}
     assert summary["images"] == 31
-
-
-def test_repeats_are_rejected(go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def repeating(self: GeneratorTrainer, labels: np.ndarray, seeds: np.ndarray, **options: object) -> np.ndarray:
-        images = [np.random.default_rng(int(label)).integers(0, 256, (3, 8, 8)) for label in labels]
-        return np.stack(images).astype(np.uint8)
-
-    monkeypatch.setattr(GeneratorTrainer, "draw", repeating)
-    summary = go(replace(MICRO, reject_repeats=True, max_tries=1.0)).summary
-    assert summary["rejected"] == {"repeat of another": 57}
-    assert summary["images"] == 5
 
 
 def test_a_classifier_of_another_split_or_none_at_all(go: Go, judged: Workspace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 import numpy as np
@@ -13,54 +12,31 @@ from saukit.synthesis.judging.selection import REASONS, Rules, Selection, first_
 
 GRID = [
     Rules(),
-    Rules(keep=0.5),
-    Rules(keep=0.07, rank_by="clip"),
     Rules(min_confidence=0.3),
-    Rules(min_confidence=0.25, max_confidence=0.75, keep=0.4, rank_by="confidence"),
-    Rules(min_clip=0.5, rank_by="confidence"),
-    Rules(reject_copies=True, keep=0.9),
-    Rules(reject_repeats=True, rank_by="clip"),
-    Rules(0.2, 0.9, 0.1, reject_copies=True, reject_repeats=True, keep=0.6, rank_by="clip"),
+    Rules(min_clip=0.5),
+    Rules(reject_copies=True),
+    Rules(0.2, 0.1, reject_copies=True),
 ]
 
 
-def loop(
-    labels: list[int], wanted: list[int], confidence: Any, clip: Any, rules: Rules, is_copy: Any, twin_of: Any
-) -> list[str]:
-    """The reasons by the rules as they are told, a candidate and a class at a time."""
+def loop(labels: list[int], wanted: list[int], confidence: Any, clip: Any, rules: Rules, is_copy: Any) -> list[str]:
+    """The reasons by the rules as they are documented, one candidate and one class at a time."""
     reasons = ["kept"] * len(labels)
-    used = [confidence] if rules.min_confidence is not None or rules.max_confidence is not None else []
+    used = [confidence] if rules.min_confidence is not None else []
     used += [clip] if rules.min_clip is not None else []
-    used += [{"confidence": confidence, "clip": clip}[rules.rank_by]] if rules.rank_by else []
     for i in range(len(labels)):
         if any(math.isnan(score[i]) for score in used):
             reasons[i] = "score is not a number"
         elif rules.min_confidence is not None and confidence[i] < np.float32(rules.min_confidence):
             reasons[i] = "low confidence"
-        elif rules.max_confidence is not None and confidence[i] > np.float32(rules.max_confidence):
-            reasons[i] = "high confidence"
         elif rules.min_clip is not None and clip[i] < np.float32(rules.min_clip):
             reasons[i] = "low CLIP similarity"
         elif rules.reject_copies and is_copy[i]:
             reasons[i] = "copy of a training image"
-    if rules.reject_repeats:
-        seen = set()
-        for i in range(len(labels)):
-            if reasons[i] == "kept":
-                reasons[i] = "repeat of another" if twin_of[i] in seen else "kept"
-                seen.add(twin_of[i])
     for c in range(len(wanted)):
         passing = [i for i in range(len(labels)) if labels[i] == c and reasons[i] == "kept"]
-        if rules.rank_by:
-            score = {"confidence": confidence, "clip": clip}[rules.rank_by]
-            passing.sort(key=lambda i: -score[i])  # stable: of equal ones the first stays first
-        share = Decimal(str(rules.keep)) * labels.count(c)
-        allowed = int(share.to_integral_value(ROUND_CEILING))
-        for place, i in enumerate(passing):
-            if place >= allowed:
-                reasons[i] = "ranked out"
-            elif place >= wanted[c]:
-                reasons[i] = "surplus"
+        for i in passing[wanted[c] :]:
+            reasons[i] = "surplus"
     return reasons
 
 
@@ -76,18 +52,9 @@ def test_a_plain_loop_decides_the_same(rules: Rules, seed: int) -> None:
         name: np.where(rng.random(n) < 0.05, np.nan, rng.integers(0, 21, n) / 20).astype(np.float32)
         for name in ("confidence", "clip")
     }
-    is_copy, twin_of = rng.random(n) < 0.2, rng.integers(0, max(1, n // 2), n)
-
-    def repeats(racing: np.ndarray) -> np.ndarray:
-        found = np.zeros(n, bool)
-        for i in np.flatnonzero(racing):
-            found[i] = bool((twin_of[:i][racing[:i]] == twin_of[i]).any())
-        return found
-
-    selection = select(labels, wanted, scores, rules, is_copy=is_copy, repeats=repeats)
-    expected = loop(
-        labels.tolist(), wanted.tolist(), scores["confidence"], scores["clip"], rules, is_copy.tolist(), twin_of
-    )
+    is_copy = rng.random(n) < 0.2
+    selection = select(labels, wanted, scores, rules, is_copy=is_copy)
+    expected = loop(labels.tolist(), wanted.tolist(), scores["confidence"], scores["clip"], rules, is_copy.tolist())
     assert [REASONS[code] for code in selection.reasons] == expected
     assert selection.kept.tolist() == [reason == "kept" for reason in expected]
     assert (selection.reasons.dtype, selection.kept.dtype) == (np.uint8, np.bool_)
@@ -105,13 +72,8 @@ def decided(rules: Rules, labels: list[int], wanted: list[int], **given: Any) ->
 
 
 def test_a_score_on_a_bound_passes() -> None:
-    selection = decided(Rules(min_confidence=0.9, max_confidence=0.95), [0] * 3, [3], confidence=[0.9, 0.95, 0.89])
+    selection = decided(Rules(min_confidence=0.9), [0] * 3, [3], confidence=[0.9, 0.95, 0.89])
     assert selection.kept.tolist() == [True, True, False]
-
-
-def test_repeats_may_be_known_beforehand() -> None:
-    selection = decided(Rules(reject_repeats=True), [0] * 3, [3], repeats=np.array([False, True, False]))
-    assert selection.kept.tolist() == [True, False, True]
 
 
 def test_what_no_rule_looks_at_may_be_missing_or_no_number() -> None:
@@ -124,13 +86,9 @@ def test_what_no_rule_looks_at_may_be_missing_or_no_number() -> None:
     ("rules", "given", "message"),
     [
         (Rules(min_confidence=0.5), {}, r"these rules need the score 'confidence'$"),
-        (Rules(max_confidence=0.5), {"clip": [1, 1]}, r"these rules need the score 'confidence'$"),
-        (Rules(min_clip=0.2, rank_by="confidence"), {}, r"need the score 'confidence' and the score 'clip'$"),
-        (Rules(reject_copies=True, reject_repeats=True), {}, r"these rules need is_copy and repeats$"),
-        (Rules(min_clip=0.2), {"clip": [1]}, r"clip must have one value for each of 2 candidates, got shape \(1,\)"),
-        (Rules(), {"is_copy": np.zeros(3, bool)}, r"is_copy must have one value for each of 2 .* shape \(3,\)"),
-        (Rules(reject_repeats=True), {"repeats": np.zeros(1, bool)}, r"repeats must have one value .* \(1,\)"),
-        (Rules(reject_repeats=True), {"repeats": lambda racing: racing[:1]}, r"repeats must have .* \(1,\)"),
+        (Rules(0.5, 0.2, True), {}, r"need the score 'confidence' and the score 'clip' and is_copy$"),
+        (Rules(min_clip=0.2), {"clip": [1]}, r"clip must have one value for each of 2 candidates, got \(1,\)"),
+        (Rules(), {"is_copy": np.zeros(3, bool)}, r"is_copy must have one value for each of 2 .* got \(3,\)"),
     ],
 )
 def test_what_a_rule_needs_has_to_be_there(rules: Rules, given: dict[str, Any], message: str) -> None:
@@ -145,38 +103,15 @@ def test_labels_out_of_range_are_refused() -> None:
         decided(Rules(), [0, -1], [1, 1])
 
 
-@pytest.mark.parametrize("keep", [0, -0.1, 1.01, math.nan])
-def test_a_share_out_of_range_is_refused(keep: float) -> None:
-    with pytest.raises(ValueError, match="keep must be above 0 and at most 1 "):
-        Rules(keep=keep)
-    with pytest.raises(ValueError, match="keep must be above 0 and at most 1 "):
-        first_round(np.array([1]), keep=keep, capacity=None)
-
-
-def test_a_rank_that_is_no_score_is_refused() -> None:
-    with pytest.raises(ValueError, match="rank_by must be 'confidence', 'clip' or None, got 'size'"):
-        Rules(rank_by="size")  # type: ignore[arg-type]
-
-
-def test_the_first_round_makes_what_its_share_leaves() -> None:
+def test_the_first_round_is_what_is_wanted_and_there() -> None:
     wanted = np.array([0, 1, 7, 50])
-    assert first_round(wanted, keep=1.0, capacity=None).tolist() == [0, 1, 7, 50]
-    assert first_round(wanted, keep=0.3, capacity=None).tolist() == [0, 4, 24, 167]
-    assert first_round(wanted, keep=0.07, capacity=None).tolist() == [0, 15, 100, 715]  # 7 / 0.07 is 100, not 101
-    assert first_round(wanted, keep=0.5, capacity=np.array([9, 9, 9, 9])).tolist() == [0, 2, 9, 9]
-
-
-@pytest.mark.parametrize("keep", [1.0, 0.5, 0.07, 1 / 3])
-def test_a_first_round_that_passes_whole_is_enough(keep: float) -> None:
-    wanted = np.arange(200)
-    labels = np.repeat(np.arange(200), first_round(wanted, keep=keep, capacity=None))
-    kept = select(labels, wanted, {}, Rules(keep=keep)).kept
-    assert np.bincount(labels[kept], minlength=200).tolist() == wanted.tolist()
+    assert first_round(wanted, capacity=None).tolist() == [0, 1, 7, 50]
+    assert first_round(wanted, capacity=np.array([9, 9, 9, 9])).tolist() == [0, 1, 7, 9]
 
 
 def test_the_next_round_follows_the_acceptance_so_far() -> None:
     def more(kept: int, **options: Any) -> int:
-        settings = {"keep": 1.0, "max_tries": 100.0, "capacity": None, **options}
+        settings = {"max_tries": 100.0, "capacity": None, **options}
         found = more_candidates(np.array([100]), np.array([100]), np.array([kept]), **settings)
         assert found.dtype == np.int64
         return int(found[0])
@@ -186,10 +121,9 @@ def test_the_next_round_follows_the_acceptance_so_far() -> None:
     assert more(75) == 34  # 25 / 0.75
     assert more(1) == 990  # a hundredth passed, a tenth is taken for granted
     assert more(0) == 1000
-    assert more(0, keep=0.5) == 2000
-    assert more(80, keep=0.5) == 40  # no more than keep may pass
     assert more(0, max_tries=3.0) == 200
     assert more(50, max_tries=1.5) == 50
+    assert more(50, max_tries=1.1) == 10  # 1.1 times 100 is 110, not 111
     assert more(50, max_tries=1.0) == 0
     assert more(50, capacity=np.array([130])) == 30
     assert more(50, capacity=np.array([100])) == 0
@@ -199,23 +133,21 @@ def test_the_next_round_follows_the_acceptance_so_far() -> None:
 def test_a_class_that_has_not_begun_gets_its_first_round() -> None:
     zero = np.zeros(4, np.int64)
     wanted = np.array([0, 1, 10, 33])
-    found = more_candidates(wanted, zero, zero, keep=0.3, max_tries=1.0, capacity=None)
-    assert found.tolist() == first_round(wanted, keep=0.3, capacity=None).tolist()
+    assert more_candidates(wanted, zero, zero, max_tries=1.0, capacity=None).tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.5, 0.13])
 @pytest.mark.parametrize("max_tries", [1.0, 2.5, 20.0])
 @pytest.mark.parametrize("limited", [False, True])
-def test_rounds_end_at_the_target_or_the_cap_whatever_passes(keep: float, max_tries: float, limited: bool) -> None:
+def test_rounds_end_at_the_target_or_the_cap_whatever_passes(max_tries: float, limited: bool) -> None:
     rates = np.array([0, 0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0, 1.0])
     wanted = np.array([1, 57, 3, 40, 40, 40, 40, 40, 40, 0])
     rng = np.random.default_rng(3)
     capacity = rng.integers(0, 400, len(wanted)) if limited else None
-    caps = np.array([math.ceil(round(max_tries * w / keep, 9)) for w in wanted])
+    caps = np.array([math.ceil(round(max_tries * w, 9)) for w in wanted])
     caps = caps if capacity is None else np.minimum(caps, capacity)
     labels = np.empty(0, np.int64)
     confidence = np.empty(0, np.float32)
-    fresh, rounds = first_round(wanted, keep=keep, capacity=capacity), 0
+    fresh, rounds = first_round(wanted, capacity=capacity), 0
     kept = np.zeros(len(wanted), np.int64)
     while fresh.any():
         rounds += 1
@@ -224,11 +156,11 @@ def test_rounds_end_at_the_target_or_the_cap_whatever_passes(keep: float, max_tr
         new = np.repeat(np.arange(len(wanted)), fresh)
         labels = np.concatenate([labels, new])
         confidence = np.concatenate([confidence, (rng.random(len(new)) < rates[new]).astype(np.float32)])
-        chosen = select(labels, wanted, {"confidence": confidence}, Rules(min_confidence=0.5, keep=keep))
+        chosen = select(labels, wanted, {"confidence": confidence}, Rules(min_confidence=0.5))
         kept = np.bincount(labels[chosen.kept], minlength=len(wanted))
         generated = np.bincount(labels, minlength=len(wanted))
         assert (generated <= caps).all() and (kept <= wanted).all()
-        fresh = more_candidates(wanted, generated, kept, keep=keep, max_tries=max_tries, capacity=capacity)
+        fresh = more_candidates(wanted, generated, kept, max_tries=max_tries, capacity=capacity)
     assert ((kept == wanted) | (generated == caps)).all()
     if not limited:
         assert kept[8] == 40
@@ -239,4 +171,4 @@ def test_rounds_end_at_the_target_or_the_cap_whatever_passes(keep: float, max_tr
 def test_a_cap_below_the_first_round_is_refused(max_tries: float) -> None:
     one = np.array([1])
     with pytest.raises(ValueError, match="max_tries must be at least 1 "):
-        more_candidates(one, one, one, keep=1.0, max_tries=max_tries, capacity=None)
+        more_candidates(one, one, one, max_tries=max_tries, capacity=None)

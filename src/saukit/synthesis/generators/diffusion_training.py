@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,18 +90,12 @@ class TrainingImages:
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         return images, labels
 
-    def origins(
-        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], kind: Literal["real", "head"]
-    ) -> Tensor:
-        """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary, chosen by the seed alone.
-
-        real: an image of the class itself; head: any image, so mostly one of a large class.
-        """
-        draws = [derive_seed(int(seed), "origin") for seed in seeds]
-        if kind == "head":
-            index = [draw % len(self._order) for draw in draws]
-        else:
-            index = [int(self._first[c] + draw % self._class_counts[c]) for c, draw in zip(labels, draws, strict=True)]
+    def origins(self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
+        """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary: of the class, chosen by the seed."""
+        index = [
+            int(self._first[c] + derive_seed(int(seed), "origin") % self._class_counts[c])
+            for c, seed in zip(labels, seeds, strict=True)
+        ]
         return self.images[self._order[torch.tensor(index, device=self._order.device)]]
 
 
@@ -251,7 +245,7 @@ class GeneratorTrainer:
         steps = steps if steps is not None else config.sampler_steps
         guidance = guidance if guidance is not None else config.guidance
         assert steps is not None and guidance is not None
-        origin = None if config.variation_of == "none" else self.data.origins(labels, seeds, config.variation_of)
+        origin = None if config.variation is None else self.data.origins(labels, seeds)
         images = draw_images(
             unwarped(self.average) if config.augment else self.average,
             self.geometry,
@@ -264,7 +258,7 @@ class GeneratorTrainer:
             device=self.device,
             sampler=config.sampler,
             origin=origin,
-            strength=config.strength,
+            strength=config.variation or 1.0,
         )
         return without_colour(images) if self.data.grey else images
 

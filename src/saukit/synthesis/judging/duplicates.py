@@ -18,7 +18,6 @@ the cases, with it in 0.4 %. A mean difference of up to 0.1 a channel is a chang
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,8 +49,6 @@ CANDIDATES, CELLS = 16, 10
 SHIFTED_DESCRIPTORS_UP_TO = 16  # pixels: up to here a shift by one pixel changes the descriptor too much
 SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 MATRIX_VALUES, PAIR_VALUES = 2**23, 2**18  # float32 held at once: 32 MiB, and 1 MiB an operand (it fits a cache)
-BLOCK = 256
-ROUNDING = 1e-5  # of squared distances of descriptors in float32
 
 
 @dataclass(frozen=True)
@@ -199,78 +196,6 @@ def calibrated_threshold(real_distances: npt.NDArray[np.float32]) -> float:
     )
 
 
-def repeats(
-    images: Pixels, labels: npt.NDArray[np.int64], *, flip: bool, threshold: float, device: torch.device
-) -> npt.NDArray[np.bool_]:
-    """Whether each image nearly repeats an earlier one of its class that is no repeat itself, bool [n].
-
-    Exact: a pair is passed over only where the grids of cell means are so far apart that the images must be.
-
-    Shapes: images uint8 [n, 3, H, W]; labels int64 [n]. `flip`: whether a mirrored image is a repeat.
-    Raises: ValueError if n differs or threshold <= 0.
-    """
-    _check(images, "images")
-    if labels.shape != (len(images),):
-        raise ValueError(f"{len(images)} images need as many labels, got {labels.shape}")
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}")
-    found = np.zeros(len(images), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        found[members] = _repeats_of_class(images[members], flip, threshold, device)
-    return found
-
-
-def _repeats_of_class(images: Pixels, flip: bool, threshold: float, device: torch.device) -> npt.NDArray[np.bool_]:
-    parts = list(_parts(images))
-    plain = [_floats(images[part], device) for part in parts]
-    contrast = torch.cat([_contrast(part) for part in plain])
-    grids = torch.stack([torch.cat([_describe(part, shift) for part in plain]) for shift in SHIFTS])
-    mirrored = [torch.cat([_describe(part.flip(3)) for part in plain])] if flip else []
-    del plain
-    # means over cells of a subset of the overlap vary at most as much, as a sum, as the pixels of the overlap
-    slack = math.sqrt(_resized(*images.shape[2:]) / _used(*images.shape[2:]))
-    centre = SHIFTS.index((0, 0))
-    repeated = np.zeros(len(images), dtype=bool)
-    for block in _slices(len(images), BLOCK):
-        new = np.arange(block.start, block.stop)
-        kept = np.flatnonzero(~repeated[: block.start])
-        for old in (*(kept[part] for part in _slices(len(kept), MATRIX_VALUES // BLOCK)), new):
-            new = np.flatnonzero(~repeated[block]) + block.start
-            if not len(new):
-                break
-            scale = ((contrast[new, None].square() + contrast[old].square()) / 2).sqrt() + CONTRAST_FLOOR
-            limit = (threshold * slack * scale).square() + ROUNDING
-            others = [described[old] for described in (grids[centre], *mirrored)]
-            nearest = torch.full_like(limit, torch.inf)
-            for other, shift in itertools.product(others, range(len(SHIFTS))):
-                torch.minimum(nearest, _squared_distances(grids[shift][new], other), out=nearest)
-            close = nearest < limit
-            rows, columns = (place.cpu().numpy() for place in close.nonzero(as_tuple=True))
-            later, earlier = new[rows], old[columns]
-            later, earlier = later[earlier < later], earlier[earlier < later]
-            copies = _are_close(images, later, earlier, flip, threshold, device)
-            # by `later` ascending: whether `earlier` itself is a repeat is settled by then
-            for i, j in zip(later[copies], earlier[copies], strict=True):
-                repeated[i] |= not repeated[j]
-    return repeated
-
-
-def _are_close(
-    images: Pixels,
-    left: npt.NDArray[np.int64],
-    right: npt.NDArray[np.int64],
-    flip: bool,
-    threshold: float,
-    device: torch.device,
-) -> npt.NDArray[np.bool_]:
-    close = np.zeros(len(left), dtype=bool)
-    for part in _slices(len(left), PAIR_VALUES // _values(images)):
-        a, b = _floats(images[left[part]], device), _floats(images[right[part]], device)
-        close[part] = (_best_distance(a, b, flip) < threshold).cpu().numpy()
-    return close
-
-
 def _mirrorings(flip: bool) -> tuple[bool, ...]:
     return (False, True) if flip else (False,)
 
@@ -337,18 +262,8 @@ def _side(height: int, width: int) -> tuple[int, int]:
     return max(SMALLEST_SIDE, round(height * shrink)), max(SMALLEST_SIDE, round(width * shrink))
 
 
-def _resized(height: int, width: int) -> int:
-    """Pixels that are compared."""
-    return math.prod(_side(height, width))
-
-
-def _used(height: int, width: int) -> int:
-    """Pixels that the cells of a descriptor cover."""
-    return math.prod((side - 2) // _cell(side) * _cell(side) for side in _side(height, width))
-
-
 def _values(images: Pixels) -> int:
-    return 3 * _resized(*images.shape[2:])
+    return 3 * math.prod(_side(*images.shape[2:]))
 
 
 def _floats(images: Pixels, device: torch.device, *, mirrored: bool = False) -> Tensor:

@@ -75,7 +75,7 @@ def open_judges(
         book = PromptBook.of(split.classes)
         clip = ClipScorer(config.clip_model, book.lines, device)
         scores.append(Score(CLIP, f"{config.clip_model} {clip.revision} {book.digest}", clip.similarity))
-    if config.audit or config.reject_copies or config.reject_repeats:
+    if config.audit or config.reject_copies:
         found = detector = CopyDetector(split.train.images, flip=split.flip, device=device)
         # The split's digest tells its `flip` too; the word tells these scores from those of a saukit that took a
         # mirrored image for a copy everywhere.
@@ -87,15 +87,10 @@ def open_judges(
 def rules_of(config: SynthConfig) -> Rules:
     """What a candidate has to be, by a configuration."""
     filters = config.filters
-    rank = {"classifier": CONFIDENCE, "clip": CLIP}
     return Rules(
         min_confidence=config.min_confidence if "classifier" in filters else None,
-        max_confidence=config.max_confidence if "classifier" in filters and config.max_confidence < 1 else None,
         min_clip=config.min_clip if "clip" in filters else None,
         reject_copies=config.reject_copies,
-        reject_repeats=config.reject_repeats,
-        keep=config.keep,
-        rank_by=rank[filters[0]] if filters and config.keep < 1 else None,  # type: ignore[arg-type]
     )
 
 
