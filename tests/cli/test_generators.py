@@ -221,7 +221,7 @@ def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> No
         return config
 
     copies = shown("--filter", "none", "--reject-copies")
-    assert (copies["min_confidence"], copies["max_tries"], copies["classifier"]) == (0.5, 2.0, "ce")
+    assert (copies["min_confidence"], copies["max_tries"], copies["classifier"]) == (0.5, 2.0, None)
     adopted = shown("--model", str(work / "synth" / "generator"))
     assert (adopted["train_steps"], adopted["sampler_steps"]) == (None, 2)
     bound = cli("synth", "--config", saved, "--filter", "none", "--min-confidence", "0.4", "-w", work)
