@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from saukit.core.errors import SaukitError
     from saukit.core.workspace import Workspace
     from saukit.data.config import SplitConfig
-    from saukit.evaluation.config import CompareConfig, EvalConfig, PredictConfig
+    from saukit.deploy.config import PredictConfig
+    from saukit.evaluation.config import CompareConfig, EvalConfig
     from saukit.models.classifier import ImageClassifier
     from saukit.synthesis.config import SynthConfig
     from saukit.training.config import TrainConfig
@@ -40,7 +41,7 @@ _MODULES = {
     "CompareConfig": "saukit.evaluation.config",
     "EvalConfig": "saukit.evaluation.config",
     "ImageClassifier": "saukit.models.classifier",
-    "PredictConfig": "saukit.evaluation.config",
+    "PredictConfig": "saukit.deploy.config",
     "SaukitError": "saukit.core.errors",
     "SplitConfig": "saukit.data.config",
     "SynthConfig": "saukit.synthesis.config",

@@ -24,9 +24,10 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import SplitResult, make_split
 from saukit.deploy import predict as prediction
+from saukit.deploy.config import PredictConfig
 from saukit.evaluation import compare as comparison
 from saukit.evaluation import evaluate as evaluation
-from saukit.evaluation.config import CompareConfig, EvalConfig, PredictConfig
+from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.judging.judges import TrainClassifier

@@ -22,8 +22,8 @@ from saukit.core.console import Reporter
 from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.deploy import export as room
+from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.export import ExportResult, export, largest_difference
-from saukit.evaluation.config import ExportConfig, Format
 from saukit.models.classifier import ImageClassifier, load_classifier
 from saukit.models.inference import normalise, predict
 from saukit.models.model_file import ModelCard, save_model

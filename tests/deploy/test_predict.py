@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from saukit.core.workspace import Workspace
 from saukit.data.folder import decode_image
 from saukit.data.split import load_test
 from saukit.deploy import predict as room
-from saukit.deploy.predict import PredictResult, class_probabilities, find_images, most_probable, predict
-from saukit.evaluation.config import PredictConfig
-from saukit.evaluation.evaluate import predict_probabilities
+from saukit.deploy.config import PredictConfig
+from saukit.deploy.predict import PredictResult, find_images, most_probable, predict
+from saukit.models import inference
 from saukit.models.classifier import load_classifier
 from saukit.models.model_file import load_model
 
@@ -45,7 +46,8 @@ def digits(shared_work: Path, tmp_path: Path) -> Path:
 
 def test_files_of_test_images_get_the_runs_own_probabilities(shared_work: Path, digits: Path) -> None:
     network, card = load_model(shared_work / "runs" / "sau" / "model.safetensors")
-    expected = predict_probabilities(network, card, load_test(Workspace(shared_work)).images[:20], device=CPU)
+    images = load_test(Workspace(shared_work)).images[:20]
+    expected = inference.predict(network, card, images, device=CPU).probabilities
     result = predicted(shared_work, digits, config=PredictConfig(top=10, batch_size=7))
     assert [path.name for path in result.images] == [f"{index:02}.png" for index in range(20)]
     assert (result.labels[:, 0] == expected.argmax(1)).all()
@@ -106,18 +108,18 @@ def test_no_more_than_a_batch_of_images_is_held(
     shared_work: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    read, judge = room.decode_image, room.class_probabilities
+    read, judge = room.decode_image, inference.predict
 
     def reading(file: Path, size: int) -> np.ndarray:
         events.append("read")
         return read(file, size)
 
-    def judging(*arguments: object) -> np.ndarray:
-        events.append(f"judged {len(arguments[1])}")
-        return judge(*arguments)
+    def judging(*arguments: Any, **options: Any) -> inference.Predictions:
+        events.append(f"judged {len(arguments[2])}")
+        return judge(*arguments, **options)
 
     monkeypatch.setattr(room, "decode_image", reading)
-    monkeypatch.setattr(room, "class_probabilities", judging)
+    monkeypatch.setattr(inference, "predict", judging)
     predicted(shared_work, digits, config=PredictConfig(batch_size=8))
     assert events == ["read"] * 8 + ["judged 8"] + ["read"] * 8 + ["judged 8"] + ["read"] * 4 + ["judged 4"]
 
@@ -126,12 +128,6 @@ def test_equal_probabilities_come_in_the_order_of_classes() -> None:
     labels, shares = most_probable(np.array([[0.25, 0.25, 0.4, 0.1], [0.0, 0.5, 0.0, 0.5]], np.float32), 3)
     assert labels.tolist() == [[2, 0, 1], [1, 3, 0]]
     assert shares.tolist() == [[pytest.approx(0.4), 0.25, 0.25], [0.5, 0.5, 0.0]]
-
-
-def test_probabilities_sum_to_one(shared_work: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
-    found = class_probabilities(load_classifier(shared_work / "runs" / "ce"), images, CPU)
-    assert found.shape == (3, 10) and found.sum(1) == pytest.approx(np.ones(3), abs=1e-5)
 
 
 # --- files --------------------------------------------------------------------------------------------------------

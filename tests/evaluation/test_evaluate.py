@@ -23,7 +23,8 @@ from saukit.data.config import SplitConfig
 from saukit.data.split import Part, load_split, load_test, make_split
 from saukit.evaluation import evaluate as room
 from saukit.evaluation.config import EvalConfig
-from saukit.evaluation.evaluate import EvalResult, choose_run, evaluate, predict_probabilities, result_document
+from saukit.evaluation.evaluate import EvalResult, choose_run, evaluate, result_document
+from saukit.models.inference import predict
 from saukit.models.model_file import load_model, save_model
 from saukit.training.trainer import fit
 
@@ -50,7 +51,7 @@ def figures(trained: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """results.json, and probabilities and labels computed anew."""
     network, card = load_model(trained / "runs" / "learnt" / "model.safetensors")
     test = load_test(Workspace(trained))
-    probabilities = predict_probabilities(network, card, test.images, device=CPU)
+    probabilities = predict(network, card, test.images, device=CPU).probabilities
     return json.loads((trained / "runs" / "learnt" / "results.json").read_text()), probabilities, test.labels
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise, predict
 from saukit.models.model_file import ModelCard
@@ -47,7 +48,7 @@ def test_predictions_are_those_of_single_images_whatever_the_batches(network: Du
             logits = network(torch.from_numpy(pixels[None]).float())[0].double()
         assert features == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
         assert probabilities == pytest.approx((logits.exp() / logits.exp().sum()).tolist(), abs=1e-5)
-    assert (found.features.dtype, found.probabilities.dtype) == (np.float32, np.float32)
+    assert (found.features.dtype, found.logits.dtype, found.probabilities.dtype) == (np.float32,) * 3
     assert found.probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
     assert np.ptp(found.probabilities, axis=0).min() > 0.01  # images differ
 
@@ -60,6 +61,13 @@ def test_a_network_in_training_mode_predicts_as_in_eval_mode_and_stays_as_it_was
     assert network.training
     assert (found.probabilities == expected.probabilities).all() and (found.features == expected.features).all()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_arithmetic_is_that_of_the_precision(network: DualBranchNet) -> None:
+    found = predict(network, CARD, IMAGES, device=CPU, precision=Precision("bf16", "cpu"))
+    exact = predict(network, CARD, IMAGES, device=CPU).logits
+    assert (found.logits == torch.from_numpy(found.logits).bfloat16().float().numpy()).all()  # eight bits of precision
+    assert 0 < np.abs(found.logits - exact).max() < 0.05
 
 
 def test_no_images_have_no_predictions(network: DualBranchNet) -> None:

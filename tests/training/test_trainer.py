@@ -696,7 +696,7 @@ def test_of_equal_steps_the_first_is_kept(val_work: Path, monkeypatch: pytest.Mo
         truth = torch.nn.functional.one_hot(torch.from_numpy(part.labels), 10).float()
         said = {"always 0": torch.eye(10)[0].expand_as(truth), "always 1": torch.eye(10)[1].expand_as(truth)}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer.network, "forward", lambda images: said.get(answer, truth))
+            patch.setattr(trainer.network.classifier, "forward", lambda features: said.get(answer, truth))
             accuracy = original(trainer, part)
         assert accuracy == pytest.approx(1.0 if answer == "the truth" else 1 / len(np.unique(part.labels)))
         return accuracy

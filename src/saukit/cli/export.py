@@ -19,7 +19,7 @@ from saukit.cli.options import (
 )
 from saukit.core.config import from_mapping
 from saukit.core.console import Reporter
-from saukit.evaluation.config import ExportConfig
+from saukit.deploy.config import ExportConfig
 
 
 def command(

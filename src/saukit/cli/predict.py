@@ -20,7 +20,7 @@ from saukit.cli.options import (
 )
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
-from saukit.evaluation.config import PredictConfig
+from saukit.deploy.config import PredictConfig
 
 Format = Literal["csv", "json"]
 

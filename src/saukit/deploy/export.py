@@ -34,8 +34,8 @@ from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.workspace import Workspace, require_made_from
 from saukit.data.split import load_split
+from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.hub import readme
-from saukit.evaluation.config import ExportConfig, Format
 from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model
 from saukit.models.model_file import MODEL_NAME
 

@@ -22,7 +22,8 @@ from saukit.core.device import usable_cores
 from saukit.core.errors import DataError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.folder import EXTENSIONS, decode_image, image_files, why_unreadable
-from saukit.evaluation.config import PredictConfig
+from saukit.deploy.config import PredictConfig
+from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
 
 Images = npt.NDArray[np.uint8]
@@ -101,7 +102,7 @@ def predict(
     if config.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
     path = locate_model(model, workspace)
-    classifier = load_classifier(path).to(device)
+    classifier = load_classifier(path)
     if not 1 <= config.top <= len(classifier.classes):
         raise UsageError(f"top must be from 1 to {len(classifier.classes)}, the classes of {path}, got {config.top}")
     height, width = classifier.image_size
@@ -123,7 +124,8 @@ def predict(
                     named.append(file)
                     pixels.append(content)
             if pixels and (config.skip_bad or not skipped):  # with a bad file there will be no result
-                found.append(most_probable(class_probabilities(classifier, np.stack(pixels), device), config.top))
+                made = inference.predict(classifier.network, classifier.card, np.stack(pixels), device=device)
+                found.append(most_probable(made.probabilities, config.top))
             progress.update(start + len(part))
     _refuse_or_tell(skipped, len(files), config, reporter)
     labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -152,14 +154,6 @@ def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:
         kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(f"no images ({kinds}) in {', '.join(map(str, paths))}: give files, or a folder that has some")
     return list(files)
-
-
-@torch.inference_mode()
-def class_probabilities(classifier: ImageClassifier, images: Images, device: torch.device) -> npt.NDArray[np.float32]:
-    """Class probabilities float32 [b, K] of images uint8 [b, 3, H, W]; `classifier` is on `device`."""
-    pixels = torch.from_numpy(images).to(device, torch.float32) / 255
-    probabilities: npt.NDArray[np.float32] = classifier(pixels).softmax(1).cpu().numpy()
-    return probabilities
 
 
 def most_probable(

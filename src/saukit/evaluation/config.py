@@ -1,4 +1,4 @@
-"""What `saukit eval`, `compare`, `predict` and `export` can be told."""
+"""The configurations of `saukit eval` and `compare`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from saukit.core.workspace import RUN_NAME
 from saukit.training.config import Method, TrainConfig, default_run_name
 
 Selection = Literal["all", "many", "medium", "few"]
-Format = Literal["torch", "onnx", "hub"]
 
 DEFAULT_COMPARISON = "main"
 GRAMMAR = "METHOD[+synth][-priorTAU][-weightW][-finishSHARE]"
@@ -115,23 +114,3 @@ class CompareConfig:
     seeds: int = field(default=5, metadata={CHECK: _check_seeds})
     baseline: str | None = None
     train: dict[str, Any] | None = field(default=None, metadata={CHECK: _check_train})
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predictions. `top` is how many of the most probable classes are told of each image."""
-
-    top: int = 1
-    batch_size: int = 64
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """An export.
-
-    torch: model.pt2, a program of torch.export. onnx: model.onnx, for ONNX runtimes (extra `onnx`).
-    hub: config.json, model.safetensors and README.md, a Hugging Face model that saukit reads too.
-    """
-
-    formats: tuple[Format, ...] = ("hub",)

@@ -30,9 +30,8 @@ from saukit.evaluation.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
-from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
-from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
+from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
 
 RESULTS_NAME = "results.json"
@@ -78,7 +77,7 @@ def evaluate(
         )
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
-    probabilities = predict_probabilities(network, card, test.images, device=device)
+    probabilities = predict(network, card, test.images, device=device).probabilities
     training = load_config(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
@@ -147,10 +146,3 @@ def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: S
         "confusion": confusion.tolist(),
         "split": {"digest": split.manifest.digest, "source": split.source},
     }
-
-
-def predict_probabilities(
-    network: DualBranchNet, card: ModelCard, images: npt.NDArray[np.uint8], *, device: torch.device
-) -> npt.NDArray[np.float32]:
-    """Class probabilities [n, K] of images uint8 [n, 3, H, W], by the classifier alone, in float32."""
-    return predict(network, card, images, device=device).probabilities

@@ -1,4 +1,4 @@
-"""What a trained network makes of images, in float32 and a batch at a time."""
+"""What a network makes of images, a batch at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import ModelCard
 
 BATCH_SIZE = 512
+FLOAT32 = Precision("off", "cpu")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of n images: `features` float32 [n, d], the backbone's; `probabilities` float32 [n, K], the classifier's."""
+    """Of n images: `features` float32 [n, d], the backbone's; `logits` float32 [n, K], the classifier's."""
 
     features: npt.NDArray[np.float32]
-    probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """Class probabilities float32 [n, K]."""
+        probabilities: npt.NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        return probabilities
 
 
 def predict(
@@ -29,24 +37,25 @@ def predict(
     images: npt.NDArray[np.uint8],
     *,
     device: torch.device,
+    precision: Precision = FLOAT32,
     batch_size: int = BATCH_SIZE,
 ) -> Predictions:
-    """Features and class probabilities of images uint8 [n, 3, H, W], by the classifier alone, in eval mode.
+    """Features and logits of images uint8 [n, 3, H, W], by backbone and classifier alone, in eval mode.
 
-    `network` is moved to `device`; its mode, training or eval, is afterwards what it was.
+    `network` is moved to `device`; its mode, training or eval, is afterwards what it was. The one way from pixels to
+    predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
     """
     network = network.to(device)
     mean, std = (torch.tensor(values, device=device) for values in (card.mean, card.std))
-    feature_dim, classes = network.classifier.in_features, network.classifier.out_features
-    features = np.empty((len(images), feature_dim), np.float32)
-    probabilities = np.empty((len(images), classes), np.float32)
-    with network.inference():
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
+    features = np.empty((len(images), network.classifier.in_features), np.float32)
+    logits = np.empty((len(images), network.classifier.out_features), np.float32)
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        with network.inference(), precision.autocast():
             found = network.backbone(normalise(torch.from_numpy(images[part]).to(device), mean, std))
             features[part] = found.float().cpu().numpy()
-            probabilities[part] = network.classifier(found).float().softmax(1).cpu().numpy()
-    return Predictions(features, probabilities)
+            logits[part] = network.classifier(found).float().cpu().numpy()
+    return Predictions(features, logits)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
-from saukit.models.inference import normalise
+from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import TrainConfig
@@ -330,20 +330,12 @@ class Trainer:
         """What post-hoc logit adjustment adds to a trained classifier's logits: -log n_k, and else zeros; [K]."""
         return -prior_offsets(self.mixture.class_counts, 1.0 if self.method.post_hoc else 0.0)
 
-    @torch.no_grad()
     def _validate(self, part: Part) -> float:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
-        labels = torch.from_numpy(part.labels)
-        adjustment = self._post_hoc_adjustment()
-        correct = torch.zeros(len(labels), dtype=torch.bool)
-        for start in range(0, len(labels), 512):
-            chunk = slice(start, start + 512)
-            images = torch.from_numpy(part.images[chunk]).to(self.plan.device)
-            with self.network.inference(), self.precision.autocast():
-                logits = self.network(normalise(images, self.views.mean, self.views.std))
-            correct[chunk] = (logits + adjustment).argmax(1).cpu() == labels[chunk]
-        per_class = [correct[part.labels == label].double().mean() for label in np.unique(part.labels)]
-        accuracy = float(torch.stack(per_class).mean())
+        plan = self.plan
+        found = predict(self.network, plan.card, part.images, device=plan.device, precision=self.precision)
+        correct = (found.logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
+        accuracy = float(np.mean([correct[part.labels == label].mean() for label in np.unique(part.labels)]))
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
             state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
             self.best = (accuracy, self.step_count, state)
