@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from saukit.core.errors import Interrupted
 from saukit.core.interrupts import StopRequest
 
 # A command of saukit that works until asked to stop; `hang` makes it work on after that.
@@ -96,3 +97,48 @@ def test_in_another_thread_signals_are_left_to_the_main_one() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGINT), False]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_at_once_ends_the_work_where_it_stands(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught, StopRequest(at_once="saukit compare"):
+        try:
+            signal.raise_signal(number)
+        except Exception:  # such as of a reader that skips damaged files
+            pytest.fail("it was swallowed")
+        pytest.fail("it went on")
+    assert (caught.value.exit_code, str(caught.value)) == (code, "stopped and saved; continue with: saukit compare")
+    assert signal.getsignal(number) == before
+
+
+def test_a_stage_inside_notes_signals_first() -> None:
+    with (
+        pytest.raises(Interrupted, match="continue with: saukit train"),
+        StopRequest(at_once="saukit compare"),
+        StopRequest() as stop,
+    ):
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        raise stop.interrupted("saukit train")
+
+
+@pytest.mark.parametrize("at_once", [None, "saukit compare"])
+def test_a_signal_too_late_for_a_stage_is_passed_on(at_once: str | None) -> None:
+    outer, went_on = StopRequest(at_once=at_once), []
+    try:
+        with outer:
+            with StopRequest():
+                signal.raise_signal(signal.SIGTERM)
+                went_on.append("stage")
+            went_on.append("outer")
+    except Interrupted as error:
+        assert error.exit_code == 143
+    assert outer.requested
+    assert went_on == (["stage", "outer"] if at_once is None else ["stage"])
+
+
+def test_a_failure_is_not_hidden_by_a_signal() -> None:
+    with pytest.raises(ValueError, match="broken"), StopRequest(at_once="again"), StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("broken")

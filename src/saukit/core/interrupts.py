@@ -10,14 +10,24 @@ from typing import Any
 from saukit.core.errors import Interrupted
 
 
+class _Stopped(BaseException):
+    """Ends work where it stands; no `except Exception` in it holds that up."""
+
+
 class StopRequest:
     """While entered, a first SIGINT or SIGTERM is only noted; a second one ends the process at once.
 
     Long work asks `stop.requested` after each batch, saves, and raises `stop.interrupted(...)`.
+
+    `at_once` is for work that loses nothing by ending anywhere, such as a row of stages whose writes are all atomic:
+    the first signal leaves the block as Interrupted, and the message names `at_once`, the command that continues.
+    A stage inside it may note signals with a StopRequest of its own; one that comes too late for the stage to heed is
+    passed on at its end. Only the main thread gets signals: wait for other threads and processes there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: str | None = None) -> None:
         self.signal_number: int | None = None
+        self._at_once = at_once
         self._previous: dict[int, Any] = {}
 
     @property
@@ -26,7 +36,7 @@ class StopRequest:
         return self.signal_number is not None
 
     def interrupted(self, resume_command: str) -> Interrupted:
-        """The error to raise once all is saved; it tells the command that continues."""
+        """The error to raise once all is saved; it names the command that continues."""
         return Interrupted(f"stopped and saved; continue with: {resume_command}", self.signal_number or signal.SIGINT)
 
     def __enter__(self) -> StopRequest:
@@ -40,9 +50,17 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._at_once is not None and isinstance(error, _Stopped):
+            raise self.interrupted(self._at_once) from None
+        if self.signal_number is not None and error is None:
+            outer = self._previous[self.signal_number]
+            if isinstance(getattr(outer, "__self__", None), StopRequest):
+                outer(self.signal_number, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal_number = number
+        if self._at_once is not None:
+            raise _Stopped
