@@ -75,6 +75,7 @@ CHANGED = [
         epochs=3,
         steps=4,
         batch_size=128,
+        drop_last=False,
         lr=1e-5,
         weight_decay=5e-4,
         schedule="cosine-step",
@@ -192,7 +193,9 @@ def test_a_value_of_the_wrong_type(mapping: dict[str, Any], problem: str) -> Non
 def test_a_choice_lists_the_others() -> None:
     with pytest.raises(UsageError, match=r"^here: noise: 'neg' is not one of pos_neg, neg_only, drop$"):
         from_mapping(TrainConfig, {"noise": "neg"}, where="here")
-    with pytest.raises(UsageError, match=r"^here: schedule: \['cosine-step'\] is not one of .*cosine-step or null$"):
+    with pytest.raises(
+        UsageError, match=r"^here: schedule: \['cosine-step'\] is not one of .*cosine-step, step or null$"
+    ):
         from_mapping(TrainConfig, {"schedule": ["cosine-step"]}, where="here")
 
 

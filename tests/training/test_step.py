@@ -19,7 +19,6 @@ from saukit.core.errors import SaukitError
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training import autoaugment
 from saukit.training import step as room
-from saukit.training.config import TWO_STAGES
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry, Step, Views
 from saukit.training.step import StepInputs, Stepper
@@ -135,7 +134,7 @@ def everything(step: Stepper) -> dict[str, Tensor]:
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((method, {}) for method in ("ce", "balanced-softmax", "mixup-cutmix")),
     *(("sau", {"noise": noise}) for noise in NOISE_STRATEGIES),
-    *((method, {"tau": 0.75, "weight": 0.25}) for method in METHODS if method not in TWO_STAGES),
+    *((method, {"tau": 0.75, "weight": 0.25}) for method in METHODS if METHODS[method].second_stage is None),
 ]
 
 

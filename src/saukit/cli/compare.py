@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.models import OptionInfo
 
-from saukit.cli import train
 from saukit.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -23,6 +20,7 @@ from saukit.cli.options import (
     QuietOption,
     WorkspaceOption,
     build_config,
+    field_parameters,
     open_device,
     open_workspace,
     was_given,
@@ -45,14 +43,7 @@ PANEL = "Training, shared by all methods"
 def _with_training_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give `function` the options of `saukit train` that methods share, as they are declared there."""
     signature = inspect.signature(function, eval_str=True)
-    declared = inspect.signature(train.command, eval_str=True).parameters
-    shared = []
-    for name in SHARED:
-        kind, option = get_args(declared[name].annotation)
-        assert isinstance(option, OptionInfo)
-        option = copy.copy(option)
-        option.rich_help_panel = PANEL
-        shared.append(declared[name].replace(annotation=Annotated[kind, option]))
+    shared = field_parameters(TrainConfig, SHARED, panel=PANEL)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
     common = [parameter.name for parameter in own].index("workspace")  # from here on the panel of common options
     function.__signature__ = signature.replace(  # type: ignore[attr-defined]

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 from saukit.core.config import CHECK, from_mapping, read_fields
 from saukit.core.errors import UsageError
 from saukit.core.workspace import RUN_NAME
-from saukit.training.config import Method, TrainConfig, default_run_name
+from saukit.training.config import Method, TrainConfig, default_run_name, tags
 
 Selection = Literal["all", "many", "medium", "few"]
 
 DEFAULT_COMPARISON = "main"
 GRAMMAR = "METHOD[+synth][-priorTAU][-weightW][-finishSHARE]"
-_NUMBERS = {"prior": "prior_correction", "weight": "synthetic_weight", "finish": "real_finish"}
+_NUMBERS = {tag: field for field, tag in tags().items()}
 IN_A_SPEC = ("method", "synthetic", *_NUMBERS.values())  # the fields that a method's spec says
 _SPEC = re.compile(
     rf"(?P<method>{'|'.join(map(re.escape, get_args(Method)))})(?P<synth>\+synth)?"

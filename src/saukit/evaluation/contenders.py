@@ -14,11 +14,13 @@ from saukit.core.artifacts import CONFIG_NAME, read_manifest
 from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
 from saukit.core.device import describe_device
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
+from saukit.core.options import without_effect
 from saukit.core.workspace import State, Workspace, existing_state
 from saukit.data.split import Split, load_split
 from saukit.evaluation.config import GRAMMAR, IN_A_SPEC, CompareConfig, overlay, parse_method
 from saukit.evaluation.statistics import mean
 from saukit.training.config import TrainConfig, default_run_name
+from saukit.training.methods import METHODS
 from saukit.training.plan import plan_training
 
 PINNED = ("preset", "amp")  # what the device decides if nobody says it, so a saved comparison holds what it was
@@ -194,7 +196,10 @@ def _wanted(config: CompareConfig) -> list[tuple[str, TrainConfig]]:
     wanted = []
     for spec in config.methods:
         said = to_mapping(parse_method(spec))
-        wanted.append((spec, from_mapping(TrainConfig, {**train, **{n: said[n] for n in IN_A_SPEC}}, where=spec)))
+        shared = from_mapping(TrainConfig, {**train, **{n: said[n] for n in IN_A_SPEC}}, where=spec)
+        # What is shared reaches the methods on which it has an effect: a temperature, SAU but not cross entropy.
+        idle = without_effect(shared, {"method": METHODS}).keys() & train.keys()
+        wanted.append((spec, replace(shared, **{name: getattr(TrainConfig, name) for name in idle})))
     for label, fields in (config.variants or {}).items():
         merged = {"synthetic": False, **overlay(train, fields)}
         wanted.append((label, from_mapping(TrainConfig, merged, where=f"variants.{label}")))

@@ -1,12 +1,13 @@
-"""What `saukit train` can be told, and the presets that fill in what it was not told."""
+"""What `saukit train` can be told, and the presets that fill in what it was not told. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from saukit.core.config import Amp
-from saukit.core.errors import UsageError
+from saukit.core.options import check, option, options_of, resolved_as
 
 Method = Literal[
     "sau",
@@ -23,49 +24,94 @@ Method = Literal[
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
 PresetName = Literal["paper", "ldam", "fast", "small"]
-T = TypeVar("T")
 
-# The others have a remedy for the imbalance of their own, by their definition from the mixed training set.
-TAKES_PRIOR: tuple[Method, ...] = ("sau", "sau-aware", "mixup-cutmix", "ce")
-TAKES_REAL_FINISH: tuple[Method, ...] = (*TAKES_PRIOR, "class-balanced")  # the others count the mixed training set
-TWO_STAGES: tuple[Method, ...] = ("ldam-drw", "crt")
+SAU = {"method": ("sau", "sau-aware")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run. Every default of `train` lives here; None is "from the preset" or "from the data".
 
     `prior_correction` is the tau of logit adjustment (Menon et al. 2021, Eq. 10): the classification losses see
-    logits_k + tau log(n_k), n_k the real training images of class k. None is none, as 0; methods that have a remedy of
-    their own for the imbalance take no other.
-    `synthetic_weight` is what a synthetic image weighs in the classification losses, a real one weighing 1: those are
-    weighted means, sum(w loss) / sum(w). Neither touches SAU's contrastive loss, nor how a trained model predicts.
-    `real_finish` is the share of the steps, the last ones, whose batches hold real images alone.
+    logits_k + tau log(n_k), n_k the real training images of class k. None is none, as 0.
+    `synthetic_weight` weighs the losses of synthetic images in weighted means, sum(w loss) / sum(w). Neither touches
+    SAU's contrastive loss, nor how a trained model predicts.
     """
 
-    method: Method = "sau"
-    synthetic: bool | None = None
-    preset: Literal["auto", "paper", "ldam", "fast", "small"] = "auto"
-    backbone: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    drop_last: bool | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    schedule: Schedule | None = None
-    warmup: float | None = None
-    noise: Noise = "pos_neg"
-    temperature: float = 0.1
-    prior_correction: float | None = None
-    synthetic_weight: float = 1.0
-    real_finish: float = 0.0
-    flip: bool | None = None
-    select: Literal["last", "val"] = "last"
-    amp: Amp = "auto"
-    compile: bool = False
-    cuda_graph: bool = False
-    seed: int = 0
+    method: Method = option("sau", "Loss and batches; mixup-cutmix and sau-aware are SAU with one branch off.")
+    synthetic: bool | None = option(None, "Train on the synthetic cache too.", shown="if there is one")
+    preset: Literal["auto", PresetName] = option(
+        "auto", "Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU."
+    )
+    backbone: str | None = option(None, "resnet32-w64, resnet32-w16, convnet-small or resnext50.", preset=True)
+    epochs: int | None = option(None, "Passes over the training set.", preset=True, least=1, excludes=("steps",))
+    steps: int | None = option(None, "Optimizer steps, however many images there are.", preset=True, least=1)
+    batch_size: int | None = option(None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images")
+    drop_last: bool | None = option(
+        None, "Leave out an epoch's last batch if it is not full.", preset=True, flags=("--drop-last/--keep-last",)
+    )
+    lr: float | None = option(None, "Peak learning rate.", preset=True, above=0)
+    weight_decay: float | None = option(None, "Weight decay of SGD.", preset=True, least=0)
+    schedule: Schedule | None = option(
+        None, "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.", preset=True
+    )
+    warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
+    noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU)
+    temperature: float = option(
+        0.1, "Temperature of the contrastive loss.", above=0, needs={"method": ("sau", "sau-aware", "bcl")}
+    )
+    prior_correction: float | None = option(
+        None,
+        "Logit adjustment in the loss: add this times log(real images per class) to the logits; "
+        "1 on real images alone is balanced softmax.",
+        shown="none",
+        least=0,
+        needs={"method.takes_prior": True},
+        tag="prior",
+    )
+    synthetic_weight: float = option(
+        1.0,
+        "Weight of a synthetic image in the classification losses; a real one has 1.",
+        above=0,
+        most=1,
+        needs={"synthetic": True},
+        tag="weight",
+    )
+    real_finish: float = option(
+        0.0,
+        "Last share of the steps that trains on real images alone.",
+        least=0,
+        below=1,
+        needs=({"synthetic": True}, {"method.takes_real_finish": True}),
+        tag="finish",
+    )
+    flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows")
+    select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
+    amp: Amp = option("auto", "Precision of the forward passes.")
+    compile: bool = option(False, "Compile the network with torch.compile.")
+    cuda_graph: bool = option(
+        False,
+        "Launch a whole step as one CUDA graph.",
+        needs=({"method.second_stage": None}, {"amp": ("auto", "bf16", "off")}, {"drop_last": (True, None)}),
+    )
+    seed: int = option(0, "Training seed; it never changes the data.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTrainConfig(TrainConfig):
+    """A training run with nothing left open: what config.yaml holds. Exactly one of `epochs` and `steps` is set."""
+
+    synthetic: bool
+    preset: PresetName
+    backbone: str
+    batch_size: int
+    drop_last: bool
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    flip: bool
+    amp: Literal["bf16", "fp16", "off"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +120,7 @@ class Preset:
 
     `warmup` is the share of the steps in which the learning rate rises. `drop_last` leaves an epoch's last batch out
     where it is not a whole one.
-    `steps` is a fixed number of optimiser steps however many images there are: more images are not more training.
+    `steps` is a fixed number of optimizer steps however many images there are: more images are not more training.
     """
 
     backbone: str
@@ -102,118 +148,50 @@ PRESETS: dict[PresetName, Preset] = {
 
 
 def resolve(
-    config: TrainConfig, *, cache_exists: bool, image_side: int, default_flip: bool, device_type: str, amp: Amp
-) -> TrainConfig:
+    config: TrainConfig,
+    *,
+    methods: Mapping[Any, Any],
+    backbones: Mapping[str, Any],
+    cache_exists: bool,
+    image_side: int,
+    default_flip: bool,
+    device_type: str,
+    amp: Literal["bf16", "fp16", "off"],
+) -> ResolvedTrainConfig:
     """The configuration with nothing left open: what config.yaml holds, and what a run is repeated from.
 
+    `methods` and `backbones` are the tables that its names are looked up in.
     Raises: UsageError that lists every value that makes no sense.
     """
-    synthetic = cache_exists if config.synthetic is None else config.synthetic
-    _check(config, synthetic=synthetic, device_type=device_type, amp=amp)
     tiny = image_side <= SMALL_IMAGE_SIDE
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
-    name = suitable if config.preset == "auto" else config.preset
-    preset = PRESETS[name]
-    lengths_given = config.epochs is not None or config.steps is not None
-    return replace(
-        config,
-        preset=name,
-        synthetic=synthetic,
-        backbone=config.backbone or ("convnet-small" if tiny else preset.backbone),
-        epochs=config.epochs if lengths_given else preset.epochs,
-        steps=config.steps if lengths_given else preset.steps,
-        batch_size=_or(config.batch_size, preset.batch_size),
-        drop_last=_or(config.drop_last, preset.drop_last),
-        lr=_or(config.lr, preset.lr),
-        weight_decay=_or(config.weight_decay, preset.weight_decay),
-        schedule=config.schedule or preset.schedule,
-        warmup=_or(config.warmup, preset.warmup),
-        prior_correction=config.prior_correction or None,  # 0 and none are one run, so they have one name
-        flip=_or(config.flip, default_flip),
-        amp=amp,
-    )
+    values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
+    if config.epochs is not None or config.steps is not None:
+        del values["epochs"], values["steps"]
+    if tiny:
+        values["backbone"] = "convnet-small"
+    values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
+    config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
+    resolved = resolved_as(ResolvedTrainConfig, config, values)
+    problems = []
+    if resolved.backbone not in backbones:
+        problems.append(f"unknown backbone {resolved.backbone!r}: use one of {', '.join(backbones)}")
+    if resolved.cuda_graph and device_type != "cuda":
+        problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
+    check(resolved, *problems, tables={"method": methods})
+    return resolved
 
 
 def default_run_name(config: TrainConfig) -> str:
     """The name of a resolved configuration's run: `ce`, `ce-seed1`, `sau+synth-prior0.75-weight0.5-finish0.5`."""
     name = config.method + ("+synth" if config.synthetic else "")
-    if config.prior_correction is not None:
-        name += f"-prior{_brief(config.prior_correction)}"
-    if config.synthetic_weight != TrainConfig.synthetic_weight:
-        name += f"-weight{_brief(config.synthetic_weight)}"
-    if config.real_finish != TrainConfig.real_finish:
-        name += f"-finish{_brief(config.real_finish)}"
-    if config.seed != TrainConfig.seed:
-        name += f"-seed{config.seed}"
-    return name
-
-
-def _brief(number: float) -> str:
-    """All its digits, so that two numbers never have one name: 1, 0.75."""
-    return str(float(number)).removesuffix(".0")
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _check(config: TrainConfig, *, synthetic: bool, device_type: str, amp: Amp) -> None:
-    from saukit.models.backbones import BACKBONES
-
-    problems = []
-    if config.epochs is not None and config.steps is not None:
-        problems.append("epochs and steps both say how long to train: give one of them")
-    for field in ("epochs", "steps", "batch_size"):
+    for field, tag in tags().items():
         value = getattr(config, field)
-        if value is not None and value < 1:
-            problems.append(f"{field} must be at least 1, got {value}")
-    if config.batch_size == 1:
-        problems.append("batch_size must be at least 2 (BatchNorm needs two images), got 1")
-    for field in ("lr", "temperature"):
-        value = getattr(config, field)
-        if value is not None and not 0 < value < float("inf"):
-            problems.append(f"{field} must be positive, got {value}")
-    if config.weight_decay is not None and not 0 <= config.weight_decay < float("inf"):
-        problems.append(f"weight_decay must be at least 0, got {config.weight_decay}")
-    if config.warmup is not None and not 0 <= config.warmup < 1:
-        problems.append(f"warmup must be a share of the steps, at least 0 and below 1, got {config.warmup}")
-    tau, weight = config.prior_correction, config.synthetic_weight
-    if tau is not None and not 0 <= tau < float("inf"):
-        problems.append(f"prior_correction must be at least 0 (times the log of a class's real images), got {tau}")
-    elif tau is not None and config.method not in TAKES_PRIOR:
-        problems.append(
-            f"{config.method} has a remedy of its own for the imbalance and takes no prior_correction, "
-            f"got {tau}: use --method ce --prior-correction {_brief(tau)}"
-        )
-    if not 0 < weight <= 1:
-        problems.append(f"synthetic_weight must be above 0 and at most 1 (a real image's weight), got {weight}")
-    elif weight != 1 and not synthetic:
-        problems.append(
-            f"synthetic_weight {weight} weighs synthetic images, and this run has none: "
-            "use --synthetic, or --synthetic-weight 1"
-        )
-    finish = config.real_finish
-    if not 0 <= finish < 1:
-        problems.append(f"real_finish must be a share of the steps, at least 0 and below 1, got {finish}")
-    elif finish and not synthetic:
-        problems.append(
-            f"real_finish {finish} leaves synthetic images out of the last steps, and this run has none: "
-            "use --synthetic, or --real-finish 0"
-        )
-    elif finish and config.method not in TAKES_REAL_FINISH:
-        problems.append(
-            f"{config.method} counts the mixed training set to the end and takes no real_finish, got {finish}: "
-            f"use one of {', '.join(TAKES_REAL_FINISH)}"
-        )
-    if config.backbone is not None and config.backbone not in BACKBONES:
-        problems.append(f"unknown backbone {config.backbone!r}: one of {', '.join(BACKBONES)}")
-    if config.cuda_graph and device_type != "cuda":
-        problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
-    elif config.cuda_graph and amp == "fp16":
-        problems.append("cuda_graph works with bf16 and off, not with fp16: use --no-cuda-graph")
-    elif config.cuda_graph and (config.drop_last is False or (config.drop_last is None and config.preset == "ldam")):
-        problems.append("cuda_graph needs batches of one size: use --drop-last or --no-cuda-graph")
-    elif config.cuda_graph and config.method in TWO_STAGES:
-        problems.append(f"cuda_graph records one kind of step, and {config.method} has two: use --no-cuda-graph")
-    if problems:
-        raise UsageError("; ".join(problems))
+        if value != getattr(TrainConfig, field):
+            name += f"-{tag}{str(float(value)).removesuffix('.0')}"  # all digits: two numbers never have one name
+    return name if config.seed == TrainConfig.seed else f"{name}-seed{config.seed}"
+
+
+def tags() -> dict[str, str]:
+    """The fields that a run's name says, and the word before each one's number."""
+    return {name: entry.tag for name, entry in options_of(TrainConfig).items() if entry.tag is not None}

@@ -263,8 +263,9 @@ class MethodEntry:
 
     `classifier_passes` and `projection_passes` are how often a batch goes forward and backward through the network and
     ends in the classifier, or in the projection. `prototypes` are means of real images (`class_prototypes`).
-    `own_prior`: the losses see log counts of the mixed training set; `post_hoc`: the trained classifier has them taken
-    off (Menon et al. 2021, Eq. 9).
+    `takes_prior` and `takes_real_finish`: the method has no remedy of its own for the imbalance, which would count the
+    mixed training set to the end. `own_prior`: the losses see log counts of that set; `post_hoc`: the trained
+    classifier has them taken off (Menon et al. 2021, Eq. 9).
     """
 
     step: Callable[[Batch, Step], Iterator[tuple[str, Tensor]]]
@@ -274,6 +275,8 @@ class MethodEntry:
     class_projection: bool = False
     classifier: Classifier = "linear"
     own_prior: bool = False
+    takes_prior: bool = False
+    takes_real_finish: bool = False
     post_hoc: bool = False
     class_balanced: bool = False
     second_stage: SecondStage | None = None
@@ -290,11 +293,15 @@ class MethodEntry:
 
 
 METHODS: dict[Method, MethodEntry] = {
-    "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2, prototypes=True),
-    "sau-aware": MethodEntry(sau_aware_step, projection_passes=2, prototypes=True),
-    "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2),
-    "ce": MethodEntry(cross_entropy_step),
-    "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True),
+    "sau": MethodEntry(
+        sau_step, classifier_passes=2, projection_passes=2, prototypes=True, takes_prior=True, takes_real_finish=True
+    ),
+    "sau-aware": MethodEntry(
+        sau_aware_step, projection_passes=2, prototypes=True, takes_prior=True, takes_real_finish=True
+    ),
+    "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2, takes_prior=True, takes_real_finish=True),
+    "ce": MethodEntry(cross_entropy_step, takes_prior=True, takes_real_finish=True),
+    "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True, takes_real_finish=True),
     "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True),
     "logit-adjustment": MethodEntry(cross_entropy_step, post_hoc=True),
     # The second stages' share is that of the authors' CIFAR schedule, 40 of 200 epochs, and for cRT the same.

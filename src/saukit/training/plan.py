@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -15,18 +14,16 @@ from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
 from saukit.models.model_file import ModelCard
-from saukit.training.config import TrainConfig, default_run_name, resolve
+from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, MethodEntry
 from saukit.training.training_set import batches_per_epoch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """All that is known before the first step: what --dry-run shows and what `fit` carries out."""
 
-    config: TrainConfig
+    config: ResolvedTrainConfig
     name: str
     split: Split
     cache: SyntheticImages | None
@@ -41,12 +38,12 @@ class TrainingPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the mixed training set."""
-        return batches_per_epoch(self.training_images, self.batch_size, drop_last=required(self.config.drop_last))
+        return batches_per_epoch(self.training_images, self.batch_size, drop_last=self.config.drop_last)
 
     @property
     def batch_size(self) -> int:
         """Images a batch; a set smaller than the batch is one batch."""
-        return min(required(self.config.batch_size), self.training_images)
+        return min(self.config.batch_size, self.training_images)
 
     @property
     def method(self) -> MethodEntry:
@@ -58,7 +55,7 @@ class TrainingPlan:
         """What the trained model's file will say of it."""
         return ModelCard(
             method=self.config.method,
-            backbone=required(self.config.backbone),
+            backbone=self.config.backbone,
             classes=self.split.classes,
             image_size=self.split.image_size,
             mean=self.split.mean,
@@ -77,9 +74,10 @@ class TrainingPlan:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        if self.config.steps is not None:
-            return self.config.steps
-        return required(self.config.epochs) * self.steps_per_epoch
+        if self.config.epochs is not None:
+            return self.config.epochs * self.steps_per_epoch
+        assert self.config.steps is not None
+        return self.config.steps
 
     def images_of(self, steps: int) -> int:
         """Images in the batches of the first `steps` steps, each counted as often as it is there."""
@@ -108,13 +106,15 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
     split = load_split(workspace)
     resolved = resolve(
         config,
+        methods=METHODS,
+        backbones=BACKBONES,
         cache_exists=workspace.synth.exists(),
         image_side=min(split.image_size),
         default_flip=split.flip,
         device_type=device.type,
         amp=resolve_amp(config.amp, device),
     )
-    backbone = required(resolved.backbone)
+    backbone = resolved.backbone
     if min(split.image_size) < BACKBONES[backbone].smallest_side:
         raise UsageError(
             f"backbone {backbone} needs images of at least {BACKBONES[backbone].smallest_side} pixels, "
@@ -122,7 +122,7 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
         )
     if resolved.select == "val" and split.val is None:
         raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
-    if resolved.cuda_graph and resolved.real_finish and len(split.train.labels) < required(resolved.batch_size):
+    if resolved.cuda_graph and resolved.real_finish and len(split.train.labels) < resolved.batch_size:
         raise UsageError(
             f"cuda_graph needs batches of one size, and the {len(split.train.labels)} real images of real_finish do "
             f"not fill one of {resolved.batch_size}: use --no-cuda-graph, or a smaller --batch-size"
@@ -139,7 +139,7 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
     epoch too, in the warm-up as well, and multiplies it by 0.01 after 80 % of the epochs and again after 90 % (Cao et
     al. 2019: after 160 and 180 of 200). A second stage that begins anew has a schedule of its own, without a warm-up.
     """
-    base, total, warmup_share = required(plan.config.lr), plan.total_steps, required(plan.config.warmup)
+    base, total, warmup_share = plan.config.lr, plan.total_steps, plan.config.warmup
     if plan.method.second_stage is not None and plan.method.second_stage.anew:
         if step < plan.first_stage_steps:
             total = plan.first_stage_steps
@@ -156,10 +156,3 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
     if plan.config.schedule == "cosine-epoch":
         step = step // plan.steps_per_epoch * plan.steps_per_epoch
     return base * 0.5 * (1 + math.cos(math.pi * step / total))
-
-
-def required(value: T | None) -> T:
-    """A field that `resolve` has filled in."""
-    if value is None:
-        raise RuntimeError("the configuration of a plan is resolved")
-    return value

@@ -28,11 +28,11 @@ from saukit.models.backbones import count_parameters
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
-from saukit.training.config import TrainConfig
+from saukit.training.config import ResolvedTrainConfig, TrainConfig
 from saukit.training.losses import prior_offsets
 from saukit.training.methods import Views, class_prototypes, logit_offsets
 from saukit.training.metrics_log import MetricsLog
-from saukit.training.plan import TrainingPlan, learning_rate, plan_training, required
+from saukit.training.plan import TrainingPlan, learning_rate, plan_training
 from saukit.training.step import StepInputs, Stepper
 from saukit.training.throughput import step_flops
 from saukit.training.training_set import BatchOrder, build_mixture
@@ -51,7 +51,7 @@ class TrainingResult:
     state: State
     name: str
     folder: Path
-    config: TrainConfig
+    config: ResolvedTrainConfig
     manifest: Manifest
 
 
@@ -130,14 +130,12 @@ class Trainer:
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.network.compile_backbone()
-        if config.amp == "auto":
-            raise RuntimeError("the configuration of a plan is resolved")
         self.precision = Precision(config.amp, device.type)
         self.views = Views(
             mean=torch.tensor(split.mean, device=device),
             std=torch.tensor(split.std, device=device),
             side=min(split.image_size),
-            flip=required(config.flip),
+            flip=config.flip,
         )
         self.stepper = Stepper(
             self.network,
@@ -154,7 +152,7 @@ class Trainer:
             synthetic_weight=config.synthetic_weight,
             noise=config.noise,
             temperature=config.temperature,
-            weight_decay=required(config.weight_decay),
+            weight_decay=config.weight_decay,
             cuda_graph=config.cuda_graph,
         )
         self._peak_flops = peak_flops(device, config.amp)
@@ -179,7 +177,7 @@ class Trainer:
         inputs = self._inputs(self.step_count)
         others = StepInputs(self.order.batch(self.step_count + 1), inputs.prototypes, inputs.seed + 1)
         with _compiler_faults():
-            self.stepper.warm_up(inputs, others, required(self.plan.config.lr))
+            self.stepper.warm_up(inputs, others, self.plan.config.lr)
         synchronise(self.plan.device)
         return time.monotonic() - started
 
@@ -295,11 +293,11 @@ class Trainer:
         config = self.plan.config
         return BatchOrder(
             self.mixture,
-            required(config.batch_size),
+            config.batch_size,
             config.seed,
             class_balanced=class_balanced,
             real_only=real_only,
-            drop_last=required(config.drop_last),
+            drop_last=config.drop_last,
         )
 
     def _begin_second_stage(self) -> None:
@@ -372,7 +370,7 @@ class Trainer:
             return None
         if self._image_flops is None:
             step = step_flops(
-                required(self.plan.config.backbone),
+                self.plan.config.backbone,
                 self.plan.split.num_classes,
                 self.plan.split.image_size,
                 self.order.batch_size,
