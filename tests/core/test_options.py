@@ -88,7 +88,7 @@ def test_columns_of_a_table_that_is_not_there_are_passed_over() -> None:
 
 
 def test_every_problem_is_listed_and_others_come_last() -> None:
-    with pytest.raises(UsageError, match="^size must .*; share must .*; bound has .*; and this$"):
+    with pytest.raises(UsageError, match=r"^size must .*; share must .*; bound has .*; and this$"):
         check(Config(size=1, share=2.0, bound=1.0), "and this", tables=TABLES)
 
 
@@ -105,5 +105,5 @@ def test_a_resolved_type_has_the_options_of_its_base_and_its_open_fields_filled(
     assert options_of(Resolved) == options_of(Config)
     found = resolved_as(Resolved, Config(short=3, preset="auto"), {"size": 4, "preset": "small", "share": 0.1})
     assert (found.size, found.preset, found.share, found.short) == (4, "small", 0.5, 3)
-    with pytest.raises(UsageError, match="^size must be"):
+    with pytest.raises(UsageError, match=r"^size must be"):
         check(Resolved(size=1))

@@ -19,7 +19,7 @@ from saukit.core.workspace import State, Workspace, existing_state
 from saukit.data.split import Split, load_split
 from saukit.evaluation.config import GRAMMAR, IN_A_SPEC, CompareConfig, overlay, parse_method
 from saukit.evaluation.statistics import mean
-from saukit.training.config import TrainConfig, default_run_name
+from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name
 from saukit.training.methods import METHODS
 from saukit.training.plan import plan_training
 
@@ -34,13 +34,13 @@ class Contender:
     """
 
     label: str
-    config: TrainConfig
+    config: ResolvedTrainConfig
     inputs: dict[str, str]
     is_variant: bool
     steps: int
     images_seen: int
 
-    def seeded(self, seed: int) -> TrainConfig:
+    def seeded(self, seed: int) -> ResolvedTrainConfig:
         """The resolved configuration of one of its runs."""
         return replace(self.config, seed=seed)
 
@@ -126,7 +126,7 @@ def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torc
         train=_pinned(config.train or {}, wanted, contenders),
     )
     catalogue = _catalogue(workspace)
-    claimed: dict[str, TrainConfig] = {}
+    claimed: dict[str, ResolvedTrainConfig] = {}
     runs = []
     for seed in range(config.seeds):
         for contender in contenders:
@@ -141,8 +141,8 @@ def locate(
     seed: int,
     workspace: Workspace,
     *,
-    catalogue: Mapping[str, tuple[TrainConfig, dict[str, str]]] | None = None,
-    claimed: Mapping[str, TrainConfig] | None = None,
+    catalogue: Mapping[str, tuple[ResolvedTrainConfig, dict[str, str]]] | None = None,
+    claimed: Mapping[str, ResolvedTrainConfig] | None = None,
 ) -> tuple[str, State]:
     """The name of a contender's run and how far it has come.
 
@@ -175,14 +175,14 @@ def _state(name: str, contender: Contender, config: TrainConfig, workspace: Work
     return existing_state(folder, config, kind="run", another="another --name", inputs=contender.inputs)
 
 
-def _catalogue(workspace: Workspace) -> dict[str, tuple[TrainConfig, dict[str, str]]]:
+def _catalogue(workspace: Workspace) -> dict[str, tuple[ResolvedTrainConfig, dict[str, str]]]:
     """Configuration and inputs of every complete run, the first completed first; damaged ones are passed over."""
     found = {}
     for name in workspace.run_names():
         folder = workspace.run(name)
         try:
             manifest = read_manifest(folder, kind="run", verify=False)
-            config = load_config(TrainConfig, folder / CONFIG_NAME)
+            config = load_config(ResolvedTrainConfig, folder / CONFIG_NAME)
         except (CorruptArtifactError, UsageError):
             continue
         if manifest is not None:
