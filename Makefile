@@ -1,11 +1,11 @@
-# `make demo` and `make test` set up their own virtual environment first. Another interpreter: make PYTHON=python3.12
+# `make demo`, `make test` and `make docs` set up their own virtual environment first. Another interpreter: make PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Test workers; each gets one thread, so that they do not fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saukit demo
@@ -25,8 +25,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +45,8 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@

@@ -1,4 +1,4 @@
-"""What the program says of itself, and what the README says of the program."""
+"""What the program says of itself."""
 
 from __future__ import annotations
 
@@ -67,32 +67,6 @@ def test_every_example_of_the_help_can_be_parsed(cli: Cli, example: str) -> None
 def test_no_arguments_show_the_help(cli: Cli) -> None:
     shown = cli().out
     assert all(name in shown for name in COMMANDS)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md"])
-def test_every_command_is_documented(file: str, name: str) -> None:
-    text = (REPOSITORY / file).read_text(encoding="utf-8")
-    assert re.search(rf"(saukit |`){re.escape(name)}\b", text), f"{file} does not mention {name}"
-
-
-def test_the_readme_is_whole() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert not re.findall(r"@[A-Z_]+@|TODO|TBD|FIXME", text)
-    missing = [path for path in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text) if not (REPOSITORY / path).exists()]
-    assert missing == []
-
-
-def test_the_readmes_options_exist(cli: Cli) -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help", "--version"}
-    known = "".join(cli(name, "--help").out for name in COMMANDS)
-    assert named
-    assert [option for option in sorted(named) if not re.search(rf"{option}(?![\w-])", known)] == []
-
-
-def test_the_changelog_has_this_version() -> None:
-    assert f"## {saukit.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 # --- doctor -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""What mkdocs builds besides the pages of this folder: the command reference from the commands; equations as MathML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import typer.main
+from rich.text import Text
+from typer.utils import get_params_from_function
+
+from saukit.cli.main import app
+
+
+def command_reference() -> str:
+    """The page `cli.md`: every command with its examples, and every option with its values, default and help."""
+    group: Any = typer.main.get_command(app)
+    functions = {str(info.name): info.callback for info in app.registered_commands if info.callback}
+    lines = ["# Commands", "", group.help, "", "| command | what it does |", "|---|---|"]
+    for name, command in group.commands.items():
+        lines.append(f"| [`{name}`](#{name}) | {_plain(command.help.splitlines()[0])} |")
+    lines += ["", "Exit codes and files: [Artefacts and exit codes](artefacts.md).", ""]
+    for name, command in group.commands.items():
+        types = {name: meta.annotation for name, meta in get_params_from_function(functions[name]).items()}
+        lines += ["", f"## {name}", "", *_description(command.help), *_parameters(command, types)]
+    return "\n".join(lines) + "\n"
+
+
+def _description(help_text: str) -> Iterator[str]:
+    """The docstring's paragraphs, then its examples as one code block."""
+    text, _, examples = help_text.replace("[/bold]", "").partition("[bold]Example")
+    yield from (text.strip(), "", "```bash")
+    yield from (line.strip() for line in examples.splitlines()[1:] if line.strip())
+    yield from ("```", "")
+
+
+def _parameters(command: Any, types: dict[str, Any]) -> Iterator[str]:
+    panels: dict[str, list[Any]] = {}
+    for parameter in command.params:
+        if not parameter.hidden:
+            panel = parameter.rich_help_panel or ("Options" if _is_option(parameter) else "Arguments")
+            panels.setdefault(panel, []).append(parameter)
+    for panel, parameters in panels.items():
+        yield from (f"**{panel}**", "")
+        for parameter in parameters:
+            value = parameter.metavar or _type_name(types[parameter.name])
+            default = _default(parameter)
+            notes = [_plain(value)] if value else []
+            notes += [default if default == "required" else f"default: {_plain(default)}"] if default else []
+            yield from (" · ".join((_spelled(parameter), *notes)), f":   {_plain(parameter.help or '')}", "")
+
+
+def _is_option(parameter: Any) -> bool:
+    return bool(parameter.opts[0].startswith("-"))
+
+
+def _spelled(parameter: Any) -> str:
+    return " / ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _type_name(annotation: Any) -> str:
+    """How a value is written: the choices, `int`, `path`, ...; nothing for a flag."""
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    inner = [_type_name(argument) for argument in get_args(annotation) if argument not in (type(None), ...)]
+    if inner:
+        return inner[0]
+    return {"bool": "", "str": "text"}.get(annotation.__name__, annotation.__name__.lower())
+
+
+def _default(parameter: Any) -> str:
+    shown, default = parameter.show_default, parameter.default
+    if parameter.required:
+        return "required"
+    if isinstance(shown, str):
+        return shown
+    if parameter.secondary_opts and isinstance(default, bool):
+        return f"`{(parameter.opts if default else parameter.secondary_opts)[0]}`"
+    if default is None or default is False or default == () or default == []:
+        return ""
+    return f"`{default}`"
+
+
+def _plain(text: str) -> str:
+    """`text` without Rich's markup, on one line, with what Markdown would read as markup escaped."""
+    plain = re.sub(r"\s+", " ", Text.from_markup(text).plain).strip()
+    return re.sub(r"([\[\]|<])", r"\\\1", plain)
+
+
+def _equation(source: str, language: str, class_name: str, options: Any, md: Any, **attributes: Any) -> str:
+    """A ```math fence as MathML, which browsers show without any script."""
+    from latex2mathml.converter import convert
+
+    return f'<div class="equation">{convert(source, display="block")}</div>'
+
+
+def on_config(config: Any) -> None:
+    """mkdocs calls this once, with the whole configuration."""
+    fence = {"name": "math", "class": "math", "format": _equation}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+
+
+def on_files(files: Any, config: Any) -> None:
+    """mkdocs calls this with the files it found."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "cli.md", content=command_reference()))

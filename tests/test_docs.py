@@ -1,0 +1,198 @@
+"""README, docs, CONTRIBUTING, examples: their commands parse, their links lead somewhere, their figures are recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+import saukit
+from saukit.cli.main import app
+from saukit.evaluation.config import parse_method
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "examples/benchmarks/results/cpu"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCRIPTS = [*sorted(REPOSITORY.glob("examples/**/*.sh")), *sorted(REPOSITORY.glob("examples/**/*.yaml"))]
+GENERATED = REPOSITORY / "docs/cli.md"
+GROUP: Any = typer.main.get_command(app)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Every `saukit ...` line of a page's code blocks, of a script, or of a sweep's comments."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text]
+    for line in "\n".join(blocks).splitlines():
+        if match := re.match(r"[#\s]*(saukit\s.*)", line):
+            yield match[1]
+
+
+def check(command: str) -> None:
+    """Parse a command as the program does. Raises what Typer raises for an unknown command, option or value."""
+    _, name, *arguments = shlex.split(re.sub(r"\$\{?\w+\}?", "x", command), comments=True)
+    context = GROUP.commands[name].make_context(name, arguments)
+    for spec in (context.params.get("methods") or "").split(",") if name == "compare" else ():
+        if spec:
+            parse_method(spec)
+
+
+COMMANDS = sorted({(name_of(path), command) for path in [*PAGES, *SCRIPTS] for command in commands(path)})
+
+
+def test_a_wrong_command_is_seen() -> None:
+    for command in ("saukit nothing", "saukit train --nothing", "saukit train --steps many", "saukit synth surplus",
+                    "saukit compare --methods ce,nothing"):  # fmt: skip
+        with pytest.raises(Exception, match=r"nothing|surplus|valid integer"):
+            check(command)
+
+
+@pytest.mark.parametrize(("file", "command"), COMMANDS)
+def test_every_command_can_be_parsed(file: str, command: str) -> None:
+    check(command)
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        name for page in PAGES for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)
+    }
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_every_option_exists() -> None:
+    known = {name for command in GROUP.commands.values() for option in command.params for name in
+             (*option.opts, *option.secondary_opts)} | {"--help", "--version"}  # fmt: skip
+    for page in PAGES:
+        named = re.findall(r"`(--[a-z][a-z-]+)", page.read_text(encoding="utf-8"))
+        assert sorted(set(named) - known) == [], name_of(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_is_whole(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"@[A-Z0-9_]+@|TODO|TBD|FIXME", text)
+    links = [target.split("#")[0] for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)]
+    missing = [link for link in links if page.parent / link != GENERATED and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_readme_is_short_and_names_every_command() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1000
+    assert [name for name in GROUP.commands if not re.search(rf"(saukit |`){re.escape(name)}\b", text)] == []
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {saukit.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_citation_has_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == saukit.__version__
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2408.16273"
+
+
+# --- the command reference ----------------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    spec = importlib.util.spec_from_file_location("hooks", REPOSITORY / "docs/hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text: str = hooks.command_reference()
+    return text
+
+
+def test_the_command_reference_has_every_command_option_and_help_text() -> None:
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", reference(), re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(GROUP.commands)
+    for name, command in GROUP.commands.items():
+        section = " ".join(sections[name].split())
+        for option in command.params:
+            for spelled in (*option.opts, *option.secondary_opts):
+                assert f"`{spelled}`" in section, (name, spelled)
+        assert f"saukit {name}" in section
+        assert len(re.findall(r" : ", section)) >= len(command.params)
+
+
+def test_the_command_reference_says_choices_and_defaults() -> None:
+    text = reference()
+    assert re.search(r"`--method` · one of `sau`, .*`bcl`.* · default: `sau`\n:   \S", text)
+    assert re.search(r"`--synthetic` / `--no-synthetic` · default: if there is one\n", text)
+    assert re.search(r"`--workspace` / `-w` · path · default: `saukit_work`\n", text)
+    assert "[dim]" not in text and "[bold]" not in text
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def record(file: str) -> dict[tuple[str, bool], dict[str, Any]]:
+    """A comparison's methods by (label without +synth, whether with synthetic images)."""
+    methods = json.loads((RESULTS / file).read_text(encoding="utf-8"))["methods"]
+    return {(entry["label"].replace("+synth", "", 1), "+synth" in entry["label"]): entry for entry in methods}
+
+
+def written(entry: dict[str, Any] | None, measure: str) -> str:
+    if entry is None or entry["mean"].get(measure) is None:
+        return "-"
+    return f"{100 * entry['mean'][measure]:.1f} ± {100 * entry['std'][measure]:.1f}"
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The cells of a table's lines, without emphasis."""
+    for line in text.splitlines():
+        if line.startswith("| "):
+            yield [cell.strip(" *`") for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("file", ["compare_digits50.json", "compare_cifar10.json"])
+def test_the_tables_of_the_results_are_their_records(file: str) -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    table = text.split(f"<!-- table: {file} -->")[1].split("\n\n")[1]
+    heading, *lines = rows(table)
+    measures = [(column.startswith("real + "), column.split(": ")[1].replace("balanced", "balanced_accuracy"))
+                for column in heading[2:]]  # fmt: skip
+    methods = record(file)
+    assert len(lines) >= 18
+    for label, _, *cells in lines:
+        expected = [written(methods.get((label, synthetic)), measure) for synthetic, measure in measures]
+        assert cells == expected, label
+
+
+def test_the_table_of_the_readme_is_its_records() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    files = [f"compare_{name}.json" for name in ("digits50", "digits20", "cifar10")]
+    lines = [cells for cells in rows(text) if cells[0] in ("real", "real + synthetic")]
+    assert len(lines) >= 6
+    for _, label, *cells in lines:
+        name = label.split("`")[0]
+        key = (name.replace("+synth", "", 1), "+synth" in name)
+        assert cells == [written(record(file)[key], "balanced_accuracy") for file in files], name
+
+
+@pytest.mark.parametrize(("file", "steps", "seeds"), [("digits50", 300, 5), ("digits20", 300, 5), ("cifar10", 600, 3)])
+def test_the_budgets_of_the_readme_are_those_of_the_records(file: str, steps: int, seeds: int) -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"{steps} steps of 64, {seeds} seeds" in text
+    for entry in record(f"compare_{file}.json").values():
+        assert (entry["steps"], entry["batch_size"], len(entry["runs"])) == (steps, 64, seeds)
+
+
+def test_the_readmes_difference_is_its_record() -> None:
+    recipe = record("compare_digits50.json")[("sau-prior1-finish0.5", True)]["difference"]["balanced_accuracy"]
+    mean, low, high = (f"{100 * recipe[name]:+.1f}" for name in ("mean", "low", "high"))
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    assert f"{mean} points (95 % interval {low} to {high})" in text
