@@ -1,4 +1,4 @@
-"""README, docs, CONTRIBUTING, examples: their commands parse, their links lead somewhere, their figures are recorded."""
+"""README, docs, CONTRIBUTING, examples: commands that parse, links that lead somewhere, figures that are recorded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from saukit.evaluation.config import parse_method
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "examples/benchmarks/results/cpu"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SCRIPTS = [*sorted(REPOSITORY.glob("examples/**/*.sh")), *sorted(REPOSITORY.glob("examples/**/*.yaml"))]
+SCRIPTS = [
+    path
+    for glob in ("examples/**/*.sh", "examples/**/*.yaml", ".github/**/*.yml")
+    for path in sorted(REPOSITORY.glob(glob))
+]
 GENERATED = REPOSITORY / "docs/cli.md"
 GROUP: Any = typer.main.get_command(app)
 
@@ -42,6 +46,8 @@ def commands(path: Path) -> Iterator[str]:
 def check(command: str) -> None:
     """Parse a command as the program does. Raises what Typer raises for an unknown command, option or value."""
     _, name, *arguments = shlex.split(re.sub(r"\$\{?\w+\}?", "x", command), comments=True)
+    if name in ("--help", "--version"):
+        return
     context = GROUP.commands[name].make_context(name, arguments)
     for spec in (context.params.get("methods") or "").split(",") if name == "compare" else ():
         if spec:
@@ -196,3 +202,16 @@ def test_the_readmes_difference_is_its_record() -> None:
     mean, low, high = (f"{100 * recipe[name]:+.1f}" for name in ("mean", "low", "high"))
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     assert f"{mean} points (95 % interval {low} to {high})" in text
+
+
+def test_the_constraints_are_the_versions_of_the_records() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    recorded: dict[str, set[str]] = {}
+    for file in RESULTS.glob("*.json"):
+        environment = json.loads(file.read_text(encoding="utf-8")).get("environment", {})
+        for name, version in environment.get("versions", {}).items():
+            recorded.setdefault(name, set()).add(version)
+    assert {name: {version} for name, version in pinned.items()} == {
+        name: versions for name, versions in recorded.items() if name not in ("python", "platform", "saukit")
+    }
