@@ -41,7 +41,7 @@ def test_every_name_is_there_and_known_to_type_checkers() -> None:
     tree_of_init = ast.parse(Path(saukit.__file__).read_text())
     (block,) = [node for node in tree_of_init.body if isinstance(node, ast.If)]
     declared = {
-        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert sorted(declared) == sorted(saukit.__all__)
     for name, module in declared.items():

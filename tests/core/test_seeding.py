@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from saukit.core.seeding import derive_seed, numpy_generator, torch_generator
 
-NAMES = [
+NAMES: list[tuple[Any, ...]] = [
     (seed, purpose, *index)
     for seed, purpose, index in itertools.product((0, 1, 2**40), ("image", "order"), ((), (0,), (1,), (0, 1), (1, 0)))
 ]

@@ -326,7 +326,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
 
 def test_a_run_that_another_process_writes_comes_last(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace, original, held = Workspace(work), room.fit, []
+    workspace, original = Workspace(work), room.fit
+    held: list[Any] = []
 
     def other_process(*arguments: Any, **options: Any) -> Any:
         """The lock of `ce-seed1` is held until another run is done; in the meantime it was trained there."""

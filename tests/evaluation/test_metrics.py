@@ -123,7 +123,7 @@ def test_top_k_against_sklearn_and_torchmetrics(classes: int, seed: int, spread:
     assert result == pytest.approx(oracle.item(), abs=1e-6)
     scores = probabilities[:, 1] if classes == 2 else probabilities
     assert result == top_k_accuracy_score(labels, scores, k=k, labels=range(classes))
-    assert 0 < result < 1
+    assert result is not None and 0 < result < 1
 
 
 def test_top_k_with_absent_classes_and_where_k_is_all_there_is() -> None:

@@ -32,6 +32,7 @@ def network() -> DualBranchNet:
     network = DualBranchNet("convnet-small", 3, projection=True)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 2)
     return network.eval()

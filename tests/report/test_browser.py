@@ -48,7 +48,7 @@ def files(
     return found
 
 
-def opened(browser: Browser, file: Path, size: str, scheme: str, problems: list[str], **context: Any) -> Page:
+def opened(browser: Browser, file: Path, size: str, scheme: Any, problems: list[str], **context: Any) -> Page:
     """The page, with all details open; errors, warnings and requests that fail or leave the file go to `problems`."""
     width, height = SIZES[size]
     page = browser.new_context(
@@ -57,7 +57,8 @@ def opened(browser: Browser, file: Path, size: str, scheme: str, problems: list[
     page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
     page.on("requestfailed", lambda request: problems.append(f"failed: {request.url[:80]}"))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url[:80]))
+    page.on("request", lambda request: problems.extend(
+        [] if request.url.startswith(("file:", "data:")) else [request.url[:80]]))  # fmt: skip
     page.goto(file.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
     return page

@@ -119,7 +119,7 @@ def test_the_comparison_is_mean_and_deviation_of_the_runs(
     for row, label in zip(table.rows[1:], runs, strict=True):
         for head, name in MEASURES.items():
             values = [measure(results_of(report_work, run), name) for run in runs[label]]
-            expected = f"{percent(np.mean(values))} ± {percent(np.std(values, ddof=1))}"
+            expected = f"{percent(float(np.mean(values)))} ± {percent(float(np.std(values, ddof=1)))}"
             assert row[table.rows[0].index(head)] == expected, (label, head)
         assert row[table.rows[0].index("seeds")] == "2"
 
@@ -143,8 +143,8 @@ def test_the_verdict_is_the_paired_difference_of_scipy(
     )
     summary = " ".join(re.sub(r"<[^>]+>", " ", page.section("summary")).split())
     for head, name in (("Balanced accuracy", "balanced_accuracy"), ("Few-shot accuracy", "few")):
-        change = np.mean(ours[name]) - np.mean(theirs[name])
-        both = f"{percent(np.mean(ours[name]))} % against {percent(np.mean(theirs[name]))} %"
+        change = float(np.mean(ours[name]) - np.mean(theirs[name]))
+        both = f"{percent(float(np.mean(ours[name])))} % against {percent(float(np.mean(theirs[name])))} %"
         said = f"{head}: {both}, {signed(change)} points"
         short = "balanced" if name == "balanced_accuracy" else "few"
         if np.ptp(np.subtract(ours[name], theirs[name])) < 1e-9:
@@ -212,7 +212,7 @@ def test_confusion_matrices_are_summed_over_the_seeds(
     page: Page, report_work: Path, runs: dict[str, list[str]]
 ) -> None:
     for label, names in runs.items():
-        counts = sum(np.array(results_of(report_work, name)["confusion"]) for name in names)
+        counts = np.sum([results_of(report_work, name)["confusion"] for name in names], axis=0)
         shares = counts / counts.sum(1, keepdims=True)
         cells = [row[1:] for row in page.tables[f"Confusion matrix of {label}"].rows[1:]]
         assert cells == [[f"{100 * share:.0f}" if share >= 0.005 else "" for share in row] for row in shares]

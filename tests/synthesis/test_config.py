@@ -54,7 +54,7 @@ def test_what_would_have_no_effect_is_refused(split: Split, change: dict[str, An
 
 
 def test_every_problem_is_in_the_one_message(split: Split) -> None:
-    change = {"variation": 2.0, "lora": "x", "min_clip": 0.3, "max_tries": 2.0, "per_class_target": 0}
+    change: dict[str, Any] = {"variation": 2.0, "lora": "x", "min_clip": 0.3, "max_tries": 2.0, "per_class_target": 0}
     with pytest.raises(UsageError) as caught:
         outline(SynthConfig(**change), split, CPU)
     problems = str(caught.value).split("; ")

@@ -89,7 +89,7 @@ def test_what_is_given_wins_over_the_preset(preset: Any) -> None:
 
 @pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 3}])
 @pytest.mark.parametrize("preset", sorted(EXPECTED))
-def test_a_length_that_is_given_replaces_the_presets(preset: Any, length: dict[str, int]) -> None:
+def test_a_length_that_is_given_replaces_the_presets(preset: Any, length: dict[str, Any]) -> None:
     config = resolved(TrainConfig(preset=preset, **length))
     assert (config.epochs, config.steps) == (length.get("epochs"), length.get("steps"))
 
@@ -163,7 +163,7 @@ def test_a_batch_of_nothing_is_refused(value: int) -> None:
     "field", ["lr", "weight_decay", "warmup", "prior_correction", "synthetic_weight", "real_finish"]
 )
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_numbers_that_are_none_are_refused(field: str, value: float) -> None:
+def test_numbers_that_are_none_are_refused(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{field} must be .*, got {value}$"):
         resolved(replace(TrainConfig(), **{field: value}))
 

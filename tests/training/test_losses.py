@@ -27,7 +27,7 @@ from saukit.training.losses import (
     synthetic_aware_loss,
 )
 
-EXACT = {"rtol": 1e-12, "atol": 1e-14}
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-14}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,6 +143,7 @@ def synthetic_aware_by_anchor(
     synthetic: Tensor,
     prototypes2: Tensor,
     prototypes3: Tensor,
+    *,
     temperature: float,
     strategy: str,
 ) -> tuple[Tensor, Tensor]:
@@ -317,8 +318,10 @@ def test_weighted_mixed_cross_entropy_weighs_each_label_by_its_own_image(lam: fl
         assert_same(ours, expected)
     equal = torch.full((9,), 0.25, dtype=torch.float64)
     assert_same(
-        value_and_gradients(lambda x: mixed_cross_entropy(x, *labels, lam, weights=(equal, equal)), logits),
-        value_and_gradients(lambda x: mixed_cross_entropy(x, *labels, lam), logits),
+        value_and_gradients(
+            lambda x: mixed_cross_entropy(x, labels[0], labels[1], lam, weights=(equal, equal)), logits
+        ),
+        value_and_gradients(lambda x: mixed_cross_entropy(x, labels[0], labels[1], lam), logits),
     )
 
 
@@ -330,7 +333,7 @@ def test_gradients_of_the_weighted_losses_are_numerically_right() -> None:
     offsets = prior_offsets(torch.tensor([90.0, 10.0, 2.0], dtype=torch.float64), 0.75)
     assert torch.autograd.gradcheck(lambda x: cross_entropy(x + offsets, labels[0], weights=weights[0]), logits)
     assert torch.autograd.gradcheck(
-        lambda x: mixed_cross_entropy(x + offsets, *labels, 0.3, weights=(weights[0], weights[1])), logits
+        lambda x: mixed_cross_entropy(x + offsets, labels[0], labels[1], 0.3, weights=(weights[0], weights[1])), logits
     )
 
 
@@ -505,12 +508,12 @@ def test_synthetic_aware_loss_is_that_of_each_anchor(strategy: NoiseStrategy, cl
         value_and_gradients(lambda a, b, form=form: form(a, b)[0], z2, z3)
         for form in (
             lambda a, b: synthetic_aware_loss(a, b, *rest, temperature=0.1, strategy=strategy),
-            lambda a, b: synthetic_aware_by_anchor(a, b, *rest, 0.1, strategy),
+            lambda a, b: synthetic_aware_by_anchor(a, b, *rest, temperature=0.1, strategy=strategy),
         )
     )
     assert_same(ours, expected)
     _, trusted = synthetic_aware_loss(z2, z3, *rest, temperature=0.1, strategy=strategy)
-    assert torch.equal(trusted, synthetic_aware_by_anchor(z2, z3, *rest, 0.1, strategy)[1])
+    assert torch.equal(trusted, synthetic_aware_by_anchor(z2, z3, *rest, temperature=0.1, strategy=strategy)[1])
     _, synthetic, *_ = rest
     assert trusted[synthetic].any() and not trusted[synthetic].all()
 

@@ -183,7 +183,7 @@ def test_the_losses_see_the_counts_that_the_configuration_names(
 
 def test_prior_and_weight_change_the_run_and_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(synthetic=True)
-    given = [{}, {"prior_correction": 0.75}, {"synthetic_weight": 0.5},
+    given: list[dict[str, Any]] = [{}, {"prior_correction": 0.75}, {"synthetic_weight": 0.5},
              {"prior_correction": 0.75, "synthetic_weight": 0.5}]  # fmt: skip
     runs = [train(work, replace(config, **fields), reporter=Reporter()) for fields in given]
     assert [run.name for run in runs] == [

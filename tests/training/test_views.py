@@ -180,9 +180,8 @@ def one_of(operation: int, count: int, factor: Tensor) -> augment.JitterParamete
     """Jitter whose only effective operation is `operation`."""
     neutral = {0: torch.ones(count), 1: torch.ones(count), 2: torch.ones(count), 3: torch.zeros(count)}
     factors = {**neutral, operation: factor}
-    return augment.JitterParameters(
-        torch.arange(4).repeat(count, 1), *(factors[k] for k in range(4)), torch.ones(count, dtype=torch.bool)
-    )
+    order, whether = torch.arange(4).repeat(count, 1), torch.ones(count, dtype=torch.bool)
+    return augment.JitterParameters(order, factors[0], factors[1], factors[2], factors[3], whether)
 
 
 ADJUST = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]

@@ -98,7 +98,7 @@ def test_counts_agreement_and_diversity_of_each_class() -> None:
     for c, row in enumerate(document["per_class"]):
         own = labels == c
         count = int(own.sum())
-        assert (row["class"], row["real"], row["kept"]) == ("abc"[c], (c == REAL).sum(), count)
+        assert (row["class"], row["real"], row["kept"]) == ("abc"[c], int(np.sum(c == REAL)), count)
         assert (row["generated"], row["wanted"]) == (count + 4, count + 1)
         assert row["rejected"] == {"copy": c + 1, "repeat": 3 - c}
         assert row["diversity"]["test"] == pytest.approx(expected[1][c])

@@ -241,7 +241,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="a and b must have the same shape"):
         aligned_distance(images, images[:1])
     with pytest.raises(ValueError, match=r"a must be uint8 .* got float64"):
-        aligned_distance(images / 255, images)
+        aligned_distance(images / 255, images)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference must hold at least one image"):
         CopyDetector(images[:0], flip=True, device=CPU)
     with pytest.raises(ValueError, match=r"reference must be .* at least 4 pixels a side"):

@@ -303,7 +303,9 @@ def test_inception_gives_torchvisions_features_before_the_classifier(inception: 
     large = tv.resize(torch.from_numpy(images).double() / 255, [299, 299], InterpolationMode.BILINEAR, antialias=True)
     pixels = tv.normalize(large.float(), preset.mean, preset.std)
     pooled: list[torch.Tensor] = []
-    hook = inception.avgpool.register_forward_hook(lambda module, inputs, output: pooled.append(output.flatten(1)))
+    hook = inception.get_submodule("avgpool").register_forward_hook(
+        lambda module, inputs, output: pooled.append(output.flatten(1))
+    )
     with torch.no_grad():
         inception(pixels)
     hook.remove()

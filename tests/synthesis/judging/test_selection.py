@@ -67,7 +67,9 @@ def test_a_plain_loop_decides_the_same(rules: Rules, seed: int) -> None:
 
 
 def decided(rules: Rules, labels: list[int], wanted: list[int], **given: Any) -> Selection:
-    scores = {name: np.array(given.pop(name), np.float32) for name in ("confidence", "clip") if name in given}
+    scores: dict[Any, Any] = {
+        name: np.array(given.pop(name), np.float32) for name in ("confidence", "clip") if name in given
+    }
     return select(np.array(labels), np.array(wanted), scores, rules, **given)
 
 
