@@ -5,7 +5,8 @@
 
 It makes a split of digits, a cache from each generator, a filtered and an audited cache, a short run of each method,
 and a comparison, in a temporary folder, with one thread. A digest covers the names, shapes, dtypes and bytes of a
-file's tensors, not its metadata. Bits differ between processors and versions of torch: compare on one machine.
+file's tensors, not its metadata. Bits differ between processors and versions of torch: compare on one machine. Where
+the old code calls an option otherwise: --rename "--variation 0.6" "--variation-of real --strength 0.6".
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ JUDGE = "--classifier judge"
 CACHES = {
     "main": f"{DIFFUSION} {SAMPLING} --per-class-target 20 {NO_LOOK}",
     "cbdm": f"{DIFFUSION} {SAMPLING} --tail cbdm --augment 0.3 --per-class-target 8 --sampler unipc {NO_LOOK}",
-    "variations": f"{DIFFUSION} {SAMPLING} --variation-of real --per-class-target 8 {NO_LOOK}",
+    "variations": f"{DIFFUSION} {SAMPLING} --variation 0.6 --per-class-target 8 {NO_LOOK}",
     "folder": f"--generator folder --from {{root}}/images --per-class-target 16 {NO_LOOK}",
     "pipeline": f"--generator pipeline --model {{root}}/model --dtype float32 {SAMPLING} "
     f"--per-class-target 8 {NO_LOOK}",
@@ -59,9 +60,10 @@ def main() -> None:
     parser.add_argument("--saukit", default="saukit", help="the command that runs saukit, such as 'python -m saukit'")
     parser.add_argument("--out", type=Path, help="write the digests and accuracies here as JSON")
     parser.add_argument("--against", type=Path, help="an earlier --out: list what differs, and exit with 1 if anything")
+    parser.add_argument("--rename", nargs=2, action="append", default=[], help="options here, and how saukit takes them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run_all(shlex.split(arguments.saukit), Path(folder))
+        run_all(shlex.split(arguments.saukit), Path(folder), arguments.rename)
         document = collect(Path(folder))
     text = json.dumps(document, indent=2)
     if arguments.out:
@@ -71,12 +73,14 @@ def main() -> None:
         sys.exit(report_differences(json.loads(arguments.against.read_text()), document))
 
 
-def run_all(program: list[str], root: Path) -> None:
+def run_all(program: list[str], root: Path, renames: list[tuple[str, str]]) -> None:
     """Fill `root` with workspaces: `main`, and one for each other cache."""
     environment = {k: v for k, v in os.environ.items() if k not in ("SAUKIT_WORKSPACE", "SAUKIT_DATA")}
     environment |= ONE_THREAD | OFFLINE
 
     def saukit(workspace: str, command: str) -> None:
+        for here, there in renames:
+            command = command.replace(here, there)
         words = [*shlex.split(command), "-w", str(root / workspace), "--device", "cpu", "--quiet"]
         print(f"{time.strftime('%H:%M:%S')} saukit {shlex.join(words)}", file=sys.stderr, flush=True)
         done = subprocess.run([*program, *words], env=environment, cwd=root, stdout=sys.stderr)
