@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--saukit", default="saukit", help="the command that runs saukit, such as 'python -m saukit'")
     parser.add_argument("--out", type=Path, help="write the digests and accuracies here as JSON")
     parser.add_argument("--against", type=Path, help="an earlier --out: list what differs, and exit with 1 if anything")
-    parser.add_argument("--rename", nargs=2, action="append", default=[], help="options here, and how saukit takes them")
+    parser.add_argument("--rename", nargs=2, action="append", default=[], help="options here, and what to call instead")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_all(shlex.split(arguments.saukit), Path(folder), arguments.rename)
