@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CIFAR-10 table of the README: ratio 100, on a processor, in a new folder. SAUKIT_DATA names the folder that holds
+# The four commands on CIFAR-10-LT at ratio 100 and two baselines, on a CPU, in a new folder. SAUKIT_DATA names the folder that holds
 # cifar-10-batches-py. About an hour on two cores.
 set -euo pipefail
 
