@@ -115,7 +115,7 @@ def test_files_are_classified(shared_work: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_the_packages_own(tmp_path: Path) -> None:
-    with pytest.raises(saukit.SaukitError, match="run `saukit make-lt` first") as caught:
+    with pytest.raises(saukit.SaukitError, match="run `saukit make-lt -w") as caught:
         saukit.train(TrainConfig(), tmp_path)
     assert isinstance(caught.value, DataError)
 

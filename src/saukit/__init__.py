@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from saukit.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from saukit.api import compare, evaluate, load_classifier, make_lt, predict, synth, train
     from saukit.core.errors import SaukitError
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from saukit.synthesis.config import SynthConfig
     from saukit.training.config import TrainConfig
 
-__version__ = "0.1.0"
 __all__ = [
     "CompareConfig",
     "EvalConfig",

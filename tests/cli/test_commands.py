@@ -184,7 +184,7 @@ def test_force_replaces_and_what_was_made_from_it_notices(cli: Cli, work: Path) 
     assert yaml.safe_load((work / "split" / "config.yaml").read_text())["imb"] == 20
     outcome = cli("eval", "--run", "ce", "-w", work)
     assert outcome.code == 3
-    assert "was made from another split" in outcome.error and "`saukit train --name ce --force`" in outcome.error
+    assert "was made from another split" in outcome.error and "`saukit train --name ce --force -w" in outcome.error
     outcome = cli("synth", *SYNTH, "-w", work)
     assert outcome.code == 2 and "--force" in outcome.error
     assert cli("train", "--method", "ce", "--no-synthetic", *TRAIN, "-w", work, "--force", "-q").code == 0

@@ -55,7 +55,7 @@ def test_another_file_is_kept_unless_forced(cli: Cli, split_work: Path) -> None:
 
 def test_what_is_not_there(cli: Cli, split_work: Path, tmp_path: Path) -> None:
     for arguments, code, message in (
-        (("-w", tmp_path / "nowhere"), 3, "run `saukit make-lt` first"),
+        (("-w", tmp_path / "nowhere"), 3, "run `saukit make-lt -w"),
         (("-w", split_work, "--runs", "x"), 3, "no complete run 'x' in"),
         (("-w", split_work, "--runs", " , "), 2, "--runs names no run: give names with commas between them"),
         (("-w", split_work, "--comparison", "x"), 3, "no complete comparison 'x' of this split in"),

@@ -25,9 +25,11 @@ from saukit.core.artifacts import (
     load_tensors,
     package_versions,
     read_manifest,
+    recover_folder,
     remove_temporaries,
     save_tensors,
     sha256_file,
+    staged_folder,
     write_json,
     write_manifest,
     write_text,
@@ -153,6 +155,96 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> 
     finally:
         os.umask(before)
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "a.safetensors")} == {mode}
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_permissions_and_folder_flushes_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) or error != errno.EPERM:
+            refuse()
+        real(descriptor)
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.txt", "x")
+    with staged_folder(tmp_path / "folder") as new:
+        (new / "b.txt").write_text("y")
+    assert (tmp_path / "a.txt").read_text() + (tmp_path / "folder" / "b.txt").read_text() == "xy"
+    assert names(tmp_path) == ["a.txt", "folder"]
+
+
+def test_a_flush_that_fails_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: write_text(tmp_path / "a.txt", "x"), lambda: stage(tmp_path / "folder", "x")):
+        with pytest.raises(
+            EnvironmentFault, match=rf"^cannot write {tmp_path}/.*: Input/output error; check the folder"
+        ):
+            write()
+    assert names(tmp_path) == []
+
+
+# Folders
+
+
+def stage(folder: Path, text: str) -> None:
+    with staged_folder(folder) as new:
+        (new / "below").mkdir()
+        (new / "below" / "file.txt").write_text(text)
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there"
+    for text in ("first", "second"):
+        stage(folder, text)
+        assert (folder / "below" / "file.txt").read_text() == text
+        assert names(folder.parent) == ["there"]
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("step", ["block", "full disk", "rename"])
+def test_a_failure_leaves_the_earlier_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str | None, step: str
+) -> None:
+    folder, rename = tmp_path / "folder", Path.rename
+    if old is not None:
+        stage(folder, old)
+
+    def rename_but_new(path: Path, target: Path) -> Path:
+        return no_space() if path.name == ".folder.new" else rename(path, target)  # type: ignore[func-returns-value,return-value]
+
+    if step == "rename":
+        monkeypatch.setattr(Path, "rename", rename_but_new)
+    expected: type[Exception] = ValueError if step == "block" else EnvironmentFault
+    with pytest.raises(expected), staged_folder(folder) as new:
+        (new / "half").write_text("half")
+        if step == "block":
+            raise ValueError
+        if step == "full disk":
+            no_space()
+    assert names(tmp_path) == ([] if old is None else ["folder"])
+    assert old is None or (folder / "below" / "file.txt").read_text() == old
+
+
+def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    stage(folder, "old")
+    folder.rename(tmp_path / ".folder.old")  # killed between the two renames
+    (tmp_path / ".folder.new").mkdir()
+    recover_folder(folder)
+    assert names(tmp_path) == ["folder"] and (folder / "below" / "file.txt").read_text() == "old"
+    (tmp_path / ".folder.old").mkdir()  # killed after them
+    stage(folder, "new")
+    assert names(tmp_path) == ["folder"] and (folder / "below" / "file.txt").read_text() == "new"
 
 
 def test_json_keeps_letters_and_refuses_what_json_has_not(tmp_path: Path) -> None:

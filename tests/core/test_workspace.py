@@ -122,8 +122,7 @@ def test_a_second_process_is_kept_out_and_told_by_whom(workspace: Workspace) -> 
     assert locks(workspace) == []
     with workspace.lock(folder):
         assert locks(workspace) == [".runs-a.lock"]
-        content = json.loads((workspace.root / ".runs-a.lock").read_text())
-        assert content == {"pid": os.getpid(), "host": os.uname().nodename}
+        assert (workspace.root / ".runs-a.lock").read_text() == f"{os.getpid()}\n{os.uname().nodename}\n"
     assert locks(workspace) == []
 
 
@@ -186,7 +185,7 @@ def test_many_writers_are_never_inside_together(workspace: Workspace) -> None:
 def test_a_workspace_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("mine")
     workspace = Workspace(tmp_path / "work")
-    message = rf"^cannot write to the workspace {re.escape(str(workspace.root))}: .+; give another --workspace$"
+    message = rf"^cannot write to {re.escape(str(workspace.root))}: .+; check the folder, or give another one$"
     with pytest.raises(EnvironmentFault, match=message), workspace.lock(workspace.split):
         pass
     assert (tmp_path / "work").read_text() == "mine"
@@ -381,16 +380,26 @@ def test_a_kill_while_force_removes_the_old(
 # What a stage needs
 
 
-def test_what_must_be_there_names_the_command_that_makes_it(workspace: Workspace) -> None:
+def test_what_must_be_there_names_the_command_that_makes_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = workspace.split
     with pytest.raises(DataError) as caught:
         require(folder, kind="split", command="saukit make-lt")
-    assert str(caught.value) == f"the split in {folder} is not there: run `saukit make-lt` first"
+    command = f"saukit make-lt -w {workspace.root}"
+    assert str(caught.value) == f"the split in {folder} is not there: run `{command}` first"
     write_text(folder / "config.yaml", "seed: 0\n")
     with pytest.raises(DataError) as caught:
         require(folder, kind="split", command="saukit make-lt")
-    assert str(caught.value) == f"the split in {folder} is not complete: run `saukit make-lt` first"
+    assert str(caught.value) == f"the split in {folder} is not complete: run `{command}` first"
     assert caught.value.exit_code == 3
+    run = Workspace(tmp_path / "with space").run("a")
+    with pytest.raises(DataError, match=re.escape(f"run `saukit train -w '{tmp_path / 'with space'}'` first")):
+        require(run, kind="run", command="saukit train")
+    monkeypatch.chdir(tmp_path)
+    for artifact in (Workspace(Path("saukit_work")).split, Workspace(Path("saukit_work")).run("a")):
+        with pytest.raises(DataError, match=r"run `saukit x` first$"):  # the default workspace needs no -w
+            require(artifact, kind="split", command="saukit x")
     manifest = complete(folder, kind="split")
     assert require(folder, kind="split", command="saukit make-lt") == manifest
     (folder / "model.safetensors").unlink()
@@ -408,5 +417,5 @@ def test_a_cache_of_another_split_is_refused(workspace: Workspace) -> None:
             require_made_from(foreign, workspace.synth, split=split, command="saukit synth")
         assert str(caught.value) == (
             f"{workspace.synth} was made from another split than the one in this workspace: "
-            "remake it with `saukit synth --force`, or give the workspace it belongs to"
+            f"remake it with `saukit synth --force -w {workspace.root}`, or give the workspace it belongs to"
         )

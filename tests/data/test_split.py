@@ -107,7 +107,7 @@ def test_a_folder_that_saukit_did_not_write_stays(workspace: Workspace) -> None:
 
 def test_a_missing_split_names_the_command(workspace: Workspace) -> None:
     for load in (load_split, load_test):
-        with pytest.raises(DataError, match=r"split in .* is not there: run `saukit make-lt` first"):
+        with pytest.raises(DataError, match=r"split in .* is not there: run `saukit make-lt -w .*work` first"):
             load(workspace)
 
 
@@ -157,6 +157,7 @@ def test_a_disk_that_is_too_small_is_told_before_writing(workspace: Workspace, m
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from saukit.core import artifacts
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.data import split
@@ -173,7 +174,7 @@ elif where == "swap":
         kill()
     Path.rename = rename
 else:
-    split.sync_folder = kill
+    artifacts.sync_folder = lambda folder: kill() if folder == Path(sys.argv[1]) else None
 split.make_split(SplitConfig(imb=5), Workspace(Path(sys.argv[1])), root=None, force=True, reporter=Reporter())
 """
 
@@ -209,7 +210,7 @@ def test_a_second_writer_stops(workspace: Workspace) -> None:
 
 def test_a_workspace_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(EnvironmentFault, match=r"cannot write to the workspace .*file: .*; give another --workspace"):
+    with pytest.raises(EnvironmentFault, match=r"cannot write to .*file: .*; check the folder, or give another one"):
         make(CONFIG, Workspace(tmp_path / "file"))
 
 

@@ -404,11 +404,13 @@ def test_what_is_wrong_is_told_before_anything_is_trained(work: Path, config: Co
 
 def test_a_missing_cache_is_told_for_every_method_that_needs_it(split_work: Path) -> None:
     before = tree(split_work)
-    with pytest.raises(DataError, match=r"^sau\+synth, ce\+synth: the .* is not there: run `saukit synth` first$"):
+    with pytest.raises(
+        DataError, match=r"^sau\+synth, ce\+synth: the .* is not there: run `saukit synth -w .*` first$"
+    ):
         run_compare(CompareConfig(("ce", "sau+synth", "ce+synth"), train=TINY), split_work)
     with pytest.raises(UsageError, match=r"^a: lr must.*; ce\+synth: |^ce\+synth: .*; a: lr must"):
         run_compare(CompareConfig(("ce+synth",), {"a": {"lr": 0}}, train=TINY), split_work)
-    with pytest.raises(DataError, match=r"run `saukit make-lt` first$"):
+    with pytest.raises(DataError, match=r"run `saukit make-lt -w .*` first$"):
         run_compare(CONFIG, split_work / "nowhere")
     with pytest.raises(UsageError, match=r"comparison name '../x': use letters, digits"):
         run_compare(CONFIG, split_work, name="../x")

@@ -165,7 +165,7 @@ def test_a_failure_on_the_way_leaves_the_run_as_it_was(work: Path, monkeypatch: 
 
 def test_a_run_of_another_split_is_refused(work: Path) -> None:
     make_split(SplitConfig(imb=20), Workspace(work), root=None, force=True, reporter=QUIET)
-    with pytest.raises(DataError, match=r"runs/ce was made from another split .*`saukit train --name ce --force`"):
+    with pytest.raises(DataError, match=r"runs/ce was made from another split .*`saukit train --name ce --force -w"):
         evaluated(work, run="ce")
 
 
@@ -193,7 +193,7 @@ def test_the_run_completed_last_is_the_default(work: Path) -> None:
 
 
 def test_without_a_run_the_command_that_makes_one_is_named(split_work: Path) -> None:
-    with pytest.raises(DataError, match=r"no run is complete in .*runs: run `saukit train` first"):
+    with pytest.raises(DataError, match=r"no run is complete in .*runs: run `saukit train -w"):
         choose_run(Workspace(split_work), None)
     with pytest.raises(DataError, match=r"no complete run 'x' in .* \(no run is complete\)"):
         choose_run(Workspace(split_work), "x")

@@ -204,7 +204,7 @@ def test_a_run_is_checked_before_it_is_used(work: Path) -> None:
         with pytest.raises(CorruptArtifactError, match=r"model\.safetensors was changed after it was written"):
             load_classifier(path)
     (run / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"the run in .*ce is not complete: run `saukit train` first"):
+    with pytest.raises(DataError, match=r"the run in .*ce is not complete: run `saukit train -w"):
         load_classifier(run)
 
 

@@ -243,7 +243,7 @@ def test_a_flipped_byte_is_found(finished: Workspace, split: Split) -> None:
 
 
 def test_without_a_cache_the_command_that_makes_it_is_named(workspace: Workspace, split: Split) -> None:
-    with pytest.raises(DataError, match="run `saukit synth` first"):
+    with pytest.raises(DataError, match="run `saukit synth -w"):
         load_cache(workspace, split)
 
 
@@ -251,7 +251,7 @@ def test_without_a_split_the_command_that_makes_it_is_named(
     tmp_path: Path, micro: SynthConfig, cpu: torch.device, reporter: Reporter
 ) -> None:
     empty = Workspace(tmp_path / "empty")
-    with pytest.raises(DataError, match="run `saukit make-lt` first"):
+    with pytest.raises(DataError, match="run `saukit make-lt -w"):
         synthesize(micro, empty, device=cpu, force=False, resume=False, reporter=reporter)
     assert not empty.synth.exists()
 
@@ -262,7 +262,7 @@ def test_a_cache_of_another_split_is_refused(finished: Workspace, run: Run, repo
     before = hashes_of(finished.synth)
     with pytest.raises(UsageError, match=r"made from another split .*--force"):
         run()
-    with pytest.raises(DataError, match=r"made from another split .*`saukit synth --force`"):
+    with pytest.raises(DataError, match=r"made from another split .*`saukit synth --force -w"):
         load_cache(finished, load_split(finished))
     assert hashes_of(finished.synth) == before
     run(force=True)

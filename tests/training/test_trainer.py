@@ -403,7 +403,7 @@ def test_the_log_of_sau_tells_the_share_trusted(work: Path) -> None:
 
 def test_an_unfinished_cache_is_no_reason_to_train_without_it_in_silence(work: Path) -> None:
     (work / "synth" / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"synth .* is not complete: run `saukit synth` first"):
+    with pytest.raises(DataError, match=r"synth .* is not complete: run `saukit synth -w"):
         train(work, tiny(), name="a")
 
 
@@ -804,7 +804,7 @@ def test_a_run_of_another_split_is_not_taken_for_this_one(split_work: Path) -> N
 
 def test_a_cache_of_another_split_is_refused(work: Path) -> None:
     make_split(SplitConfig(imb=20), Workspace(work), root=None, force=True, reporter=QUIET)
-    with pytest.raises(DataError, match=r"synth was made from another split .*`saukit synth --force`"):
+    with pytest.raises(DataError, match=r"synth was made from another split .*`saukit synth --force -w"):
         train(work, tiny(), name="a")
     assert train(work, tiny(synthetic=False), name="a").state == "new"
 

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from saukit import __version__
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.core.errors import EnvironmentFault, SaukitError
+from saukit.core.version import __version__
 
 app = typer.Typer(
     name="saukit",

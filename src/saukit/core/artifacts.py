@@ -3,6 +3,8 @@
 Every write goes to a temporary sibling, is flushed to disk, and is renamed into place. `manifest.json` is written last:
 its presence means that the artefact is complete, and it holds the SHA-256 of every file, which every reader checks
 (neither safetensors nor torch.save notices a flipped byte).
+
+File systems that know no permissions, or cannot flush (network drives, FAT), stop nothing; a write that fails does.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ VERSIONED_PACKAGES = (
 # Pictures may differ by a library's version; they are no part of what an artefact is.
 CONTENT_SUFFIXES = (".safetensors", ".yaml")
 _TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -60,12 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.fchmod(descriptor, 0o666 & ~_umask())
-        finally:
-            os.close(descriptor)
+        _settle(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -75,6 +74,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; it takes the place of `folder` if the block succeeds, else it is removed.
+
+    The earlier folder goes once the new one is in its place. Call it under the artefact's lock.
+    Raises: EnvironmentFault if the disk is full or a folder cannot be written to; `folder` is then as it was.
+    """
+    recover_folder(folder)
+    new, old = _beside(folder)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                _settle(path)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise _write_fault(folder, error) from error
+    finally:
+        recover_folder(folder)
+
+
+def recover_folder(folder: Path) -> None:
+    """Undo what a process left that was killed in `staged_folder`: call it only under the artefact's lock."""
+    new, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for remains in (old, new):
+        shutil.rmtree(remains, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
@@ -82,7 +115,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write `document` as JSON, atomically. Raises: ValueError for NaN or infinity, which JSON has not."""
+    """Write `document` as JSON, atomically. Raises: ValueError for NaN or infinity."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -103,7 +136,7 @@ def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: 
 def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Arrays and metadata of a file that `save_tensors` wrote.
 
-    Raises: CorruptArtifactError if it is no such file, DataError if its format is newer than this saukit.
+    Raises: CorruptArtifactError if it is another file, DataError if its format is newer than this saukit.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,8 +144,8 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
             if not isinstance(metadata, dict):
-                raise ValueError("its metadata is no mapping")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+                raise ValueError("its metadata is not a mapping")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path} is missing") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -173,7 +206,7 @@ def write_manifest(
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         versions=package_versions(),
     )
-    write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
+    _write_manifest(folder, manifest)
     (folder / INPUTS_NAME).unlink(missing_ok=True)
     return manifest
 
@@ -190,15 +223,12 @@ def added_files(folder: Path, *, kind: str, files: Sequence[str]) -> Iterator[No
     if manifest is None:
         raise DataError(f"{folder} holds no complete {kind}")
 
-    def write(records: dict[str, dict[str, Any]]) -> None:
-        document = {**manifest.__dict__, "files": dict(sorted(records.items()))}
-        write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **document})
-
     kept = {name: record for name, record in manifest.files.items() if name not in files}
     if kept != manifest.files:
-        write(kept)
+        _write_manifest(folder, replace(manifest, files=kept))
     yield
-    write({**kept, **{name: _file_record(folder / name) for name in files}})
+    records = kept | {name: _file_record(folder / name) for name in files}
+    _write_manifest(folder, replace(manifest, files=dict(sorted(records.items()))))
 
 
 def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest | None:
@@ -213,7 +243,7 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         manifest = Manifest(**document)
         for record in manifest.files.values():
             if not isinstance(record["sha256"], str) or not isinstance(record["bytes"], int):
-                raise ValueError("a file's record holds no hash and size")
+                raise ValueError("a file's record lacks its hash or size")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -240,8 +270,6 @@ def package_versions() -> dict[str, str]:
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Raises: EnvironmentFault if the file system of `folder` has less than `needed_bytes` and a tenth more free."""
-    import shutil
-
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * needed_bytes:
@@ -251,8 +279,10 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def format_bytes(count: float) -> str:
-    """`count` bytes for a person: 38 KiB, 1.2 GiB."""
+def format_bytes(count: float | None) -> str:
+    """`count` bytes for a person: 38 KiB, 1.2 GiB; a dash for a number that is not there."""
+    if count is None:
+        return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
@@ -261,12 +291,36 @@ def format_bytes(count: float) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to disk where that can be done, so that a rename survives a power cut."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _settle(path: Path) -> None:
+    """Flush a new file to disk, and give it the permissions of one (safetensors leaves 0600)."""
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
     finally:
         os.close(descriptor)
+    with contextlib.suppress(OSError):
+        path.chmod(0o666 & ~_umask())
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the next version of `folder` is made, and where the earlier one waits until that is in its place."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
 
 
 def _file_record(path: Path) -> dict[str, Any]:

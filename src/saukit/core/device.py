@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import re
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +152,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep freed blocks of up to 32 MiB for the next ones, where it is the GNU C library.
 
     A training step on a CPU frees and asks for the same large tensors again and again. Handed back to the system in
-    between, every page of them has to be mapped and zeroed anew.
+    between, every page of them has to be mapped and zeroed again.
     """
     if "glibc" not in platform.libc_ver():
         return
@@ -219,9 +218,16 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU what torch allocated at most, else the process's largest resident size since it began."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: on a GPU what torch allocated at most, else the process's largest resident size since it began.
+
+    None on Windows, where Python does not know it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

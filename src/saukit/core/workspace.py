@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import re
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from saukit.core.artifacts import (
     CONFIG_NAME,
@@ -25,15 +21,16 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.config import differences, load_config, to_yaml
-from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, LockHeldError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.locks import hold
+from saukit.core.words import command_in, name_problem
 
 Config = TypeVar("Config")
-RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where each artefact of a workspace lives: `split`, `synth`, and one folder a run."""
+    """Where each artefact of a workspace lives: `split`, `synth`, and one folder per run."""
 
     root: Path
 
@@ -49,17 +46,16 @@ class Workspace:
 
     def run(self, name: str) -> Path:
         """The run called `name`. Raises: UsageError if that cannot be a folder's name."""
-        if not RUN_NAME.fullmatch(name):
-            raise UsageError(f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first")
-        return self.root / "runs" / name
+        return self._named("run", name)
 
     def comparison(self, name: str) -> Path:
         """The comparison called `name`. Raises: UsageError if that cannot be a folder's name."""
-        if not RUN_NAME.fullmatch(name):
-            raise UsageError(
-                f"comparison name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
-            )
-        return self.root / "comparisons" / name
+        return self._named("comparison", name)
+
+    def _named(self, kind: str, name: str) -> Path:
+        if (problem := name_problem(f"{kind} name", name)) is not None:
+            raise UsageError(problem)
+        return self.root / f"{kind}s" / name
 
     def run_names(self) -> list[str]:
         """Names of the complete runs, the latest completed last; a damaged manifest hides no other run."""
@@ -75,28 +71,14 @@ class Workspace:
     def lock(self, artifact: Path, *, tidy: bool = True) -> Iterator[None]:
         """Hold the one writer's lock of `artifact`, and clear what a killed writer left half-written in it.
 
-        The lock belongs to the process, so a killed one holds nothing; the file goes when the lock is given back.
         `tidy` False clears nothing: for an artefact to which other processes write parts under locks of their own.
-        Raises: LockHeldError that names the process that holds it, EnvironmentFault if the folder cannot be written to.
+        Raises: as `core.locks.hold`.
         """
         path = self.root / f".{artifact.relative_to(self.root).as_posix().replace('/', '-')}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked_file(path, artifact)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot write to the workspace {self.root}: {error.strerror or error}; give another --workspace"
-            ) from error
-        try:
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-            file.flush()
+        with hold(path, artifact):
             if tidy and artifact.exists():
                 remove_temporaries(artifact)
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            file.close()
 
 
 State = Literal["new", "partial", "complete"]
@@ -203,7 +185,7 @@ def require(folder: Path, *, kind: str, command: str) -> Manifest:
     manifest = read_manifest(folder, kind=kind)
     if manifest is None:
         state = "is not complete" if folder.exists() else "is not there"
-        raise DataError(f"the {kind} in {folder} {state}: run `{command}` first")
+        raise DataError(f"the {kind} in {folder} {state}: run `{_command_for(folder, command)}` first")
     return manifest
 
 
@@ -212,32 +194,10 @@ def require_made_from(manifest: Manifest, folder: Path, *, split: Manifest, comm
     if manifest.inputs.get("split") != split.digest:
         raise DataError(
             f"{folder} was made from another split than the one in this workspace: "
-            f"remake it with `{command} --force`, or give the workspace it belongs to"
+            f"remake it with `{_command_for(folder, f'{command} --force')}`, or give the workspace it belongs to"
         )
 
 
-def _locked_file(path: Path, artifact: Path) -> BinaryIO:
-    while True:
-        file = path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = _holder(file.read())
-            file.close()
-            raise LockHeldError(f"{artifact} is being written by {holder}: wait for it, or stop it ({path})") from None
-        # The holder before us may have removed the file between our open and our lock.
-        try:
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                return file
-        except FileNotFoundError:
-            pass
-        file.close()
-
-
-def _holder(content: bytes) -> str:
-    try:
-        record = json.loads(content)
-        return f"process {record['pid']} on {record['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+def _command_for(folder: Path, command: str) -> str:
+    """`command` for the workspace in which the artefact `folder` lies."""
+    return command_in(folder.parent.parent if folder.parent.name in ("runs", "comparisons") else folder.parent, command)

@@ -10,7 +10,6 @@ one untouched.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +25,15 @@ from saukit.core.artifacts import (
     check_disk_space,
     load_tensors,
     read_manifest,
+    recover_folder,
     save_tensors,
-    sync_folder,
+    staged_folder,
     write_manifest,
     write_text,
 )
 from saukit.core.config import load_config, to_yaml
 from saukit.core.console import Reporter
-from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.workspace import Workspace, existing_state, require
 from saukit.data.charts import save_counts_chart
 from saukit.data.config import SplitConfig, settled
@@ -163,7 +163,7 @@ def make_split(
     """
     config = settled(config)
     with _no_empty_folder(workspace.root), workspace.lock(workspace.split):
-        _recover(workspace)
+        recover_folder(workspace.split)
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready
         source = open_source(config, root)
@@ -199,13 +199,12 @@ def _refuse_or_tell(pixels: Pixels, config: SplitConfig, reporter: Reporter) -> 
 def _write(
     workspace: Workspace, plan: SplitPlan, source: Source, choice: Choice, pixels: Pixels, root: Path | None
 ) -> Manifest:
-    """Write the artefact into the staging folder, vouch for it, and swap it in."""
-    staging, config = _staging(workspace), plan.config
+    """Write the artefact beside its place, vouch for it, and swap it in."""
+    config = plan.config
     labels = source.train_labels
     test_labels = labels if source.test_labels is None else source.test_labels
     assert config.image_size is not None
-    staging.mkdir(parents=True)
-    try:
+    with staged_folder(workspace.split) as staging:
         train = pixels.read("train", choice.train, config.image_size)
         mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(train)
         metadata = {
@@ -237,7 +236,7 @@ def _write(
             "root": None if root is None else str(root),
             "source_files": source.fingerprint,
         }
-        manifest = write_manifest(
+        return write_manifest(
             staging,
             kind=KIND,
             files=[path.name for path in staging.iterdir()],
@@ -245,10 +244,6 @@ def _write(
             summary=summary,
             device="cpu",
         )
-        _swap_in(workspace)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return manifest
 
 
 def _save_part(
@@ -340,35 +335,3 @@ def _no_empty_folder(root: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 root.rmdir()
         raise
-
-
-def _staging(workspace: Workspace) -> Path:
-    return workspace.root / ".split.new"
-
-
-def _replaced(workspace: Workspace) -> Path:
-    return workspace.root / ".split.old"
-
-
-def _swap_in(workspace: Workspace) -> None:
-    """Put the staging folder in the split's place; the earlier split goes only once that is done."""
-    old = _replaced(workspace)
-    try:
-        if workspace.split.exists():
-            workspace.split.rename(old)
-        _staging(workspace).rename(workspace.split)
-        sync_folder(workspace.root)
-    except OSError as error:
-        _recover(workspace)
-        raise EnvironmentFault(f"cannot replace {workspace.split}: {error.strerror}; check the folder") from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(workspace: Workspace) -> None:
-    """Undo what a killed writer left: call it only under the split's lock."""
-    old = _replaced(workspace)
-    if old.exists() and not workspace.split.exists():
-        old.rename(workspace.split)
-    for folder in (old, _staging(workspace)):
-        if folder.exists():
-            shutil.rmtree(folder)

@@ -15,8 +15,6 @@ import contextlib
 import io
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saukit import __version__
-from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, sync_folder, write_json
+from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, staged_folder, write_json
 from saukit.core.console import Reporter
-from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
+from saukit.core.errors import SaukitError, UsageError
 from saukit.core.extras import require_extra
+from saukit.core.locks import hold
+from saukit.core.version import __version__
 from saukit.core.workspace import Workspace, require_made_from
 from saukit.data.split import load_split
 from saukit.deploy.config import ExportConfig, Format
@@ -93,7 +92,8 @@ def export(
     home = path.parent if path.name == MODEL_NAME else path
     run = read_manifest(home, kind="run", verify=False)  # None for a model without its run; it was verified above
     images, checked_on = _images_to_check(classifier, home, run, reporter)
-    with _new_folder(folder) as staging:
+    lock = hold(folder.with_name(f".{folder.name}.lock"), folder)
+    with lock, staged_folder(folder) as staging:
         checks = []
         for name in config.formats:
             reporter.say(f"exporting {path} as {name}")
@@ -106,7 +106,6 @@ def export(
                 )
             checks.append(Check(name, difference))
         write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on))
-        _settle(staging)
         files = tuple(sorted(file.name for file in staging.iterdir()))
     return ExportResult(folder, path, files, tuple(checks), checked_on)
 
@@ -247,38 +246,6 @@ def _is_export(folder: Path) -> bool:
         return "saukit" in document and WRITTEN.issuperset(entry.name for entry in folder.iterdir())
     except (OSError, ValueError, TypeError):
         return False
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder`; it takes the place of `folder` if the block succeeds, else it is removed."""
-    staging, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        if folder.exists():
-            folder.rename(old)
-        staging.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write {folder}: {error.strerror or error}; check the disk, or give another --to"
-        ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for remains in (staging, old):
-            shutil.rmtree(remains, ignore_errors=True)
-
-
-def _settle(folder: Path) -> None:
-    """Flush every file to disk, with the permissions of a new file; safetensors gives its own to nobody else."""
-    mode = (folder / CLASSES_NAME).stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(folder)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from saukit.core.config import CHECK, from_mapping, read_fields
 from saukit.core.errors import UsageError
-from saukit.core.workspace import RUN_NAME
+from saukit.core.words import name_problem
 from saukit.training.config import Method, TrainConfig, default_run_name, tags
 
 Selection = Literal["all", "many", "medium", "few"]
@@ -73,10 +73,8 @@ def _check_methods(methods: tuple[str, ...]) -> list[str]:
 def _check_variants(variants: dict[str, Any] | None) -> list[str]:
     problems = []
     for label, fields in (variants or {}).items():
-        if not RUN_NAME.fullmatch(label):
-            problems.append(
-                f"variants: label {label!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
-            )
+        if (problem := name_problem("variants: label", label)) is not None:
+            problems.append(problem)
         if not isinstance(fields, dict):
             problems.append(f"variants.{label}: {fields!r} is not a mapping of fields of a training run to values")
             continue

@@ -16,6 +16,7 @@ from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, writ
 from saukit.core.config import load_config, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
+from saukit.core.words import command_in
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
@@ -100,7 +101,8 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
     """The run to evaluate: `name`, or the one completed last. Raises: DataError that lists the runs there are."""
     names = workspace.run_names()
     if name is None and not names:
-        raise DataError(f"no run is complete in {workspace.root / 'runs'}: run `saukit train` first")
+        command = command_in(workspace.root, "saukit train")
+        raise DataError(f"no run is complete in {workspace.root / 'runs'}: run `{command}` first")
     if name is not None and name not in names:
         known = f"complete runs: {', '.join(names)}" if names else "no run is complete"
         raise DataError(f"no complete run {name!r} in {workspace.root / 'runs'} ({known})")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
-from saukit.core.workspace import RUN_NAME, Workspace, require
+from saukit.core.words import name_problem
+from saukit.core.workspace import Workspace, require
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
 
@@ -114,7 +115,7 @@ def locate_model(model: str | Path, workspace: Workspace) -> Path:
     Raises: DataError that lists the runs there are.
     """
     name = str(model)
-    if RUN_NAME.fullmatch(name) and workspace.run(name).is_dir():
+    if name_problem("run", name) is None and workspace.run(name).is_dir():
         return workspace.run(name)
     if Path(model).exists():
         return Path(model)

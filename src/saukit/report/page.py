@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from saukit import __version__
 from saukit.core.artifacts import Manifest, write_text
 from saukit.core.console import format_duration, format_share
 from saukit.core.errors import UsageError
 from saukit.core.figures import GROUP_COLOURS
+from saukit.core.version import __version__
 from saukit.core.workspace import Workspace
 from saukit.evaluation.comparison_files import LESS_IS_BETTER, MEASURES
 from saukit.evaluation.statistics import CONFIDENCE, Difference

@@ -184,5 +184,5 @@ def test_copies_of_training_images_are_rejected(go: Go, judged: Workspace, monke
 
 
 def test_a_classifier_of_another_split_or_none_at_all(go: Go, judged: Workspace) -> None:
-    with pytest.raises(DataError, match=r"run `saukit train --name nobody` first"):
+    with pytest.raises(DataError, match=r"run `saukit train --name nobody -w"):
         go(replace(STRICT, classifier="nobody"))

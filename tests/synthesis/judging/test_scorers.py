@@ -77,7 +77,7 @@ def test_a_run_of_other_classes_is_refused(network: DualBranchNet, tmp_path: Pat
 
 
 def test_a_run_that_is_not_whole_is_refused(network: DualBranchNet, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the run in .*judge is not there: run `saukit train --name judge` first"):
+    with pytest.raises(DataError, match=r"the run in .*judge is not there: run `saukit train --name judge -w"):
         classifier_scorer(tmp_path / "judge", "judge", CLASSES, CPU)
     folder = written_run(tmp_path / "judge", network)
     content = bytearray((folder / "model.safetensors").read_bytes())

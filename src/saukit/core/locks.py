@@ -1,0 +1,84 @@
+"""One writer for each artefact: a lock on a file, which goes with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from saukit.core.errors import EnvironmentFault, LockHeldError
+
+PATIENCE_SECONDS = 0.1  # for a holder that is just giving the lock back
+# How a file system says that it knows no locks. There a file that names its writer stands for one.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def hold(path: Path, artifact: Path) -> Iterator[None]:
+    """Hold the lock file `path` as the one writer of `artifact`; the file goes when the lock is given back.
+
+    Raises: LockHeldError that names the process which holds it; EnvironmentFault if the lock file is a symbolic link,
+    or its folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise EnvironmentFault(f"the lock file {path} is a symbolic link, which may lead anywhere: remove it")
+        lock = _acquired(path, artifact)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write to {path.parent}: {error.strerror or error}; check the folder, or give another one"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquired(path: Path, artifact: Path) -> BaseFileLock:
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=PATIENCE_SECONDS)
+    except Timeout:
+        raise LockHeldError(
+            f"{artifact} is being written by {_holder(path)}: wait for it, or stop it ({path})"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        path.unlink(missing_ok=True)
+        return _marked(path.with_name(f"{path.name}-marker"), artifact)
+    with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
+    return lock
+
+
+def _marked(path: Path, artifact: Path) -> BaseFileLock:
+    """A lock that is the file itself; one that a dead process of this machine left is taken over."""
+    lock = SoftFileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE_SECONDS)
+    except Timeout:
+        raise LockHeldError(
+            f"{artifact} is being written by {_holder(path)}, says {path} (its file system knows no locks): "
+            "wait for it, or remove that file if the process is gone"
+        ) from None
+    return lock
+
+
+def _holder(path: Path) -> str:
+    """The process that wrote the file: its id and its machine, a line each."""
+    try:
+        process, host = path.read_text(encoding="utf-8").splitlines()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"

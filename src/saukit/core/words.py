@@ -1,0 +1,30 @@
+"""What messages are made of: names, lists, commands and figures, each in one way."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+DEFAULT_WORKSPACE = Path("saukit_work")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def name_problem(what: str, name: str) -> str | None:
+    """Why `name` cannot name `what`, a folder on every system; None if it can."""
+    if _NAME.fullmatch(name):
+        return None
+    return f"{what} {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+
+
+def listed(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
+    """The first items of a list, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
+    return separator.join([*texts[:limit], *more])
+
+
+def command_in(workspace: Path, command: str) -> str:
+    """`command` as it is typed for a workspace: with -w, unless that is the default one."""
+    return command if workspace == DEFAULT_WORKSPACE else f"{command} -w {shlex.quote(str(workspace))}"
