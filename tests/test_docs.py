@@ -197,11 +197,22 @@ def test_the_budgets_of_the_readme_are_those_of_the_records(file: str, steps: in
         assert (entry["steps"], entry["batch_size"], len(entry["runs"])) == (steps, 64, seeds)
 
 
-def test_the_readmes_difference_is_its_record() -> None:
-    recipe = record("compare_digits50.json")[("sau-prior1-finish0.5", True)]["difference"]["balanced_accuracy"]
-    mean, low, high = (f"{100 * recipe[name]:+.1f}" for name in ("mean", "low", "high"))
-    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
-    assert f"{mean} points (95 % interval {low} to {high})" in text
+@pytest.mark.parametrize(
+    ("page", "file", "said"),
+    [
+        ("README.md", "compare_digits50.json", "{mean} points (95 % interval {low} to {high})"),
+        ("README.md", "compare_digits50_budget.json", "{ours} against {theirs}, {mean} points ({low} to {high}"),
+        ("docs/results.md", "compare_digits50.json", "{mean} points balanced ({low} to {high})"),
+        ("docs/results.md", "compare_digits50_budget.json", "{ours} against {theirs} of `sau-prior1`"),
+        ("docs/results.md", "compare_digits50_budget.json", "images: {mean} balanced ({low} to {high})"),
+    ],
+)
+def test_a_claim_is_its_record(page: str, file: str, said: str) -> None:
+    ours, theirs = record(file)[("sau-prior1-finish0.5", True)], record(file)[("sau-prior1", False)]
+    points = {name: f"{100 * ours['difference']['balanced_accuracy'][name]:+.1f}" for name in ("mean", "low", "high")}
+    values = {"ours": written(ours, "balanced_accuracy"), "theirs": written(theirs, "balanced_accuracy")}
+    text = " ".join((REPOSITORY / page).read_text(encoding="utf-8").split())
+    assert said.format(**points, **values) in text
 
 
 def test_the_constraints_are_the_versions_of_the_records() -> None:
