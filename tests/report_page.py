@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {"meta", "img", "input", "br", "hr", "link", "rect", "circle", "line", "polyline"}
+VOID = {"meta", "img", "input", "br", "hr", "link"}
 INLINE = {"a", "code", "span", "strong"}
 
 
@@ -72,6 +74,13 @@ class Page(HTMLParser):
             self.texts.append(" ")
         if tag not in VOID:
             self._open.append(tag)
+
+    def charts(self, anchor: str) -> dict[str, str]:
+        """The SVG figures of a section by their titles."""
+        found = re.findall(
+            r'<svg class="plot" role="img"[^>]*><title>(.*?)</title>(.*?)</svg>', self.section(anchor), re.S
+        )
+        return {unescape(title): source for title, source in found}
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))

@@ -26,7 +26,7 @@ from inputs import default_root
 import saukit
 from saukit.core.artifacts import format_bytes, package_versions, write_json
 from saukit.core.device import limit_threads, resolve_device
-from saukit.core.figures import INK, new_figure, save_figure
+from saukit.core.plots import bare, colour, new_figure, save_figure, styled
 
 MIN_ROUNDS = 5
 BAR_COLOURS = {"reference": "#9aa5b1", "between": "#8fb3d9", "saukit": "#2f6db3"}
@@ -354,26 +354,28 @@ def finish(
     return document
 
 
+@styled
 def save_bars(path: Path, plots: Mapping[str, Sequence[Bar]]) -> None:
     """Horizontal bars, one group a plot."""
     count = sum(len(bars) + 1.5 for bars in plots.values())
-    figure, axes = new_figure(6.4, 0.4 + 0.24 * count)
+    figure, (axes,) = new_figure(0.4 + 0.24 * count, width=6.4)
+    ink = colour("ink")
     at, ticks, labels = 0.0, [], []
     longest = max(bar.value for bars in plots.values() for bar in bars)
     for title, bars in plots.items():
-        axes.text(0, at, title, fontsize=8, fontweight="bold", color=INK, va="center")
+        axes.text(0, at, title, fontsize=8, fontweight="bold", color=ink, va="center")
         # Each group has a scale of its own: the networks of two groups differ by an order of magnitude.
         scale = longest / max(bar.value for bar in bars)
         for bar in bars:
             at += 1
             axes.barh(at, bar.value * scale, color=BAR_COLOURS[bar.kind], height=0.75)
-            axes.text(bar.value * scale, at, f" {bar.value:,.0f}  ({bar.text})", fontsize=7, color=INK, va="center")
+            axes.text(bar.value * scale, at, f" {bar.value:,.0f}  ({bar.text})", fontsize=7, color=ink, va="center")
             ticks.append(at)
             labels.append(bar.label)
         at += 1.5
     axes.set_yticks(ticks, labels, fontsize=7)
     axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
+    bare(axes)
     axes.set_xlim(0, 1.55 * longest)
     axes.invert_yaxis()
     save_figure(figure, path)

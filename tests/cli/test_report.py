@@ -13,7 +13,7 @@ def test_the_page_is_written_into_the_workspace(cli: Cli, work: Path) -> None:
     outcome = cli("report", "-w", work)
     assert outcome.code == 0
     assert f"written to {work / 'report.html'}" in outcome.out and "1 runs, " in outcome.out
-    assert "not on the page: sau (not evaluated: saukit eval --run sau)" in outcome.err
+    assert "not on the page: sau (run sau is not evaluated: saukit eval --run sau)" in outcome.err
     page = Page(work / "report.html")
     assert page.title == "Long-tailed digits, 10 classes"
     results = json.loads((work / "runs" / "ce" / "results.json").read_text())
@@ -22,13 +22,13 @@ def test_the_page_is_written_into_the_workspace(cli: Cli, work: Path) -> None:
 
 def test_title_file_and_runs_as_a_document(cli: Cli, work: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
-    outcome = cli("report", "-w", work, "--out", out, "--title", "A & B", "--runs", "sau, ce,", "--json")
+    outcome = cli("report", "-w", work, "--out", out, "--title", "A & B", "--runs", "ce,", "--json")
     assert outcome.code == 0
     document = outcome.document
     assert document["path"] == str(out) and document["bytes"] == out.stat().st_size
-    assert (document["title"], document["runs"]) == ("A & B", ["ce", "sau"])
+    assert (document["title"], document["runs"]) == ("A & B", ["ce"])
     assert (document["comparison"], document["headline"], document["left_out"]) == (None, None, [])
-    assert document["sections"][0] == "Summary" and "Training" in document["sections"]
+    assert document["sections"][0] == "Summary" and "Models" in document["sections"]
     assert Page(out).title == "A & B"
     assert not (work / "report.html").exists()
 

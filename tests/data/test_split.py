@@ -166,7 +166,7 @@ where, calls = sys.argv[2], []
 def kill(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if where == "write":
-    split.save_counts_chart = kill
+    split.save_figure = kill
 elif where == "swap":
     real = Path.rename
     def rename(path, target):

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from scipy.stats import ttest_rel
 from support import tiny, tree
 
 from saukit.core.artifacts import read_manifest
@@ -88,16 +87,12 @@ def test_the_document_recomputed_from_the_results_of_the_runs(compared: Path) ->
     ce, sau = document["methods"]
     assert ce["difference"] is None
     for measure, difference in sau["difference"].items():
-        ours, theirs = (np.array(figures[label][measure]) for label in ("sau+synth", "ce"))
-        if np.ptp(ours - theirs) < 1e-9:
-            assert (difference["low"], difference["high"]) == (None, None)
-        else:
-            expected = ttest_rel(ours, theirs).confidence_interval(0.95)
-            assert [difference["low"], difference["high"]] == pytest.approx([expected.low, expected.high])
+        assert (difference["low"], difference["high"], difference["clear"]) == (None, None, False)  # two seeds
         assert difference["mean"] == pytest.approx(sau["mean"][measure] - ce["mean"][measure])
         assert difference["seeds"] == 2
-    # Or all this would be told of equal numbers.
-    assert sau["mean"]["top1"] != ce["mean"]["top1"] and sau["difference"]["ece"]["low"] is not None
+    # Or all this would be true of equal numbers.
+    assert sau["mean"]["top1"] != ce["mean"]["top1"]
+    assert (document["verdict"]["ours"], document["verdict"]["theirs"]) == ("sau+synth", "ce")
 
 
 def test_the_document_says_what_was_compared(compared: Path) -> None:
@@ -166,14 +161,10 @@ def test_the_markdown_tells_a_person(compared: Path) -> None:
     assert f"{100 * better['mean']['balanced_accuracy']:.1f}" in " ".join(bold[better["label"]])
     for measure, told in zip(MEASURES, ("top-1", "balanced", "many", "medium", "few", "ECE"), strict=True):
         difference = sau["difference"][measure]
-        interval, clear = "-", "-"
-        if difference["low"] is not None:
-            low, high = 100 * difference["low"], 100 * difference["high"]
-            interval = f"{low:+.1f} to {high:+.1f}"
-            clear = "yes, higher" if low > 0 else "yes, lower" if high < 0 else "no"
         points = f"{100 * difference['mean']:+.1f}"
-        assert f"| sau+synth | {told} | {points} | {interval} | {clear} |" in text
-    for words in ("They cover what the training seed decides", "do not cover another draw of the split",
+        assert f"| sau+synth | {told} | {points} | too few seeds | - |" in text
+    for words in ("**Too few seeds to tell whether synthetic images help", "do not cover another sample of the split",
+                  "Intervals cover what the training seed decides",
                   "test images chose none", "last step (4 runs)", "training seeds: 0, 1",
                   "392 real + 62 synthetic", f"split: {document['split']['digest'][:16]}"):  # fmt: skip
         assert words in text, words
@@ -522,7 +513,7 @@ def test_one_seed_has_no_spread_and_no_interval(work: Path) -> None:
     assert set(sau["std"].values()) == {None}
     assert {(entry["low"], entry["high"], entry["seeds"]) for entry in sau["difference"].values()} == {(None, None, 1)}
     text = (result.folder / "compare.md").read_text()
-    assert "±" not in text and "one training seed" in text and "One seed gives no interval" in text
+    assert "±" not in text and "one training seed" in text and "| too few seeds |" in text
 
 
 def test_a_group_without_classes_is_absent(tmp_path: Path) -> None:

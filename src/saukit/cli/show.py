@@ -257,14 +257,9 @@ def show_export(result: ExportResult, reporter: Reporter) -> None:
 
 
 def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
-    """A comparison: its means, its paired differences, how its models were chosen, where it is."""
-    from saukit.evaluation.comparison_files import (
-        MEASURES,
-        chosen_by,
-        difference_columns,
-        difference_rows,
-        mean_rows,
-    )
+    """A comparison: its means, its paired differences, its verdict, how its models were chosen, where it is."""
+    from saukit.evaluation.comparison_files import answer, chosen_by, difference_columns, difference_rows, mean_rows
+    from saukit.evaluation.summary import MEASURES
 
     document = result.document
     runs = [len(method["runs"]) for method in document["methods"]]
@@ -281,6 +276,8 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
             rows,
             text_columns=2,
         )
+    if (verdict := answer(document)) is not None:
+        reporter.result("\n".join([verdict.headline, *verdict.sentences]))
     reporter.result(chosen_by(document))
     reporter.result(f"look at {' and '.join(map(str, result.files))}")
     _show_state(result.state, result.folder, reporter)

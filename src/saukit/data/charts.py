@@ -1,22 +1,23 @@
-"""The counts of a split as a picture and as lines for a terminal."""
+"""The counts of a split as a figure, and as lines for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from saukit.core.figures import GROUP_COLOURS, INK, new_figure, save_figure
+from saukit.core.plots import LONGEST_NAME, add_legend, colour, labels, new_figure, styled
 from saukit.data.shots import ShotGroups
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BAR_WIDTH = 40
 MAX_LINES = 40
-MAX_NAME = 20
-MAX_LABELLED = 120  # class names below the bars
-MAX_NUMBERED = 30  # counts above the bars
+MAX_ROWS = 40  # classes with a bar and a name each
 
 
 def counts_chart(classes: Sequence[str], counts: Sequence[int], groups: ShotGroups) -> list[str]:
-    """A bar chart of the counts, a line a class, at most about 40 lines: head and tail, dots between."""
+    """A bar chart of the counts, one line per class, at most about 40 lines: head and tail, dots between."""
     shown = list(range(len(classes)))
     if len(shown) > MAX_LINES:
         shown = [*shown[: MAX_LINES // 2], *shown[-(MAX_LINES // 2 - 1) :]]
@@ -32,54 +33,54 @@ def counts_chart(classes: Sequence[str], counts: Sequence[int], groups: ShotGrou
     return lines
 
 
-def save_counts_chart(path: Path, classes: Sequence[str], counts: Sequence[int], groups: ShotGroups) -> None:
-    """Write the counts as a PNG: a bar a class in class order, on a logarithmic scale, coloured by group."""
+@styled
+def counts_figure(
+    classes: Sequence[str],
+    counts: Sequence[int],
+    groups: ShotGroups,
+    synthetic: Sequence[int] | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """The training images of each class by falling count, coloured by shot group, with `synthetic` ones on top."""
     from matplotlib.patches import Patch
-    from matplotlib.ticker import StrMethodFormatter
 
-    few_classes = len(classes) <= MAX_NUMBERED
-    figure, axes = new_figure(min(max(5.0, 1.5 + 0.5 * len(classes)), 14.0), 3.6)
-    colours = [GROUP_COLOURS[groups.of_class(index)] for index in range(len(classes))]
-    axes.bar(range(len(classes)), counts, width=0.78 if few_classes else 1.0, color=colours)
-    axes.set_yscale("log")
-    axes.set_ylim(0.7, max(counts) * (1.9 if few_classes else 1.3))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-    axes.minorticks_off()
-    axes.set_xlim(-0.6, len(classes) - 0.4)
-    if few_classes:
-        for index, count in enumerate(counts):
-            axes.annotate(
-                str(count),
-                (index, count),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=INK,
-            )
-    if len(classes) <= MAX_LABELLED:
-        turned = len(classes) > 12 or max(map(len, classes)) > 8
-        size = 8 if few_classes else 5
-        axes.set_xticks(
-            range(len(classes)),
-            [_plain(_short(name)) for name in classes],
-            rotation=90 if turned else 0,
-            fontsize=size,
-        )
+    order = sorted(range(len(classes)), key=lambda c: -counts[c])
+    real = [counts[c] for c in order]
+    total = [counts[c] + (0 if synthetic is None else synthetic[c]) for c in order]
+    rows = len(order) <= MAX_ROWS
+    figure, (axes,) = new_figure(0.7 + 0.25 * len(order) if rows else 3.2)
+    layers = [(real, 1.0)] if synthetic is None else [(total, 0.3), (real, 1.0)]
+    legend = [Patch(color=colour(name), label=f"{name} ({len(own)})") for name, own in groups.members.items()]
+    for name, members in groups.members.items():
+        own = [place for place, c in enumerate(order) if c in members]
+        for top, alpha in layers:
+            heights = [top[place] for place in own]
+            look: dict[str, Any] = {"color": colour(name), "alpha": alpha, "linewidth": 0}
+            if rows:
+                axes.barh(own, heights, 0.72, **look)
+            else:  # one shape, not a thousand bars
+                edges = [own[0] - 0.5, *(place + 0.5 for place in own)]
+                axes.fill_between(edges, [heights[0], *heights], step="pre", **look)
+    if synthetic is not None:
+        legend.append(Patch(color=colour("soft"), alpha=0.4, label="synthetic"))
+    if rows:
+        names = labels(classes)
+        for place, (count, sum_) in enumerate(zip(real, total, strict=True)):
+            text = f"{count:,}" + (f" + {sum_ - count:,}" if sum_ > count else "")
+            axes.annotate(text, (sum_, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_yticks(range(len(order)), [names[c] for c in order])
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set_xlim(0, 1.2 * max(total))
+        axes.set_xlabel("training images")
     else:
-        axes.set_xlabel("class", color=INK, fontsize=9)
-    axes.set_ylabel("training images (log scale)", color=INK, fontsize=9)
-    axes.set_title(_plain(groups.rule), color=INK, fontsize=9, loc="left")
-    legend = [
-        Patch(color=GROUP_COLOURS[name], label=f"{name} ({len(members)})") for name, members in groups.members.items()
-    ]
-    axes.legend(handles=legend, frameon=False, fontsize=8, loc="upper right", ncols=len(legend))
-    save_figure(figure, path)
+        axes.set_xlim(-0.5, len(order) - 0.5)
+        axes.set_xlabel("classes by falling count")
+        axes.set_ylabel("training images")
+        axes.grid(True, axis="y")
+    add_legend(figure, legend, title=title)
+    return figure
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would read it as mathematics
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -34,8 +34,9 @@ from saukit.core.artifacts import (
 from saukit.core.config import load_config, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, existing_state, require
-from saukit.data.charts import save_counts_chart
+from saukit.data.charts import counts_figure
 from saukit.data.config import SplitConfig, settled
 from saukit.data.long_tail import class_counts
 from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolve, shortened
@@ -225,7 +226,8 @@ def _write(
             own_test = name == "test" and source.test_labels is not None
             images = pixels.read("test" if own_test else "train", positions, config.image_size)
             _save_part(staging, name, images, of[positions], positions, metadata)
-        save_counts_chart(staging / CHART_NAME, plan.classes, plan.train_counts, plan.groups)
+        chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
+        save_figure(chart, staging / CHART_NAME)
         write_text(staging / CONFIG_NAME, to_yaml(config))
         summary = {
             **plan.summary,

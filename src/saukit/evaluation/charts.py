@@ -1,71 +1,245 @@
-"""Pictures of a result: accuracy per class, and the confusion matrix."""
+"""The figures of results: accuracy per class, confusion matrix, calibration, losses, and methods with intervals.
+
+Classes come by falling number of real training images: the head on top or on the left, the tail at the other end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.figures import GROUP_COLOURS, INK, new_figure, save_figure
+from saukit.core.plots import NARROW, add_legend, bare, colour, labels, new_figure, styled
+from saukit.evaluation.summary import MEASURES
 
-MOST_LABELS = 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_ROWS = 40  # classes with a row and a name each
+MOST_NUMBERS = 20  # classes of a confusion matrix with numbers in its cells
+CELL = (0.18, 0.42, 0.71)  # over light and dark paper, the more opaque the larger the share
+LONGEST_LABEL = 44
 
 
-def draw_per_class(
-    path: Path,
+def by_falling_count(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
+    """The classes, those with most real training images first."""
+    return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
+
+
+@styled
+def per_class_figure(
+    accuracies: Mapping[str, Sequence[float | None]],
     *,
-    title: str,
     classes: Sequence[str],
-    accuracies: Sequence[float | None],
     counts: Sequence[int],
     members: Mapping[str, Sequence[int]],
-) -> None:
-    """Bars of the accuracy per class, the classes by falling number of real training images, coloured by group."""
-    from matplotlib.patches import Patch
+    title: str = "",
+) -> Figure:
+    """The accuracy per class of one method as bars in the colours of the shot groups, or of several as dots.
 
-    order = sorted(range(len(classes)), key=lambda c: -counts[c])
+    `accuracies`: for each method's label its accuracies in [0, 1]. `members`: the classes of each shot group.
+    """
+    order = by_falling_count(counts)
     group_of = {c: name for name, rows in members.items() for c in rows}
-    figure, axes = new_figure(max(5.5, min(14.0, 1.5 + 0.55 * len(classes))), 3.4)
-    heights = [100 * (accuracies[c] or 0.0) for c in order]
-    axes.bar(range(len(order)), heights, color=[GROUP_COLOURS[group_of[c]] for c in order], width=0.75)
-    if len(order) <= MOST_LABELS:
-        for position, c in enumerate(order):
-            text = "-" if accuracies[c] is None else f"{100 * accuracies[c]:.0f}"  # type: ignore[operator]
-            axes.text(position, heights[position] + 1, text, ha="center", va="bottom", fontsize=7, color=INK)
-        labels = [f"{classes[c]}\n{counts[c]:,}" for c in order]
-        axes.set_xticks(range(len(order)), labels, fontsize=7, rotation=0 if len(order) <= 12 else 90)
+    named = len(order) <= MOST_ROWS
+    rows = np.arange(len(order))
+    figure, (axes,) = new_figure(0.8 + 0.25 * len(order) if named else 3.2)
+    series = {label: [100 * (values[c] or 0) for c in order] for label, values in accuracies.items()}
+    if len(series) == 1:
+        (values,) = series.values()
+        for name in members:
+            own = [row for row in rows if group_of[order[row]] == name]
+            axes.barh(own, [values[row] for row in own], color=colour(name), height=0.72, label=name)
     else:
-        axes.set_xlabel("classes, by falling number of real training images", fontsize=8)
-    axes.set_ylim(0, 108)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("accuracy, %", fontsize=8)
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
-    handles = [Patch(color=GROUP_COLOURS[name], label=name) for name in GROUP_COLOURS if name in members]
-    axes.legend(handles=handles, fontsize=7, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+        axes.hlines(rows, *np.sort(list(series.values()), axis=0)[[0, -1]], color=colour("line"), linewidth=3)
+        for (label, values), name in zip(series.items(), ("synthetic", "real", "c1", "c2"), strict=False):
+            face = colour("paper" if name == "real" else name)
+            size, text = 5 if named else 3, labels([label], longest=LONGEST_LABEL)[0]
+            axes.plot(values, rows, "o", color=colour(name), markersize=size, label=text, markerfacecolor=face)
+    if named:
+        names = labels(classes)
+        axes.set_yticks(rows, [f"{names[c]} ({counts[c]:,})" for c in order])
+        if len(series) == 1:
+            for row, c in enumerate(order):
+                value = next(iter(accuracies.values()))[c]
+                axes.text(values[row] + 1, row, "-" if value is None else f"{100 * value:.0f}", va="center", fontsize=8)
+    else:
+        axes.set_yticks([])
+        axes.set_ylabel("classes, the most frequent on top")
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    lowest = min(min(values) for values in series.values())
+    axes.set_xlim(0 if len(series) == 1 else 20 * ((lowest - 1) // 20), 109 if len(series) == 1 else 102)
+    axes.set_xlabel("accuracy, %")
+    add_legend(figure, axes.get_legend_handles_labels()[0], title=title)
+    return figure
 
 
-def draw_confusion(path: Path, *, title: str, classes: Sequence[str], confusion: npt.NDArray[np.int64]) -> None:
-    """The confusion matrix, each row as shares of its true class."""
-    rows = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = max(4.2, min(12.0, 1.8 + 0.42 * len(classes)))
-    figure, axes = new_figure(side + 0.6, side)
-    image = axes.imshow(100 * rows, cmap="Blues", vmin=0, vmax=100)
-    few = len(classes) <= 20
-    if len(classes) <= MOST_LABELS:
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(classes)), classes, fontsize=7)
-    if few:
-        for row in range(len(classes)):
-            for column in range(len(classes)):
-                share = 100 * rows[row, column]
-                if share >= 0.5:
-                    colour = "white" if share > 55 else INK
-                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set_xlabel("predicted class", fontsize=8)
-    axes.set_ylabel("true class", fontsize=8)
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
-    save_figure(figure, path)
+@styled
+def confusion_figure(
+    confusion: npt.NDArray[np.int64],
+    *,
+    classes: Sequence[str],
+    counts: Sequence[int],
+    title: str = "",
+    width: float = NARROW,
+) -> Figure:
+    """The confusion matrix: true rows, predicted columns, each cell the share of its true class in %."""
+    order = by_falling_count(counts)
+    shares = confusion[np.ix_(order, order)] / np.maximum(confusion.sum(1, keepdims=True)[order], 1)
+    figure, (axes,) = new_figure(width, width=width)
+    cells = np.empty((*shares.shape, 4))
+    cells[..., :3], cells[..., 3] = CELL, np.sqrt(shares)  # the root shows small shares too
+    axes.imshow(cells, interpolation="none")
+    bare(axes)
+    if len(order) <= MOST_ROWS:
+        names = labels(classes, longest=14)
+        size = min(8.0, 50 * width / len(order))
+        short = max(len(names[c]) for c in order) <= 3
+        axes.set_xticks(range(len(order)), [names[c] for c in order], rotation=0 if short else 90, fontsize=size)
+        axes.set_yticks(range(len(order)), [names[c] for c in order], fontsize=size)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if len(order) <= MOST_NUMBERS:
+        for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
+            share = shares[row, column]
+            ink = "#f8fafc" if share > 0.35 else colour("ink")
+            text = f"{100 * share:.0f}"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=min(8.0, 32 * width / len(order)), color=ink
+            )
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title)
+    return figure
+
+
+@styled
+def calibration_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """A reliability diagram: what accuracy and confidence share in each bin, the gap between them, the diagonal."""
+    figure, (axes,) = new_figure(3.0, width=NARROW)
+    filled = [row for row in bins if row["images"]]
+    lows = np.array([[row["low"], row["high"] - row["low"], row["accuracy"], row["confidence"]] for row in filled]).T
+    left, width, accuracy, confidence = 100 * lows
+    both = np.minimum(accuracy, confidence)
+    look: dict[str, Any] = {"align": "edge", "edgecolor": colour("paper")}
+    axes.bar(left, both, width, color=colour("c0"), alpha=0.55, label="both agree", **look)
+    for name, text, gap in (("worse", "too sure", confidence - both), ("medium", "not sure enough", accuracy - both)):
+        axes.bar(left, gap, width, both, color=colour(name), label=text, **look)
+    axes.plot([0, 100], [0, 100], "--", color=colour("soft"), linewidth=1)
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
+    axes.grid(True, axis="y")
+    add_legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+@styled
+def losses_figure(logs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
+    """The losses over the steps, from the logs of one method's runs: a thin line per seed, and a strong one for the
+    mean; below it the balanced accuracy on the validation part, if there is one."""
+    figure, (axes,) = new_figure(3.0, width=NARROW)
+    names = list(dict.fromkeys(name for log in logs for line in log for name in line["losses"]))
+    for index, name in enumerate(names):
+        runs = [{line["step"]: line["losses"][name] for line in log if name in line["losses"]} for log in logs]
+        _mean_line(axes, runs, colour(f"c{index % 4}"), name.replace("_", " "))
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("loss")
+    axes.grid(True, axis="y")
+    key = "val_balanced_accuracy"
+    checked = [{line["step"]: 100 * line[key] for line in log if key in line} for log in logs]
+    if any(checked):
+        right = axes.twinx()
+        _mean_line(right, checked, colour("soft"), "validation accuracy, %", style=":")
+        right.set_ylim(0, 100)
+        right.grid(False)
+        right.tick_params(right=False)
+        axes.plot([], [], ":", color=colour("soft"), label="validation accuracy, % (right)")
+    add_legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of `interval_axes`, in the measure's own unit: a mean, its interval if there is one, its seeds."""
+
+    label: str
+    text: str
+    colour: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    singles: tuple[float, ...] = ()
+
+
+def interval_axes(axes: Axes, rows: Sequence[Row], *, zero: bool = False) -> None:
+    """A row each: its label and numbers, and below them its mean as a dot, its interval as a line, its seeds as small
+    dots; `zero` marks 0. Dots of the colours "real" and "soft" are hollow."""
+    from matplotlib.ticker import MaxNLocator
+
+    for index, row in enumerate(rows):
+        ink = colour(row.colour)
+        at = axes.get_yaxis_transform()
+        label = labels([row.label], longest=LONGEST_LABEL - len(row.text))[0]
+        axes.text(0, index - 0.28, label, transform=at, va="center", weight="bold", fontsize=8.5)
+        axes.text(1, index - 0.28, row.text, transform=at, va="center", ha="right", fontsize=8.5)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [index + 0.12] * 2, color=ink, linewidth=2, solid_capstyle="round")
+        seeds = [index + 0.12] * len(row.singles)
+        axes.plot(row.singles, seeds, "o", color=ink, alpha=0.5, markersize=3, markeredgewidth=0)
+        face = colour("paper") if row.colour in ("real", "soft") else ink
+        axes.plot(row.value, index + 0.12, "o", color=ink, markerfacecolor=face, markersize=6.5, markeredgewidth=1.7)
+    if zero:
+        axes.axvline(0, color=colour("soft"), linewidth=1, zorder=1)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.margins(x=0.04)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+@styled
+def interval_figure(rows: Sequence[Row], *, zero: bool = False) -> Figure:
+    """`interval_axes` on a figure of their own."""
+    figure, (axes,) = new_figure(0.3 + 0.42 * len(rows))
+    interval_axes(axes, rows, zero=zero)
+    return figure
+
+
+@styled
+def comparison_figure(document: Mapping[str, Any]) -> Figure:
+    """The methods of compare.json: balanced accuracy and few-shot accuracy beside each other."""
+    measures = [name for name in ("balanced_accuracy", "few") if mean_rows(document["methods"], name)]
+    figure, panels = new_figure(0.7 + 0.42 * len(document["methods"]), columns=len(measures))
+    for axes, name in zip(panels, measures, strict=True):
+        interval_axes(axes, mean_rows(document["methods"], name))
+        axes.set_title(f"{'few-shot' if name == 'few' else MEASURES[name]} accuracy, %")
+    return figure
+
+
+def mean_rows(methods: Sequence[Mapping[str, Any]], measure: str) -> list[Row]:
+    """A row per method with its mean of the measure, one standard deviation, and its seeds, all in %."""
+    rows = []
+    for method in methods:
+        value, std = method["mean"][measure], method["std"][measure]
+        if value is None:
+            continue
+        kind = "synthetic" if method["synthetic_images"] else "real"
+        singles = tuple(100 * run[measure] for run in method["runs"])
+        text = f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+        low, high = (None, None) if std is None else (100 * (value - std), 100 * (value + std))
+        rows.append(Row(method["label"], text, kind, 100 * value, low, high, singles if len(singles) > 1 else ()))
+    return rows
+
+
+def _mean_line(axes: Axes, runs: Sequence[Mapping[int, float]], ink: str, label: str, style: str = "-") -> None:
+    shared = sorted(set.intersection(*(set(run) for run in runs if run)))
+    if len(runs) > 1:
+        for run in runs:
+            axes.plot(list(run), list(run.values()), style, color=ink, alpha=0.35, linewidth=0.8)
+    mean = [float(np.mean([run[step] for run in runs if run])) for step in shared]
+    axes.plot(shared, mean, style, color=ink, linewidth=1.8, label=label)

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,21 +21,22 @@ from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, read_ma
 from saukit.core.config import to_mapping
 from saukit.core.console import ProgressLine, Reporter, format_duration, format_share
 from saukit.core.errors import Interrupted, LockHeldError
+from saukit.core.plots import save_figure
 from saukit.core.workspace import State, Workspace, existing_state, prepare
 from saukit.data.split import Split
+from saukit.evaluation.charts import comparison_figure
 from saukit.evaluation.comparison_files import (
     CHART_NAME,
     MARKDOWN_NAME,
-    MEASURES,
     TABLE_NAME,
-    draw_comparison,
-    measures_of,
     write_tables,
 )
 from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.evaluation.contenders import ComparisonPlan, Contender, PlannedRun, locate, plan_comparison
 from saukit.evaluation.evaluate import evaluate
-from saukit.evaluation.statistics import CONFIDENCE, mean, paired_difference, standard_deviation
+from saukit.evaluation.statistics import CONFIDENCE
+from saukit.evaluation.summary import differences, measures_of, method_entry, verdict
+from saukit.synthesis.candidates import AUDIT
 from saukit.training.trainer import fit, read_complete
 
 KIND = "comparison"
@@ -98,10 +99,12 @@ def compare(
             if state == "complete":
                 document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
                 return ComparisonResult(state, folder, document)
-            document = comparison_document(plan, finished, name=name)
+            audit = workspace.synth / AUDIT
+            judged = json.loads(audit.read_text(encoding="utf-8"))["overall"] if audit.exists() else None
+            document = comparison_document(plan, finished, name=name, judged=judged)
             write_json(folder / DOCUMENT_NAME, document)
             write_tables(folder, document)
-            draw_comparison(folder / CHART_NAME, document)
+            save_figure(comparison_figure(document), folder / CHART_NAME)
             write_manifest(
                 folder,
                 kind=KIND,
@@ -113,41 +116,35 @@ def compare(
     return ComparisonResult(state, folder, document)
 
 
-def comparison_document(plan: ComparisonPlan, finished: Sequence[FinishedRun], *, name: str) -> dict[str, Any]:
-    """The figures of compare.json, all accuracies in [0, 1]; what is absent is null."""
-    split = plan.split
-    by_label = {
-        contender.label: [run for run in finished if run.contender == contender] for contender in plan.contenders
-    }
-    values = {
-        label: {measure: [measures_of(run.results)[measure] for run in runs] for measure in MEASURES}
-        for label, runs in by_label.items()
-    }
+def comparison_document(
+    plan: ComparisonPlan, finished: Sequence[FinishedRun], *, name: str, judged: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The figures of compare.json, all accuracies in [0, 1]; what is absent is null.
+
+    `judged`: the overall figures of the audit of the synthetic images, if there is one.
+    """
+    entries = []
+    for contender in plan.contenders:
+        runs = [run for run in finished if run.contender == contender]
+        entry = method_entry(contender.label, to_mapping(contender.config), runs)
+        for described, run in zip(entry["runs"], runs, strict=True):
+            described["reused"] = run.reused
+        entries.append({**entry, "images_seen": contender.images_seen, "difference": None})
+    (baseline,) = (entry for entry in entries if entry["label"] == plan.baseline)
+    others = [entry for entry in entries if entry is not baseline]
+    changes = differences([(entry, baseline) for entry in others], confidence=CONFIDENCE)
+    for entry, change in zip(others, changes, strict=True):
+        entry["difference"] = change
     return {
         "format_version": FORMAT_VERSION,
         "name": name,
         "baseline": plan.baseline,
         "confidence": CONFIDENCE,
-        "groups_rule": split.groups.rule,
-        "split": _describe_split(split) | {"test_images": finished[0].results["test_images"]},
-        "methods": [
-            {
-                **_describe_method(contender, by_label[contender.label]),
-                "mean": {measure: mean(numbers) for measure, numbers in values[contender.label].items()},
-                "std": {measure: standard_deviation(numbers) for measure, numbers in values[contender.label].items()},
-                "per_class": [
-                    mean([run.results["per_class"][c]["top1"] for run in by_label[contender.label]])
-                    for c in range(split.num_classes)
-                ],
-                "difference": None
-                if contender.label == plan.baseline
-                else {
-                    measure: _difference(values[contender.label][measure], values[plan.baseline][measure])
-                    for measure in MEASURES
-                },
-            }
-            for contender in plan.contenders
-        ],
+        "groups_rule": plan.split.groups.rule,
+        "split": _describe_split(plan.split) | {"test_images": finished[0].results["test_images"]},
+        "judged": judged,
+        "methods": entries,
+        "verdict": verdict(entries, confidence=CONFIDENCE),
     }
 
 
@@ -225,11 +222,6 @@ def _progress_line(run: FinishedRun, done: int, total: int, seconds_left: float 
     return f"{done}/{total} {run.contender.label} seed {run.seed}: {', '.join([*figures, took])}{left}"
 
 
-def _difference(values: Sequence[float | None], baseline: Sequence[float | None]) -> dict[str, Any] | None:
-    difference = paired_difference(values, baseline, confidence=CONFIDENCE)
-    return None if difference is None else asdict(difference)
-
-
 def _describe_split(split: Split) -> dict[str, Any]:
     return {
         "digest": split.manifest.digest,
@@ -237,33 +229,6 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "classes": list(split.classes),
         "class_counts": split.class_counts.tolist(),
         "groups": {name: list(rows) for name, rows in split.groups.members.items()},
-    }
-
-
-def _describe_method(contender: Contender, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """What was trained and at what cost; runs of one configuration differ in their seconds and their device alone."""
-    summary = runs[0].manifest.summary
-    shared = ("real_images", "synthetic_images", "steps", "batch_size", "views_per_step")
-    return {
-        "label": contender.label,
-        "method": contender.config.method,
-        "config": {name: value for name, value in to_mapping(contender.config).items() if name != "seed"},
-        **{name: summary[name] for name in shared},
-        "images_seen": contender.images_seen,
-        "parameters": summary["parameters"],
-        "seconds": mean([run.manifest.summary["seconds"] for run in runs]),
-        "device": ", ".join(sorted({run.manifest.device for run in runs})),
-        "runs": [
-            {
-                "name": run.name,
-                "seed": run.seed,
-                "reused": run.reused,
-                **measures_of(run.results),
-                "chosen_step": run.manifest.summary["chosen_step"],
-                "chosen_by": run.manifest.summary["chosen_by"],
-            }
-            for run in runs
-        ],
     }
 
 

@@ -1,42 +1,121 @@
-"""How a comparison's document looks: rows of tables for the terminal and Markdown, a CSV, and a dot plot."""
+"""How a comparison's document reads: the verdict in words, tables for the terminal and Markdown, and a CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saukit.core.artifacts import write_text
 from saukit.core.console import format_duration, format_share
-from saukit.core.figures import GROUP_COLOURS, INK, new_figure, save_figure
 from saukit.data.shots import GROUP_NAMES
-from saukit.evaluation.statistics import Difference
+from saukit.evaluation.statistics import MIN_SEEDS
+from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
 
 TABLE_NAME, MARKDOWN_NAME, CHART_NAME = "compare.csv", "compare.md", "compare.png"
-# The measures of a comparison and what tables call them.
-MEASURES = {
-    "top1": "top-1",
-    "balanced_accuracy": "balanced",
-    **{name: name for name in GROUP_NAMES},
-    "ece": "ECE",
-}
-LESS_IS_BETTER = ("ece",)
 METHOD_COLUMNS = (
     "real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "images_seen", "parameters", "device",
 )  # fmt: skip
+Tone = Literal["better", "worse", "unclear"]
 
 
-def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a results.json, shares in [0, 1]; None for a group without classes."""
-    groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
-    return {name: groups[name] if name in groups else results[name] for name in MEASURES}
+@dataclass(frozen=True)
+class Answer:
+    """Did synthetic images help? In words; `tone` colours it."""
+
+    tone: Tone
+    headline: str
+    sentences: list[str]
+
+
+def answer(document: dict[str, Any]) -> Answer | None:
+    """The verdict of a comparison in words, with the budget it holds for; None without methods on either side.
+
+    Where the judge of the synthetic images recognises no more of them than chance would, that is the answer.
+    """
+    found = document["verdict"]
+    if found is None:
+        return None
+    methods = {method["label"]: method for method in document["methods"]}
+    ours, theirs = (methods[found[side]]["mean"] for side in ("ours", "theirs"))
+    changes = {rival["label"]: rival["difference"]["balanced_accuracy"] for rival in found["rivals"]}
+    first, few = changes[found["theirs"]], found["rivals"][0]["difference"]["few"]
+    gain = f"{points(first['mean'])} points of balanced accuracy at {budget(document['methods'])}"
+    tone: Tone = "unclear"
+    if unrecognised := _unrecognised(document["judged"], len(document["split"]["classes"])):
+        tone, headline = "worse", unrecognised
+    elif first["seeds"] < MIN_SEEDS:
+        headline = f"Too few seeds to tell whether synthetic images help: {gain}"
+    elif any(change["clear"] and change["mean"] < 0 for change in changes.values()):
+        tone, headline = "worse", f"Synthetic images did not help: {gain}"
+    elif all(change["clear"] for change in changes.values()):
+        tone, headline = "better", f"Synthetic images helped: {gain}"
+    else:
+        headline = f"No clear effect of synthetic images: {gain}"
+    sentences = [
+        f"Best with synthetic images: {found['ours']}, {format_share(ours['balanced_accuracy'])} % balanced accuracy. "
+        f"Best on real images alone: {found['theirs']}, {format_share(theirs['balanced_accuracy'])} %. "
+        f"Paired by seed, {described(first)}."
+    ]
+    if unrecognised:
+        sentences.insert(0, f"The comparison with such images: {gain}.")
+    if few is not None:
+        shares = f"{format_share(ours['few'])} % against {format_share(theirs['few'])} %"
+        sentences.append(f"Few-shot classes: {shares}, {described(few)}.")
+    if others := [f"{label} {described(change)}" for label, change in changes.items() if label != found["theirs"]]:
+        sentences.append(f"Against the other real-only methods that may be the best: {'; '.join(others)}.")
+    if first["low"] is not None:
+        level, tests = 100 - 100 * document["confidence"], found["tests"]
+        correction = f" after Holm's correction for {tests} differences" if tests > 1 else ""
+        sentences.append(f"Clear means significant at {level:.0f} %{correction} of the measure.")
+    return Answer(tone, headline, sentences)
+
+
+def budget(methods: Sequence[Mapping[str, Any]]) -> str:
+    """What the methods were trained for: 300 steps of batch size 64."""
+    found = {(method["steps"], method["batch_size"]) for method in methods}
+    steps, sizes = (sorted(set(values)) for values in zip(*found, strict=True))
+    ranges = [f"{values[0]:,}{f' to {values[-1]:,}' if len(values) > 1 else ''}" for values in (steps, sizes)]
+    return f"{ranges[0]} steps of batch size {ranges[1]}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign: +2.1."""
+    return f"{100 * value:+.1f}"
+
+
+def interval(difference: Mapping[str, Any]) -> str:
+    """The interval of a difference in points, or why there is none: +0.2 to +2.0."""
+    if difference["low"] is not None:
+        return f"{points(difference['low'])} to {points(difference['high'])}"
+    return "too few seeds" if difference["seeds"] < MIN_SEEDS else "no spread"
+
+
+def difference_text(difference: Mapping[str, Any] | None) -> str:
+    """A difference and its interval in points, or why there is none: +1.1 (+0.2 to +2.0)."""
+    return "-" if difference is None else f"{points(difference['mean'])} ({interval(difference)})"
+
+
+def tone(difference: Mapping[str, Any] | None) -> Tone:
+    """What a difference of accuracies shows."""
+    if difference is None or not difference["clear"]:
+        return "unclear"
+    return "better" if difference["mean"] > 0 else "worse"
+
+
+def described(difference: Mapping[str, Any]) -> str:
+    """A difference, its interval and whether it is clear: +1.1 points (+0.2 to +2.0, clear)."""
+    clear = "" if difference["low"] is None else ", clear" if difference["clear"] else ", not clear"
+    return f"{points(difference['mean'])} points ({interval(difference)}{clear})"
 
 
 def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:
-    """One row a method: its label, and mean ± standard deviation of each measure in %; `bold` goes around the best."""
+    """One row per method: its label, and mean ± standard deviation of each measure in %; `bold` surrounds the best."""
     best = {measure: _best(document, measure) for measure in MEASURES}
     rows = []
     for method in document["methods"]:
@@ -50,17 +129,20 @@ def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:
 
 
 def difference_columns(document: dict[str, Any]) -> list[str]:
-    """What is above the columns of `difference_rows`."""
-    return ["method", "measure", "difference", f"{100 * document['confidence']:.0f} % interval", "clear of zero"]
+    """The heads of the columns of `difference_rows`."""
+    return ["method", "measure", "difference", f"{100 * document['confidence']:.0f} % interval", "clear"]
 
 
 def difference_rows(document: dict[str, Any]) -> list[list[str]]:
-    """One row a method and measure: label, measure, difference to the baseline, interval in points, clear of zero."""
+    """One row per method and measure: label, measure, difference to the baseline, its interval, whether it is clear."""
     rows = []
     for method in document["methods"]:
-        for measure, numbers in (method["difference"] or {}).items():
-            if numbers is not None:
-                rows.append([method["label"], MEASURES[measure], *_difference_cells(Difference(**numbers))])
+        for measure, found in (method["difference"] or {}).items():
+            if found is not None:
+                clear = "-" if found["low"] is None else "no"
+                if found["clear"]:
+                    clear = "yes, higher" if found["mean"] > 0 else "yes, lower"
+                rows.append([method["label"], MEASURES[measure], points(found["mean"]), interval(found), clear])
     return rows
 
 
@@ -78,7 +160,7 @@ def write_tables(folder: Path, document: dict[str, Any]) -> None:
 
 
 def comparison_csv(document: dict[str, Any]) -> str:
-    """One row a run, accuracies in [0, 1]; what is absent is an empty cell."""
+    """One row per run, accuracies in [0, 1]; what is absent is an empty cell."""
     run_columns = ("name", "seed", "reused", *MEASURES, "chosen_step", "chosen_by")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -107,6 +189,9 @@ def comparison_markdown(document: dict[str, Any]) -> str:
         "ECE: expected calibration error, of which less is better.",
         "",
     ]
+    if (found := answer(document)) is not None:
+        lines += ["## Did synthetic images help?", "", f"**{found.headline}.**", ""]
+        lines += [*(f"- {sentence}" for sentence in found.sentences), ""]
     if rows := difference_rows(document):
         share = f"{100 * document['confidence']:.0f} %"
         lines += [
@@ -114,17 +199,17 @@ def comparison_markdown(document: dict[str, Any]) -> str:
             "",
             *_table(difference_columns(document), rows, text_columns=2),
             "",
-            *(["One seed gives no interval: nothing here is told apart from chance.", ""] if len(seeds) == 1 else []),
-            f"Paired by training seed; Student-t intervals at {share}, each for itself: among many rows some leave out "
-            "zero by chance. They cover what the training seed decides, on this split, this cache of synthetic images "
-            "and these test images. They do not cover another draw of the split, another cache or another test set.",
+            f"Paired by training seed; Student-t intervals at {share}, with at least {MIN_SEEDS} seeds. "
+            f"Clear: significant after Holm's correction over the methods, for each measure by itself. Intervals cover "
+            "what the training seed decides, on this split, this cache of synthetic images and these test images. They "
+            "do not cover another sample of the split, another cache or another test set.",
             "",
         ]
     lines += [
         "## How it was measured",
         "",
         *_table(
-            ["method", "training images", "network", "steps", "batch", "views a step", "images seen", "time a run"],
+            ["method", "training images", "network", "steps", "batch", "views per step", "images seen", "time per run"],
             [_cost_row(method) for method in methods],
             text_columns=3,
         ),
@@ -142,47 +227,6 @@ def comparison_markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_comparison(path: Path, document: dict[str, Any]) -> None:
-    """Methods downwards; balanced accuracy and few-shot accuracy side by side, a dot a seed and a line at the mean."""
-    methods = document["methods"]
-    shown = [
-        (measure, title, colour)
-        for measure, title, colour in (
-            ("balanced_accuracy", "balanced accuracy, %", INK),
-            ("few", "few-shot accuracy, %", GROUP_COLOURS["few"]),
-        )
-        if any(method["mean"][measure] is not None for method in methods)
-    ]
-    longest = max(len(method["label"]) for method in methods)
-    figure, first = new_figure(1.2 + 0.075 * longest + 3.0 * len(shown), 1.1 + 0.36 * len(methods))
-    grid = figure.add_gridspec(1, len(shown))
-    first.set_subplotspec(grid[0, 0])
-    panels = [first]
-    for column in range(1, len(shown)):
-        panels.append(figure.add_subplot(grid[0, column], sharey=first))
-        panels[-1].spines[["top", "right"]].set_visible(False)
-        panels[-1].tick_params(colors=INK, labelsize=8, left=False, labelleft=False)
-    for axes, (measure, title, colour) in zip(panels, shown, strict=True):
-        for row, method in enumerate(methods):
-            values = [100 * run[measure] for run in method["runs"] if run[measure] is not None]
-            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
-            if values:
-                centre = 100 * method["mean"][measure]
-                axes.plot([centre, centre], [row - 0.3, row + 0.3], color=colour, linewidth=1.8)
-                axes.annotate(
-                    f"{centre:.1f}", (centre, row - 0.3), xytext=(0, 1), textcoords="offset points", ha="center",
-                    va="bottom", fontsize=7, color=colour,
-                )  # fmt: skip
-        axes.set_title(title, fontsize=9, loc="left", color=INK)
-        axes.grid(axis="x", color="#e4e7ea", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.margins(x=0.08)
-    names = [m["label"] + (" (baseline)" if m["label"] == document["baseline"] else "") for m in methods]
-    first.set_yticks(range(len(methods)), names)
-    first.set_ylim(len(methods) - 0.4, -0.85)
-    save_figure(figure, path)
-
-
 def _best(document: dict[str, Any], measure: str) -> float | None:
     means = [method["mean"][measure] for method in document["methods"] if method["mean"][measure] is not None]
     if len(document["methods"]) < 2 or not means:
@@ -190,12 +234,15 @@ def _best(document: dict[str, Any], measure: str) -> float | None:
     return float(min(means) if measure in LESS_IS_BETTER else max(means))
 
 
-def _difference_cells(difference: Difference) -> list[str]:
-    if difference.low is None or difference.high is None:
-        return [f"{100 * difference.mean:+.1f}", "-", "-"]
-    interval = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    direction = "higher" if difference.mean > 0 else "lower"
-    return [f"{100 * difference.mean:+.1f}", interval, f"yes, {direction}" if difference.clear_of_zero else "no"]
+def _unrecognised(judged: Mapping[str, Any] | None, num_classes: int) -> str | None:
+    """That a judge recognises no more images than chance would, within two standard errors; None if it does."""
+    share, chance = None if judged is None else judged["agreement"], 1 / num_classes
+    if judged is None or share is None or share > chance + 2 * sqrt(chance * (1 - chance) / judged["kept"]):
+        return None
+    return (
+        f"The synthetic images do not look like their classes: the judge recognises {format_share(share)} % of them, "
+        f"and chance is {format_share(chance)} %"
+    )
 
 
 def _cost_row(method: dict[str, Any]) -> list[str]:
@@ -213,8 +260,8 @@ def _members(split: dict[str, Any], group: str) -> str:
         return "no class"
     fewest, most = (of(split["class_counts"][row] for row in rows) for of in (min, max))
     names = [split["classes"][row] for row in rows]
-    told = f"class{'es' if len(names) > 1 else ''} {', '.join(names)}" if len(names) <= 12 else f"{len(names)} classes"
-    return f"{told} ({fewest:,}{f' to {most:,}' if most > fewest else ''} real training images each)"
+    shown = f"class{'es' if len(names) > 1 else ''} {', '.join(names)}" if len(names) <= 12 else f"{len(names)} classes"
+    return f"{shown} ({fewest:,}{f' to {most:,}' if most > fewest else ''} real training images each)"
 
 
 def _seeds(document: dict[str, Any]) -> list[int]:

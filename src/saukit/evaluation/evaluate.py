@@ -16,11 +16,12 @@ from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, writ
 from saukit.core.config import load_config, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
+from saukit.core.plots import save_figure
 from saukit.core.words import command_in
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
-from saukit.evaluation.charts import draw_confusion, draw_per_class
+from saukit.evaluation.charts import confusion_figure, per_class_figure
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.metrics import (
     balanced_accuracy,
@@ -85,15 +86,15 @@ def evaluate(
     confusion = confusion_matrix(probabilities, test.labels)
     with workspace.lock(folder), added_files(folder, kind="run", files=[RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME]):
         write_json(folder / RESULTS_NAME, document)
-        draw_per_class(
-            folder / PER_CLASS_NAME,
-            title=f"{name}: accuracy per class, real training images below",
-            classes=split.classes,
-            accuracies=[entry["top1"] for entry in document["per_class"]],
-            counts=split.class_counts.tolist(),
-            members=split.groups.members,
-        )
-        draw_confusion(folder / CONFUSION_NAME, title=f"{name}: confusion", classes=split.classes, confusion=confusion)
+        accuracies = {name: [entry["top1"] for entry in document["per_class"]]}
+        names, counts = split.classes, split.class_counts.tolist()
+        title = f"{name}: accuracy per class (real training images)"
+        figure = per_class_figure(accuracies, classes=names, counts=counts, members=split.groups.members, title=title)
+        save_figure(figure, folder / PER_CLASS_NAME)
+        width = min(9.0, max(4.5, 0.2 * len(names)))
+        title = f"{name}: confusion matrix, % of the true class"
+        figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
+        save_figure(figure, folder / CONFUSION_NAME)
     return EvalResult(document, folder, computed=True)
 
 

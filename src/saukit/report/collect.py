@@ -14,18 +14,16 @@ from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
-from saukit.data.synthetic import KIND as CACHE_KIND
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
 from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.evaluation.statistics import mean
+from saukit.evaluation.summary import method_entry
 from saukit.report.config import ReportConfig
 from saukit.synthesis.candidates import AUDIT, CLOSEST
 from saukit.training.trainer import METRICS_NAME
 
-MOST_RUNS = 60
-MOST_SERIES = 12
+Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,20 @@ class Cache:
     """The kept synthetic images, what the audit says of them, and the PNG of the closest pairs."""
 
     images: SyntheticImages
-    config: dict[str, Any]
-    audit: dict[str, Any] | None
+    config: Document
+    audit: Document | None
     closest: bytes | None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run: its manifest, its resolved configuration, the lines of its log, and results.json if evaluated."""
+    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json."""
 
     name: str
     manifest: Manifest
-    config: dict[str, Any]
-    log: list[dict[str, Any]]
-    results: dict[str, Any] | None
+    config: Document
+    log: list[Document]
+    results: Document
 
     @property
     def seed(self) -> int:
@@ -56,21 +54,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Series:
-    """Runs that differ in nothing but their seed, by ascending seed."""
+class Method:
+    """Runs that differ in nothing but their seed, by ascending seed. `entry` is the method as compare.json has it."""
 
     label: str
     runs: tuple[Run, ...]
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """results.json of the runs that are evaluated."""
-        return [run.results for run in self.runs if run.results is not None]
-
-    @property
-    def accuracy(self) -> float:
-        """The mean balanced accuracy of the evaluated runs, to rank by; 0 without any."""
-        return mean([results["balanced_accuracy"] for results in self.results]) or 0.0
+    entry: Document
 
 
 @dataclass(frozen=True)
@@ -79,21 +68,14 @@ class Comparison:
 
     name: str
     manifest: Manifest
-    document: dict[str, Any]
+    document: Document
 
     def label_of(self, run: Run) -> str | None:
-        """The label that a run has in it; None for another run, also one of that name that was made anew since."""
+        """The label that a run has in it; None for another run, also for one that was trained again since."""
         if self.manifest.inputs.get(f"run {run.name}") != run.manifest.digest:
             return None
-        return next(
-            (
-                str(method["label"])
-                for method in self.document["methods"]
-                for entry in method["runs"]
-                if entry["name"] == run.name
-            ),
-            None,
-        )
+        entries = {entry["name"]: method["label"] for method in self.document["methods"] for entry in method["runs"]}
+        return entries.get(run.name)
 
 
 @dataclass(frozen=True)
@@ -106,34 +88,56 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that the page is made from. `folder` is the workspace's own name, without the way to it."""
+    """All that the page is made from. `folder` is the workspace's own name, without its parents.
+
+    compared: the methods of the comparison whose runs are there, as it has them. others: of runs outside it, by
+    falling accuracy.
+    """
 
     folder: str
     split: Split
-    split_config: dict[str, Any]
+    split_config: Document
     cache: Cache | None
     comparison: Comparison | None
-    series: tuple[Series, ...]
+    compared: tuple[Method, ...]
+    others: tuple[Method, ...]
     left_out: tuple[LeftOut, ...]
+
+    @property
+    def document(self) -> Document | None:
+        """The comparison's document."""
+        return None if self.comparison is None else self.comparison.document
+
+    @property
+    def entries(self) -> list[Document]:
+        """Every method as compare.json has it: those of the comparison, then the others."""
+        return [*([] if self.document is None else self.document["methods"]), *(it.entry for it in self.others)]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run."""
+        return [run for method in (*self.compared, *self.others) for run in method.runs]
 
 
 def collect(config: ReportConfig, workspace: Workspace) -> Contents:
     """Everything of `workspace` that the page shows, each file verified.
 
-    Raises: DataError without a split, or for a run or comparison asked for that is not there or belongs to another
-    split; CorruptArtifactError if one of these is damaged. What was not asked for by name is left out instead.
+    Raises: DataError without a split, or for a run or comparison asked for that is not there, not evaluated or of
+    another split; CorruptArtifactError if one of these is damaged. What was not asked for by name is left out instead.
     """
     split = load_split(workspace)
     left_out: list[LeftOut] = []
     comparison = _comparison(config, workspace, split, left_out)
-    runs = _runs(config, workspace, split, comparison, left_out)
+    runs = _runs(config, workspace, split, left_out)
+    compared, others = _methods(runs, comparison)
     return Contents(
         folder=workspace.root.resolve().name,
         split=split,
         split_config=_yaml(workspace.split / CONFIG_NAME),
         cache=_cache(workspace, split, left_out),
         comparison=comparison,
-        series=_as_series(runs, comparison, left_out),
+        compared=compared,
+        others=others,
         left_out=tuple(left_out),
     )
 
@@ -141,7 +145,7 @@ def collect(config: ReportConfig, workspace: Workspace) -> Contents:
 def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_out: list[LeftOut]) -> Comparison | None:
     """The comparison asked for, or else the one of this split that was completed last."""
     root = workspace.root / "comparisons"
-    found = []
+    found = {}
     for folder in sorted(root.glob("*/")):
         try:
             manifest = read_manifest(folder, kind=COMPARISON_KIND)
@@ -152,126 +156,95 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
             continue
         if manifest is None:
             continue
+        document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
         if manifest.inputs.get("split") != split.manifest.digest:
             left_out.append(LeftOut(folder.name, "comparison of another split than the one in this workspace"))
-            continue
-        document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
-        found.append(Comparison(folder.name, manifest, document))
+        elif "verdict" not in document:
+            again = f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}"
+            left_out.append(LeftOut(folder.name, f"comparison of an earlier saukit: {again}"))
+        else:
+            found[folder.name] = Comparison(folder.name, manifest, document)
     if config.comparison is None:
-        return max(found, key=lambda entry: entry.manifest.created, default=None)
-    for entry in found:
-        if entry.name == config.comparison:
-            return entry
-    raise DataError(
-        f"no complete comparison {config.comparison!r} of this split in {root} "
-        f"({_known('comparisons', [entry.name for entry in found])}): run `saukit compare` first"
-    )
+        return max(found.values(), key=lambda entry: entry.manifest.created, default=None)
+    if config.comparison not in found:
+        raise DataError(
+            f"no complete comparison {config.comparison!r} of this split in {root} "
+            f"({_known('comparisons', list(found))}): run `saukit compare` first"
+        )
+    return found[config.comparison]
 
 
-def _runs(
-    config: ReportConfig,
-    workspace: Workspace,
-    split: Split,
-    comparison: Comparison | None,
-    left_out: list[LeftOut],
-) -> list[Run]:
-    """The runs to show: those asked for; or those of the comparison, the best methods first, then the latest."""
+def _runs(config: ReportConfig, workspace: Workspace, split: Split, left_out: list[LeftOut]) -> list[Run]:
+    """The runs asked for, or else every run that can be shown."""
     names = workspace.run_names()
     if config.runs is not None:
-        missing = [name for name in config.runs if name not in names]
-        if missing:
+        if missing := [name for name in config.runs if name not in names]:
             raise DataError(
                 f"no complete run {', '.join(map(repr, missing))} in {workspace.root / 'runs'} "
                 f"({_known('runs', names)})"
             )
         return [_read_run(workspace, name, split) for name in config.runs]
-    compared = [] if comparison is None else sorted(comparison.document["methods"], key=_by_balanced_accuracy)
-    first = [run["name"] for method in compared for run in method["runs"] if run["name"] in names]
-    runs: list[Run] = []
-    unevaluated: list[Run] = []
-    too_many: list[str] = []
-    for name in [*first, *(name for name in reversed(names) if name not in first)]:
+    runs = []
+    for name in names:
         try:
-            run = _read_run(workspace, name, split)
+            runs.append(_read_run(workspace, name, split))
         except (CorruptArtifactError, DataError) as error:
             left_out.append(LeftOut(name, str(error)))
-            continue
-        if run.results is None:
-            unevaluated.append(run)
-        elif len(runs) == MOST_RUNS:
-            too_many.append(name)
-        else:
-            runs.append(run)
-    if not runs:
-        return unevaluated[:MOST_RUNS]
-    if too_many:
-        text = ", ".join(too_many[:3]) + (", ..." if len(too_many) > 3 else "")
-        reason = f"more than {MOST_RUNS} runs, the best methods come first: saukit report --runs {too_many[0]}"
-        left_out.append(LeftOut(text, reason))
-    left_out.extend(LeftOut(run.name, f"not evaluated: saukit eval --run {run.name}") for run in unevaluated)
     return runs
-
-
-def _by_balanced_accuracy(method: dict[str, Any]) -> float:
-    return -float(method["mean"]["balanced_accuracy"] or 0.0)
 
 
 def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
     folder = workspace.root / "runs" / name
     manifest = read_manifest(folder, kind="run")
     if manifest is None:
-        raise DataError(f"the run in {folder} is not complete")
+        raise DataError(f"run {name} is not complete")
     if manifest.inputs.get("split") != split.manifest.digest:
         raise DataError(f"run {name} was made from another split than the one in this workspace: train it again")
+    if RESULTS_NAME not in manifest.files:
+        raise DataError(f"run {name} is not evaluated: saukit eval --run {name}")
     log = [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
-    results = None
-    if RESULTS_NAME in manifest.files:
-        results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+    results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
     return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results)
 
 
-def _as_series(runs: Sequence[Run], comparison: Comparison | None, left_out: list[LeftOut]) -> tuple[Series, ...]:
-    """Runs that differ only in their seed together: by the comparison's labels, the others by what they are."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+def _methods(runs: Sequence[Run], comparison: Comparison | None) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
+    """Runs that differ only in their seed together: those of the comparison, and the others."""
+    groups: dict[tuple[str | None, str], list[Run]] = {}
     for run in runs:
         label = None if comparison is None else comparison.label_of(run)
         settings = {name: value for name, value in run.config.items() if name != "seed"}
-        made_from = json.dumps([settings, run.manifest.inputs], sort_keys=True)
-        groups.setdefault(("", made_from) if label is None else (label, ""), []).append(run)
-    compared = [label for label, _ in groups if label]
-    series: list[Series] = []
-    for (label, _), members in groups.items():
+        made_from = json.dumps([settings, run.manifest.inputs], sort_keys=True) if label is None else ""
+        groups.setdefault((label, made_from), []).append(run)
+    entries = {} if comparison is None else {entry["label"]: entry for entry in comparison.document["methods"]}
+    found: dict[str, Method] = {}
+    for (known, _), members in sorted(groups.items(), key=lambda item: item[0][0] is None):
         ordered = tuple(sorted(members, key=lambda run: (run.seed, run.name)))
         first = ordered[0]
         choices = (first.name.removesuffix(f"-seed{first.seed}"), first.name, f"{first.name} (not compared)")
-        taken = {*compared, *(other.label for other in series)}
-        series.append(Series(label or next(name for name in choices if name not in taken), ordered))
-    # Those of the comparison as it has them, then the others by falling accuracy.
-    series.sort(key=lambda entry: (entry.label not in compared, 0 if entry.label in compared else -entry.accuracy))
-    for extra in series[MOST_SERIES:]:
-        names = ",".join(run.name for run in extra.runs)
-        left_out.append(LeftOut(extra.label, f"more than {MOST_SERIES} methods: saukit report --runs {names}"))
-    return tuple(series[:MOST_SERIES])
+        label = known or next(name for name in choices if name not in {*entries, *found})
+        entry = entries[known] if known else method_entry(label, first.config, ordered)
+        found[label] = Method(label, ordered, entry)
+    others = [method for label, method in found.items() if label not in entries]
+    others.sort(key=lambda method: -(method.entry["mean"]["balanced_accuracy"] or 0.0))
+    return tuple(found[label] for label in entries if label in found), tuple(others)
 
 
 def _cache(workspace: Workspace, split: Split, left_out: list[LeftOut]) -> Cache | None:
     """The cache, if there is a complete one of this split."""
     folder = workspace.synth
+    if not (folder / CONFIG_NAME).exists():
+        return None
     try:
-        manifest = read_manifest(folder, kind=CACHE_KIND, verify=False)
-        if manifest is None:
-            return None
         images = load_cache(workspace, split)
     except (CorruptArtifactError, DataError) as error:
         left_out.append(LeftOut("synthetic images", str(error)))
         return None
-    audit = folder / AUDIT
-    has_audit = AUDIT in images.manifest.files
+    files = images.manifest.files
     return Cache(
         images=images,
         config=_yaml(folder / CONFIG_NAME),
-        audit=json.loads(audit.read_text(encoding="utf-8")) if has_audit else None,
-        closest=(folder / CLOSEST).read_bytes() if CLOSEST in images.manifest.files else None,
+        audit=json.loads((folder / AUDIT).read_text(encoding="utf-8")) if AUDIT in files else None,
+        closest=(folder / CLOSEST).read_bytes() if CLOSEST in files else None,
     )
 
 
@@ -279,6 +252,6 @@ def _known(what: str, names: Sequence[str]) -> str:
     return f"complete {what}: {', '.join(names)}" if names else f"no complete {what}"
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    mapping: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+def _yaml(path: Path) -> Document:
+    mapping: Document = yaml.safe_load(path.read_text(encoding="utf-8"))
     return mapping

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,21 +18,32 @@ from markupsafe import Markup, escape
 from saukit.core.artifacts import Manifest, write_text
 from saukit.core.console import format_duration, format_share
 from saukit.core.errors import UsageError
-from saukit.core.figures import GROUP_COLOURS
+from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
 from saukit.core.workspace import Workspace
-from saukit.evaluation.comparison_files import LESS_IS_BETTER, MEASURES
-from saukit.evaluation.statistics import CONFIDENCE, Difference
-from saukit.report import run_sections, sections, words
+from saukit.evaluation.comparison_files import answer, difference_text, tone
+from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
+from saukit.report import sections, words
 from saukit.report.collect import Contents, LeftOut, collect
 from saukit.report.config import ReportConfig
-from saukit.report.findings import Verdict, methods_of, verdict
 
 HERE = Path(__file__).parent
 TEMPLATE, STYLE, SCRIPT = "page.html.j2", "style.css", "script.js"
 MARK = '<meta name="generator" content="saukit '  # by which saukit knows its own pages
 MOST_NAMES = 30  # class names of a group
-MOST_REPEATED = 4  # runs whose commands are shown at once
+TITLES = {
+    "summary": "Summary",
+    "data": "The split",
+    "samples": "Samples",
+    "audit": "Audit",
+    "comparison": "Comparison",
+    "runs": "Other runs",
+    "classes": "Classes",
+    "models": "Models",
+    "configuration": "Configuration",
+    "repeat": "How to repeat it",
+    "limits": "Limits",
+}
 
 
 @dataclass(frozen=True)
@@ -66,168 +77,109 @@ def report(config: ReportConfig, workspace: Workspace, *, out: Path, force: bool
     """
     _check_out(out, force=force)
     contents = collect(config, workspace)
-    page = _Page(contents, config.title)
-    write_text(out, page.html())
+    variables = _variables(contents, config.title)
+    write_text(out, _environment().get_template(TEMPLATE).render(variables))
     return ReportResult(
         path=out,
-        title=page.title,
-        sections=[name for _, name in page.toc],
-        runs=[run.name for series in contents.series for run in series.runs],
+        title=variables["title"],
+        sections=list(variables["toc"].values()),
+        runs=[run.name for run in contents.runs],
         comparison=None if contents.comparison is None else contents.comparison.name,
-        headline=None if page.answer is None else page.answer.headline,
+        headline=None if variables["answer"] is None else variables["answer"].headline,
         left_out=contents.left_out,
     )
 
 
-class _Page:
-    """The contents, what they say, and the template's variables made from both."""
+def _variables(contents: Contents, title: str | None) -> dict[str, Any]:
+    """What the template is filled with."""
+    document, others = contents.document, [method.entry for method in contents.others]
+    found = None if document is None else answer(document)
+    parts = {
+        "audit": sections.audit_section(contents),
+        "comparison": sections.comparison_section(document),
+        "runs": others,
+        "classes": sections.classes_section(contents),
+        "models": sections.models_section(contents),
+        "configuration": sections.configuration_section(contents),
+    }
+    manifests = _manifests(contents)
+    script = _read(SCRIPT)
+    return {
+        "version": __version__,
+        "title": title or words.title(contents),
+        "date": _date(max(manifest.created for _, manifest in manifests)),
+        "style": Markup(_read(STYLE)),
+        "palette": PALETTE,
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "measures": MEASURES,
+        "accuracies": {name: title for name, title in MEASURES.items() if name not in LESS_IS_BETTER},
+        "contents": contents,
+        "document": document,
+        "toc": {anchor: name for anchor, name in TITLES.items() if parts.get(anchor, True)},
+        "data_sentence": words.data_sentence(contents),
+        "hints": words.hints(contents),
+        "answer": found,
+        "verdict_figure": sections.verdict_figure(document) if document and found else None,
+        "per_class": words.changes_per_class(document) if document and found else [],
+        "tiles": _tiles(contents),
+        "split": sections.split_section(contents),
+        "samples": sections.samples_section(contents),
+        **parts,
+        "best_of": sections.best_of,
+        "commands": _commands(contents),
+        "protocol": words.protocol(contents),
+        "artefacts": [entry for entry in manifests if entry[1].kind != "run"],
+        "versions": _versions([manifest for _, manifest in manifests]),
+        "limits": words.limits(contents),
+    }
 
-    def __init__(self, contents: Contents, title: str | None) -> None:
-        self.contents = contents
-        self.compared, self.others = methods_of(contents)
-        confidence = CONFIDENCE if contents.comparison is None else contents.comparison.document["confidence"]
-        self.confidence: float = confidence
-        self.verdict: Verdict | None = verdict(self.compared, confidence)
-        self.answer = None if self.verdict is None else words.answer(self.verdict, confidence)
-        self.title = title or words.title(contents)
-        self.parts: dict[str, sections.View | None] = {
-            "split": sections.split_section(contents),
-            "samples": sections.samples_section(contents),
-            "audit": sections.audit_section(contents.cache),
-            "comparison": sections.comparison_section(contents, self.compared, self.verdict),
-            "classes": sections.classes_section(contents, self.compared, self.others, self.verdict),
-            "curves": run_sections.curves_section(contents),
-            "confusion": run_sections.confusion_section(contents, self.verdict),
-            "calibration": run_sections.calibration_section(contents),
-            "configuration": run_sections.configuration_section(contents),
-        }
 
-    @property
-    def toc(self) -> list[tuple[str, str]]:
-        """Anchor and name of the sections that are there."""
-        entries = [
-            ("summary", "Summary", True),
-            ("data", "The split", True),
-            ("samples", "Samples", True),
-            ("audit", "Audit", self.parts["audit"]),
-            ("comparison", "Comparison", self.parts["comparison"]),
-            ("runs", "Other runs" if self.parts["comparison"] else "Evaluated runs", self.others),
-            ("classes", "Classes", self.parts["classes"]),
-            ("training", "Training", self.parts["curves"]),
-            ("confusion", "Confusions", self.parts["confusion"]),
-            ("calibration", "Calibration", self.parts["calibration"]),
-            ("configuration", "Configuration", self.parts["configuration"]),
-            ("repeat", "How to repeat it", True),
-            ("limits", "Limits", True),
-        ]
-        return [(anchor, name) for anchor, name, there in entries if there]
+def _tiles(contents: Contents) -> list[tuple[str, str, str | None]]:
+    """Key figures: name, value, note."""
+    counts = contents.split.class_counts
+    tiles: list[tuple[str, str, str | None]] = [
+        ("Real images", f"{len(contents.split.train.labels):,}", f"{contents.split.num_classes:,} classes"),
+        ("Largest : smallest", f"{counts.max():,} : {counts.min():,}", "images of a class"),
+    ]
+    if contents.cache is not None:
+        tiles.append(("Synthetic images", f"{len(contents.cache.images.labels):,}", None))
+    for measure, name in sections.SHOWN.items():
+        there = [method for method in contents.entries if method["mean"][measure] is not None]
+        if there:
+            best = max(there, key=lambda method: method["mean"][measure])
+            tiles.append((f"Best {name.lower()}", f"{format_share(best['mean'][measure])} %", best["label"]))
+    return tiles
 
-    def html(self) -> str:
-        """The page."""
-        contents, found = self.contents, self.verdict
-        script = _read(SCRIPT)
-        first, more = self._commands()
-        return (
-            _environment()
-            .get_template(TEMPLATE)
-            .render(
-                version=__version__,
-                title=self.title,
-                date=_date(max(manifest.created for _, manifest in self._artefacts())),
-                style=Markup(_read(STYLE)),
-                script=Markup(script),
-                script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-                group_colours=GROUP_COLOURS,
-                measures=MEASURES,
-                accuracies={name: title for name, title in MEASURES.items() if name not in LESS_IS_BETTER},
-                confidence=f"{100 * self.confidence:g}",
-                contents=contents,
-                toc=self.toc,
-                data_sentence=words.data_sentence(contents),
-                hints=self._hints(),
-                answer=self.answer,
-                verdict=found,
-                verdict_chart=None if found is None else sections.verdict_chart(found),
-                where=[] if found is None else words.where(found, contents),
-                few_shot_note=None if found is None else words.best_few_shot(self.compared, found),
-                tiles=self._tiles(),
-                others=self.others,
-                others_best=sections.best_of(self.others),
-                repeat=first,
-                repeat_more=more,
-                protocol=words.protocol(contents, self.parts["configuration"]),
-                artefacts=[entry for entry in self._artefacts() if entry[1].kind != "run"],
-                versions=_versions([manifest for _, manifest in self._artefacts()]),
-                limits=words.limits(contents, [*self.compared, *self.others], self.compared),
-                **self.parts,
-            )
-        )
 
-    def _hints(self) -> list[str]:
-        """What the workspace has not got yet, and the command that makes it."""
-        contents, found = self.contents, []
-        if contents.cache is None:
-            found.append("There are no synthetic images: `saukit synth` makes them.")
-        if not contents.series:
-            found.append("There is no run yet: `saukit train`, then `saukit eval`.")
-        elif not self.compared and not self.others:
-            found.append(f"No run is evaluated yet: `saukit eval --run {contents.series[0].runs[0].name}`.")
-        elif not self.compared:
-            found.append(words.runs_sentence(self.others))
-        return found
+def _manifests(contents: Contents) -> list[tuple[str, Manifest]]:
+    """Every artefact of the page."""
+    return [
+        ("split", contents.split.manifest),
+        *([("synthetic images", contents.cache.images.manifest)] if contents.cache else []),
+        *([("comparison", contents.comparison.manifest)] if contents.comparison else []),
+        *((run.name, run.manifest) for run in contents.runs),
+    ]
 
-    def _tiles(self) -> list[tuple[str, str, str | None]]:
-        """Key figures: name, value, note."""
-        contents, methods = self.contents, [*self.compared, *self.others]
-        counts = contents.split.class_counts
-        tiles: list[tuple[str, str, str | None]] = [
-            ("Real images", f"{len(contents.split.train.labels):,}", f"{contents.split.num_classes:,} classes"),
-            ("Largest : smallest", f"{counts.max():,} : {counts.min():,}", "images of a class"),
-        ]
-        if contents.cache is not None:
-            tiles.append(("Synthetic images", f"{len(contents.cache.images.labels):,}", None))
-        for measure, name in (("balanced_accuracy", "Best balanced accuracy"), ("few", "Best few-shot accuracy")):
-            there = [method for method in methods if method.mean[measure] is not None]
-            if there:
-                best = max(there, key=lambda method: method.mean[measure] or 0.0)
-                tiles.append((name, f"{format_share(best.mean[measure])} %", best.label))
-        return tiles
 
-    def _artefacts(self) -> list[tuple[str, Manifest]]:
-        """Every artefact of the page."""
-        contents = self.contents
-        return [
-            ("split", contents.split.manifest),
-            *([("synthetic images", contents.cache.images.manifest)] if contents.cache else []),
-            *([("comparison", contents.comparison.manifest)] if contents.comparison else []),
-            *((run.name, run.manifest) for series in contents.series for run in series.runs),
-        ]
+def _commands(contents: Contents) -> list[str]:
+    """The commands that make everything again in another workspace."""
 
-    def _commands(self) -> tuple[list[str], list[str]]:
-        """The commands that make everything anew, and those of the runs beyond the first few."""
-        contents = self.contents
-        folder = contents.folder
+    def command(name: str, path: str, *more: str) -> str:
+        config = f"{contents.folder}/{path}/config.yaml"
+        return shlex.join(["saukit", name, "-w", "again", "--config", config, *more])
 
-        def command(name: str, path: str, *more: str) -> str:
-            return shlex.join(["saukit", name, "-w", "again", "--config", f"{folder}/{path}/config.yaml", *more])
-
-        root = ("--root", "FOLDER") if contents.split_config.get("dataset") == "folder" else ()
-        first = [command("make-lt", "split", *root)]
-        more: list[str] = []
-        if contents.cache is not None:
-            first.append(command("synth", "synth"))
-        compared = set()
-        if contents.comparison is not None:
-            name = contents.comparison.name
-            compared = {run["name"] for method in contents.comparison.document["methods"] for run in method["runs"]}
-            first.append(command("compare", f"comparisons/{name}", "--name", name))
-        runs = [run for series in contents.series for run in series.runs if run.name not in compared]
-        for index, run in enumerate(runs):
-            lines = first if index < MOST_REPEATED else more
-            lines.append(command("train", f"runs/{run.name}", "--name", run.name))
-            if run.results is not None:
-                lines.append(shlex.join(["saukit", "eval", "-w", "again", "--run", run.name]))
-        return [*first, "saukit report -w again"], more
+    root = ("--root", "FOLDER") if contents.split_config.get("dataset") == "folder" else ()
+    lines = [command("make-lt", "split", *root)]
+    if contents.cache is not None:
+        lines.append(command("synth", "synth"))
+    if contents.comparison is not None:
+        name = contents.comparison.name
+        lines.append(command("compare", f"comparisons/{name}", "--name", name))
+    for run in (run for method in contents.others for run in method.runs):
+        lines.append(command("train", f"runs/{run.name}", "--name", run.name))
+        lines.append(shlex.join(["saukit", "eval", "-w", "again", "--run", run.name]))
+    return [*lines, "saukit report -w again"]
 
 
 def _environment() -> Environment:
@@ -237,18 +189,14 @@ def _environment() -> Environment:
     environment.filters.update(
         share=format_share,
         duration=format_duration,
-        interval=lambda found: words.with_interval(_difference(found)),
-        tone=lambda found: words.tone(_difference(found)),
-        setting=run_sections.setting,
+        number="{:,}".format,
+        difference=difference_text,
+        tone=tone,
+        setting=sections.setting,
         first_names=_first_names,
         commands=_commands_marked,
     )
     return environment
-
-
-def _difference(found: Difference | Mapping[str, Any] | None) -> Difference | None:
-    """A difference, also one that was read from compare.json."""
-    return Difference(**found) if isinstance(found, Mapping) else found
 
 
 def _first_names(names: Sequence[str]) -> str:

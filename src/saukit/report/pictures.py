@@ -25,8 +25,10 @@ class Picture:
     height: int
 
 
-def strip(images: Pixels) -> Picture:
-    """Images uint8 [n, 3, h, w] beside each other, with transparent gaps; the page enlarges each pixel to a block."""
+def strip(images: Pixels) -> Picture | None:
+    """Images uint8 [n, 3, h, w] beside each other, with transparent gaps; None without images."""
+    if not len(images):
+        return None
     tiles = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
     if max(images.shape[2:]) > LARGEST:
         for tile in tiles:
@@ -37,15 +39,6 @@ def strip(images: Pixels) -> Picture:
     canvas = Image.new("RGBA", (len(tiles) * (width + gap) - gap, height))
     for index, tile in enumerate(tiles):
         canvas.paste(tile, (index * (width + gap), 0))
-    return Picture(data_uri(_png(canvas)), canvas.width * factor, canvas.height * factor)
-
-
-def heat_map(shares: npt.NDArray[np.float64]) -> Picture:
-    """Shares in [0, 1], [rows, columns], a pixel each, from white to deep blue; the page enlarges it."""
-    light, deep = np.array([245, 248, 252]), np.array([16, 58, 104])
-    colours = light + np.sqrt(shares)[..., None] * (deep - light)  # the root shows small shares too
-    canvas = Image.fromarray(colours.round().astype(np.uint8))
-    factor = max(1, 560 // canvas.width)
     return Picture(data_uri(_png(canvas)), canvas.width * factor, canvas.height * factor)
 
 

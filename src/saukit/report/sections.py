@@ -1,249 +1,271 @@
-"""What the sections on the data and the comparison show, ready for the template; None where there is nothing."""
+"""What the sections of the page show, ready for the template; None where there is nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+from markupsafe import Markup
 
 from saukit.core.console import format_share
+from saukit.core.plots import svg
+from saukit.data.charts import MAX_ROWS, counts_figure
 from saukit.data.long_tail import class_counts
 from saukit.data.shots import GROUP_NAMES
-from saukit.evaluation.comparison_files import LESS_IS_BETTER, MEASURES
-from saukit.evaluation.statistics import Difference
-from saukit.report.collect import Cache, Contents
-from saukit.report.findings import Method, Verdict
+from saukit.evaluation.charts import (
+    Row,
+    by_falling_count,
+    calibration_figure,
+    confusion_figure,
+    interval_figure,
+    losses_figure,
+    mean_rows,
+    per_class_figure,
+)
+from saukit.evaluation.comparison_files import difference_text, points, tone
+from saukit.evaluation.statistics import mean
+from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
+from saukit.report.collect import Contents, Document, Method
 from saukit.report.pictures import framed, strip
-from saukit.report.svg import PLAIN, Dot, bar, columns, interval_chart
-from saukit.report.words import points, tone, with_interval
 
-MOST_ROWS = 30  # classes that get a row of the histogram each
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MOST_SAMPLED, SAMPLES = 20, 6
-MOST_BARS, BARS_AT_FIRST = 8, 4  # methods of the bars per class
+MOST_CARDS, AT_FIRST = 8, 2  # methods with figures of their own, and those of them that are open
+MOST_CONFUSIONS = 5
+MOST_DOTS = 3  # methods of the figure of accuracies per class
+SHOWN = {"balanced_accuracy": "Balanced accuracy", "few": "Few-shot accuracy"}
 
-View = dict[str, Any]
 
-
-def split_section(contents: Contents) -> View:
+def split_section(contents: Contents) -> Document:
     """Real and synthetic images of each class, by falling number of real ones, and the shot groups."""
-    split, counts, synthetic = contents.split, contents.split.class_counts, synthetic_counts(contents)
-    order = by_falling_count(contents)
-    top = int((counts + synthetic).max())
-    rows = [
-        {
-            "name": split.classes[c],
-            "group": split.groups.of_class(c),
-            "real": int(counts[c]),
-            "synthetic": int(synthetic[c]),
-            "bar": bar(counts[c] / top, split.groups.of_class(c), synthetic[c] / top),
-        }
-        for c in order
-    ]
-    heights = [(counts[c] / top, synthetic[c] / top, split.groups.of_class(c)) for c in order]
-    title = f"Real and synthetic images of {len(order)} classes, by falling number of real ones; the most is {top:,}"
+    split, counts = contents.split, contents.split.class_counts
+    cache = contents.cache
+    made = np.zeros_like(counts) if cache is None else class_counts(cache.images.labels, split.num_classes)
+    synthetic = None if cache is None else made.tolist()
+    title = (
+        f"Training images of {split.num_classes} classes by falling count, from {counts.max():,} to {counts.min():,}"
+    )
     return {
-        "rows": rows,
-        "chart": columns(title, heights) if len(order) > MOST_ROWS else None,
-        "top": top,
-        "has_synthetic": contents.cache is not None,
-        "rule": split.groups.rule,
-        "groups": [
-            {
-                "name": name,
-                "classes": [split.classes[c] for c in members],
-                "real": int(counts[list(members)].sum()),
-                "synthetic": int(synthetic[list(members)].sum()),
-            }
-            for name in GROUP_NAMES
-            if (members := split.groups.members.get(name))
+        "figure": _inline(counts_figure(split.classes, counts.tolist(), split.groups, synthetic), title),
+        "many": split.num_classes > MAX_ROWS,
+        "rows": [
+            (split.classes[c], split.groups.of_class(c), int(counts[c]), int(made[c])) for c in by_falling_count(counts)
         ],
-        "config": contents.split_config,
+        "groups": [
+            (name, [split.classes[c] for c in own], int(counts[list(own)].sum()), int(made[list(own)].sum()))
+            for name in GROUP_NAMES
+            if (own := split.groups.members.get(name))
+        ],
     }
 
 
-def samples_section(contents: Contents) -> View:
+def samples_section(contents: Contents) -> Document:
     """The first real and synthetic images of classes, the rarest first; of many classes the ten rarest, and ten more
     spread evenly over the others."""
-    split, order = contents.split, by_falling_count(contents)[::-1]
+    split, order = contents.split, by_falling_count(contents.split.class_counts)[::-1]
     chosen = order
     if len(order) > MOST_SAMPLED:
         half = MOST_SAMPLED // 2
         chosen = [*order[:half], *(order[i] for i in np.linspace(half, len(order) - 1, half).round().astype(int))]
-    cache = None if contents.cache is None else contents.cache.images
-    rows = []
-    for c in chosen:
-        real = split.train.images[np.flatnonzero(split.train.labels == c)[:SAMPLES]]
-        made = None if cache is None else cache.images[np.flatnonzero(cache.labels == c)[:SAMPLES]]
-        rows.append(
+    sets: dict[str, Any] = {"real": split.train}
+    if contents.cache is not None:
+        sets["synthetic"] = contents.cache.images
+    return {
+        "rows": [
             {
                 "name": split.classes[c],
                 "group": split.groups.of_class(c),
                 "count": int(split.class_counts[c]),
-                "real": strip(real) if len(real) else None,
-                "synthetic": strip(made) if made is not None and len(made) else None,
+                "strips": {
+                    kind: strip(of.images[np.flatnonzero(of.labels == c)[:SAMPLES]]) for kind, of in sets.items()
+                },
             }
-        )
-    return {
-        "rows": rows,
-        "has_synthetic": cache is not None,
+            for c in chosen
+        ],
         "left": len(order) - len(chosen),
         "pixelated": max(split.image_size) < 44,
     }
 
 
-def audit_section(cache: Cache | None) -> View | None:
-    """The audit document, its distances in words, and the picture of the closest pairs."""
-    if cache is None or cache.audit is None:
+def audit_section(contents: Contents) -> Document | None:
+    """The audit document, the rows of classes that have synthetic images, and the picture of the closest pairs."""
+    if contents.cache is None or contents.cache.audit is None:
         return None
-    audit = cache.audit
+    audit, closest = contents.cache.audit, contents.cache.closest
     return {
         **audit,
-        "rows": [row for row in audit["per_class"] if row["wanted"]],
+        "rows": [*(row for row in audit["per_class"] if row["wanted"]), {"class": "all", **audit["overall"]}],
         "distances": [entry for entry in audit["distances"] if entry["synthetic"] is not None],
-        "closest": None if cache.closest is None else framed(cache.closest),
+        "closest": None if closest is None else framed(closest),
     }
 
 
-def comparison_section(contents: Contents, compared: Sequence[Method], found: Verdict | None) -> View | None:
-    """The methods of the comparison side by side, and their differences to its baseline."""
-    if contents.comparison is None:
-        return None
-    document = contents.comparison.document
-    return {
-        "name": contents.comparison.name,
-        "baseline": document["baseline"],
-        "confidence": document["confidence"],
-        "rule": document["groups_rule"],
-        "methods": compared,
-        "best": best_of(compared),
-        "seeds": sorted({len(method.seeds) for method in compared}),
-        "charts": [
-            {"title": title, "chart": _means(title, measure, compared)}
-            for measure, title in (("balanced_accuracy", "Balanced accuracy, %"), ("few", "Few-shot accuracy, %"))
-            if any(method.mean[measure] is not None for method in compared)
-        ],
-        "differences": [
-            {"title": title, "chart": chart}
-            for measure, title in (("balanced_accuracy", "Balanced accuracy"), ("few", "Few-shot accuracy"))
-            if (chart := _differences(f"{title}, points against {document['baseline']}", measure, compared))
-        ],
-        "pairs": [] if found is None else found.pairs,
-    }
-
-
-def verdict_chart(found: Verdict) -> Any:
+def verdict_figure(document: Document) -> Markup:
     """The best method with synthetic images against the best without, in each measure of accuracy."""
-    dots = [
-        _difference_dot(label, difference, with_interval(difference))
-        for name, label in MEASURES.items()
-        if name not in LESS_IS_BETTER and (difference := found.differences[name]) is not None
+    found = document["verdict"]
+    change = found["rivals"][0]["difference"]
+    rows = [
+        _difference_row(title, change[name], difference_text(change[name]))
+        for name, title in MEASURES.items()
+        if name not in LESS_IS_BETTER and change[name] is not None
     ]
-    if not dots:
-        return None
-    numbers = "; ".join(f"{dot.label} {dot.text}" for dot in dots)  # for those who hear the page: no table repeats them
-    title = f"Difference of {found.ours.label} to {found.theirs.label} in points, with its interval: {numbers}"
-    return interval_chart(title, dots, form=_signed, zero=True)
+    numbers = "; ".join(f"{row.label} {row.text}" for row in rows)  # for those who hear the page: no table repeats them
+    title = f"Difference of {found['ours']} to {found['theirs']} in points, with its interval: {numbers}"
+    return _inline(interval_figure(rows, zero=True), title)
 
 
-def classes_section(
-    contents: Contents, compared: Sequence[Method], others: Sequence[Method], found: Verdict | None
-) -> View | None:
-    """Bars of the accuracy per class of up to eight methods, the ones that matter most first and shown at first: those
-    of the verdict, the baseline, and the others of the comparison by their accuracy."""
-    first = [] if found is None else [found.ours.label, found.theirs.label]
-    baseline = [method.label for method in compared if method.difference is None]
-    ranked = [
-        *sorted(compared, key=lambda method: -(method.mean["balanced_accuracy"] or 0.0)),
-        *sorted(others, key=lambda method: -(method.mean["balanced_accuracy"] or 0.0)),
-    ]
-    by_label = {method.label: method for method in ranked}
-    ordered = [by_label[label] for label in dict.fromkeys([*first, *baseline, *by_label])]
-    if not ordered:
+def comparison_section(document: Document | None) -> Document | None:
+    """The methods of the comparison side by side, and their differences to its baseline."""
+    if document is None:
         return None
-    shown = ordered[:MOST_BARS]
-    split, counts = contents.split, contents.split.class_counts
+    charts, changes = [], []
+    for measure, title in SHOWN.items():
+        if rows := mean_rows(document["methods"], measure):
+            charts.append((f"{title}, %", _inline(interval_figure(rows), f"{title} of each method in %")))
+        rows = [
+            _difference_row(method["label"], found, points(found["mean"]))
+            for method in document["methods"]
+            if method["difference"] is not None and (found := method["difference"][measure]) is not None
+        ]
+        if rows:
+            against = f"{title} of each method minus that of {document['baseline']}, in points"
+            changes.append((f"{title}, points", _inline(interval_figure(rows, zero=True), against)))
+    pairs = [] if document["verdict"] is None else document["verdict"]["pairs"]
+    return {"charts": charts, "differences": changes, "pairs": pairs, "seeds": len(document["methods"][0]["runs"])}
+
+
+def classes_section(contents: Contents) -> Document | None:
+    """The accuracy per class: the methods that matter most as dots, and every method in a table."""
+    methods = ranked(contents)
+    if not methods:
+        return None
+    split = contents.split
+    verdict = None if contents.document is None else contents.document["verdict"]
+    shown = methods[: MOST_DOTS if verdict is None else 2]
+    figure = per_class_figure(
+        {method["label"]: method["per_class"] for method in shown},
+        classes=split.classes,
+        counts=split.class_counts.tolist(),
+        members=split.groups.members,
+    )
     return {
-        "methods": [
-            {"label": method.label, "at_first": index < BARS_AT_FIRST, "seeds": len(method.seeds)}
-            for index, method in enumerate(shown)
-        ],
-        "left": [method.label for method in ordered[MOST_BARS:]],
+        "figure": _inline(figure, f"Accuracy per class of {' and '.join(method['label'] for method in shown)}, in %"),
+        "labels": [method["label"] for method in methods],
         "rows": [
-            {
-                "name": split.classes[c],
-                "group": split.groups.of_class(c),
-                "count": int(counts[c]),
-                "bars": [
-                    {"value": method.per_class[c], "bar": bar(method.per_class[c] or 0.0, f"c{index}")}
-                    for index, method in enumerate(shown)
-                ],
-            }
-            for c in by_falling_count(contents)
+            (split.classes[c], int(split.class_counts[c]), [method["per_class"][c] for method in methods])
+            for c in by_falling_count(split.class_counts)
         ],
     }
 
 
-def by_falling_count(contents: Contents) -> list[int]:
-    """The classes, those with most real training images first."""
-    counts = contents.split.class_counts
-    return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
+def models_section(contents: Contents) -> Document | None:
+    """Losses, confusion matrix and calibration of up to eight methods, those that matter most first."""
+    by_label = {method.label: method for method in (*contents.compared, *contents.others)}
+    methods = [by_label[entry["label"]] for entry in ranked(contents) if entry["label"] in by_label]
+    if not methods:
+        return None
+    return {
+        "cards": [_card(method, contents) for method in methods[:MOST_CARDS]],
+        "left": [method.label for method in methods[MOST_CARDS:]],
+        "at_first": AT_FIRST,
+    }
 
 
-def synthetic_counts(contents: Contents) -> npt.NDArray[np.int64]:
-    """Kept synthetic images of each class, int64 [K]."""
-    if contents.cache is None:
-        return np.zeros(contents.split.num_classes, dtype=np.int64)
-    return class_counts(contents.cache.images.labels, contents.split.num_classes)
+def configuration_section(contents: Contents) -> Document | None:
+    """What the methods have in common, what differs, what each cost, and every run."""
+    entries = contents.entries
+    if not entries:
+        return None
+    fields = list(dict.fromkeys(name for entry in entries for name in entry["config"]))
+    values = {name: [setting(entry["config"].get(name)) for entry in entries] for name in fields}
+    varying = {name: column for name, column in values.items() if len(set(column)) > 1}
+    current = None if contents.cache is None else contents.cache.images.manifest.digest
+    return {
+        "methods": entries,
+        "varying": varying,
+        "common": {name: column[0] for name, column in values.items() if name not in varying},
+        "runs": contents.runs,
+        "other_cache": [run.name for run in contents.runs if run.manifest.inputs.get("synth", current) != current],
+    }
 
 
-def best_of(methods: Sequence[Method]) -> dict[str, float | None]:
+def ranked(contents: Contents) -> list[Document]:
+    """Every method, those that matter most first: of the verdict, the baseline, the others by falling accuracy."""
+    document, entries = contents.document, {entry["label"]: entry for entry in contents.entries}
+    first = []
+    if document is not None:
+        found = document["verdict"]
+        first = [*([found["ours"], found["theirs"]] if found else []), document["baseline"]]
+    rest = sorted(entries, key=lambda label: -(entries[label]["mean"]["balanced_accuracy"] or 0.0))
+    return [entries[label] for label in dict.fromkeys([*first, *rest])]
+
+
+def best_of(methods: Sequence[Document]) -> dict[str, float | None]:
     """The best mean of each measure; of the calibration error the smallest."""
     best: dict[str, float | None] = {}
     for name in MEASURES:
-        values = [value for method in methods if (value := method.mean[name]) is not None]
-        best[name] = (min(values) if name in LESS_IS_BETTER else max(values)) if values else None
+        values = [value for method in methods if (value := method["mean"][name]) is not None]
+        best[name] = (min if name in LESS_IS_BETTER else max)(values, default=None)
     return best
 
 
-def _means(title: str, measure: str, methods: Sequence[Method]) -> Any:
-    dots = []
-    for method in methods:
-        value, deviation = method.mean[measure], method.std[measure]
-        if value is None:
-            continue
-        singles = tuple(100 * single for values in method.seeds.values() if (single := values[measure]) is not None)
-        text = format_share(value) if deviation is None else f"{format_share(value)} ± {format_share(deviation)}"
-        dots.append(
-            Dot(
-                method.label,
-                "synthetic" if method.synthetic else "real",
-                text,
-                100 * value,
-                None if deviation is None else 100 * (value - deviation),
-                None if deviation is None else 100 * (value + deviation),
-                singles if len(singles) > 1 else (),
-            )
-        )
-    return interval_chart(f"{title}: means over the seeds with one standard deviation", dots, form=PLAIN)
+def setting(value: Any) -> str:
+    """A value of a configuration for a person."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _differences(title: str, measure: str, methods: Sequence[Method]) -> Any:
-    dots = [
-        _difference_dot(method.label, difference, points(difference.mean))
-        for method in methods
-        if method.difference is not None
-        and (found := method.difference[measure]) is not None
-        and (difference := Difference(**found))
-    ]
-    return interval_chart(title, dots, form=_signed, zero=True) if dots else None
+def _card(method: Method, contents: Contents) -> Document:
+    results = [run.results for run in method.runs]
+    classes, counts = contents.split.classes, contents.split.class_counts.tolist()
+    confusion = np.sum([of["confusion"] for of in results], axis=0)
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    np.fill_diagonal(shares, 0)
+    worst = [divmod(int(place), len(classes)) for place in np.argsort(-shares, axis=None)[:MOST_CONFUSIONS]]
+    ece = format_share(mean([of["ece"] for of in results]))
+    return {
+        "label": method.label,
+        "seeds": len(method.runs),
+        "figures": [
+            ("Losses", _inline(losses_figure([run.log for run in method.runs]), f"Losses of {method.label}")),
+            (
+                "Confusion matrix, %",
+                _inline(
+                    confusion_figure(confusion, classes=classes, counts=counts),
+                    f"Confusion matrix of {method.label}: true rows, predicted columns, in % of the true class",
+                ),
+            ),
+            (
+                f"Calibration, ECE {ece} %",
+                _inline(calibration_figure(_pooled(results)), f"Calibration of {method.label}: ECE {ece} %"),
+            ),
+        ],
+        "worst": [(classes[row], classes[column], shares[row, column]) for row, column in worst if shares[row, column]],
+    }
 
 
-def _difference_dot(label: str, found: Difference, text: str) -> Dot:
-    low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
-    return Dot(label, tone(found), text, 100 * found.mean, low, high)
+def _pooled(results: Sequence[Document]) -> list[Document]:
+    """The calibration bins of several runs as those of one with all their images."""
+    pooled = []
+    for bins in zip(*(of["calibration"] for of in results), strict=True):
+        images = [row["images"] for row in bins]
+        means = {
+            name: float(np.average([row[name] or 0.0 for row in bins], weights=images)) if any(images) else None
+            for name in ("confidence", "accuracy")
+        }
+        pooled.append({"low": bins[0]["low"], "high": bins[0]["high"], "images": sum(images), **means})
+    return pooled
 
 
-def _signed(value: float) -> str:
-    return points(value / 100).removesuffix(".0") if value else "0"
+def _difference_row(label: str, found: Mapping[str, Any], text: str) -> Row:
+    low, high = (None if found[bound] is None else 100 * found[bound] for bound in ("low", "high"))
+    ink = tone(found)
+    return Row(label, text, "soft" if ink == "unclear" else ink, 100 * found["mean"], low, high)
+
+
+def _inline(figure: Figure, title: str) -> Markup:
+    return Markup(svg(figure, title))

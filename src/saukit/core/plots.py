@@ -1,0 +1,156 @@
+"""The look of saukit's figures: one palette and style, saved as PNG beside an artefact, or inline SVG for the page.
+
+A figure is drawn in the light colours. In the page's SVG each of them is a CSS variable of its name, so that dark mode
+and the page's font apply.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from xml.sax.saxutils import escape
+
+from saukit.core.artifacts import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Light and dark. Every light colour is there once: it stands for its name.
+PALETTE = {
+    "paper": ("#fcfbf9", "#11151a"),
+    "ink": ("#1c2430", "#e7eaee"),
+    "soft": ("#56606d", "#a3adb9"),
+    "line": ("#e2dfd9", "#2c343e"),
+    "many": ("#2f6db3", "#6ea8e8"),
+    "medium": ("#e0912f", "#eba54e"),
+    "few": ("#b8374a", "#f08296"),
+    "real": ("#5b6675", "#98a4b3"),
+    "synthetic": ("#0b7f72", "#4fc3b0"),
+    "better": ("#0b6e63", "#5fc9b7"),
+    "worse": ("#a32a3f", "#f08a9b"),
+    "unclear": ("#6b5a1e", "#dfc469"),
+    "c0": ("#2e6cb2", "#6fa9e9"),
+    "c1": ("#c2571a", "#ee9a5c"),
+    "c2": ("#8a4fa3", "#c793de"),
+    "c3": ("#7a6a12", "#cdbd57"),
+}
+WIDTH, NARROW = 3.7, 3.1  # inches: a phone shows one, a laptop two or three side by side
+FONTS = (  # those that are installed: matplotlib's own, then ones with Chinese, Japanese and Korean
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans",
+    "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
+)  # fmt: skip
+LONGEST_NAME = 20
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def colour(name: str) -> str:
+    """The light colour of a name."""
+    return PALETTE[name][0]
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draw in saukit's style, whatever matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        import matplotlib
+
+        style = {
+            "font.family": fonts(), "font.size": 9, "text.color": colour("ink"), "text.parse_math": False,
+            "axes.labelcolor": colour("soft"), "axes.edgecolor": colour("line"), "axes.axisbelow": True,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+            "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlecolor": colour("ink"),
+            "axes.grid": True, "axes.grid.axis": "x", "grid.color": colour("line"), "grid.linewidth": 0.8,
+            "xtick.color": colour("line"), "xtick.labelcolor": colour("soft"), "xtick.labelsize": 8,
+            "ytick.left": False, "ytick.labelcolor": colour("ink"), "ytick.labelsize": 8.5,
+            "legend.frameon": False, "legend.fontsize": 8,
+            "legend.handlelength": 1.0, "legend.borderaxespad": 0, "axes.unicode_minus": False,
+        }  # fmt: skip
+        with matplotlib.rc_context(style):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(height: float, *, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with axes beside each other; needs no display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 200) -> None:
+    """Write a figure as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": "saukit"})
+
+
+def svg(figure: Figure, title: str) -> str:
+    """A figure as an SVG element for a page that defines the palette's names. A page has each title only once."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "svg.image_inline": True}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box is not None
+    text = text[text.index("</defs>", text.index("<style")) + len("</defs>") :]
+    text = re.sub(r'<g id="tip: ([^"]*)">', r"<g><title>\1</title>", text)
+    used = set(re.findall(r"#(\w+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    for name, (light, _) in PALETTE.items():
+        text = text.replace(light, f"var(--{name})")
+    text = re.sub(r" ?font-family: [^;\"]+;", "", text)
+    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
+    return f'<svg class="plot" role="img" {box[0]}><title>{escape(title)}</title>{text}'
+
+
+@functools.cache
+def fonts() -> list[str]:
+    """Those of `FONTS` that are installed."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    return [name for name in FONTS if name in there]
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(code for name in fonts() for code in FT2Font(findfont(FontProperties(name))).get_charmap())
+
+
+def labels(names: Sequence[str], *, longest: int = LONGEST_NAME) -> list[str]:
+    """Names as a figure can write them: short, and by their number where no font has their characters."""
+    known = _characters()
+    shown = [name if all(ord(letter) in known for letter in name) else f"class {c}" for c, name in enumerate(names)]
+    return [name if len(name) <= longest else name[: longest - 1] + "…" for name in shown]
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], *, title: str = "") -> None:
+    """A legend above the axes, where it covers nothing."""
+    if handles or title:
+        columns = 2 if sum(len(handle.get_label()) + 4 for handle in handles) > 56 else max(1, len(handles))
+        text = textwrap.fill(title, 56) or None
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns, title=text, alignment="left")
+
+
+def bare(axes: Any) -> None:
+    """Take axes' frame, ticks and grid away."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(False)

@@ -1,0 +1,145 @@
+"""What runs say together: a method over its training seeds, and whether synthetic images helped. Plain documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from saukit.core.artifacts import Manifest
+from saukit.data.shots import GROUP_NAMES
+from saukit.evaluation.statistics import holm, mean, paired_difference, standard_deviation
+
+# The measures of a result and what tables call them.
+MEASURES = {
+    "top1": "top-1",
+    "balanced_accuracy": "balanced",
+    **{name: name for name in GROUP_NAMES},
+    "ece": "ECE",
+}
+LESS_IS_BETTER = ("ece",)
+_COST = ("real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "parameters")
+
+Document = dict[str, Any]
+
+
+class EvaluatedRun(Protocol):
+    """A run that is trained and evaluated: its manifest, and its results.json as a document."""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+
+    @property
+    def results(self) -> Document:
+        """Its results.json."""
+
+
+def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """The measures of a results.json, shares in [0, 1]; None for a group without classes."""
+    groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
+    return {name: groups[name] if name in groups else results[name] for name in MEASURES}
+
+
+def method_entry(label: str, config: Mapping[str, Any], runs: Sequence[EvaluatedRun]) -> Document:
+    """A method as compare.json has it: configuration, cost, the mean and deviation of each measure, and its runs."""
+    summary = runs[0].manifest.summary
+    values = [measures_of(run.results) for run in runs]
+    columns = {measure: [of_run[measure] for of_run in values] for measure in MEASURES}
+    per_class = zip(*([entry["top1"] for entry in run.results["per_class"]] for run in runs), strict=True)
+    return {
+        "label": label,
+        "method": config["method"],
+        "config": {name: value for name, value in config.items() if name != "seed"},
+        **{name: summary[name] for name in _COST},
+        "images_seen": summary["steps"] * summary["batch_size"] * summary["views_per_step"],
+        "seconds": mean([run.manifest.summary["seconds"] for run in runs]),
+        "device": ", ".join(sorted({run.manifest.device for run in runs})),
+        "runs": [
+            {
+                "name": run.name,
+                "seed": run.seed,
+                **of_run,
+                **{name: run.manifest.summary[name] for name in ("chosen_step", "chosen_by")},
+            }
+            for run, of_run in zip(runs, values, strict=True)
+        ],
+        "mean": {measure: mean(column) for measure, column in columns.items()},
+        "std": {measure: standard_deviation(column) for measure, column in columns.items()},
+        "per_class": [mean(column) for column in per_class],
+    }
+
+
+def differences(
+    pairs: Sequence[tuple[Document, Document]], *, confidence: float
+) -> list[dict[str, dict[str, Any] | None]]:
+    """For each pair of methods and each measure the first minus the second, paired by seed: one table.
+
+    Holm's correction is over the pairs, for each measure by itself.
+    """
+    table: list[dict[str, dict[str, Any] | None]] = [{} for _ in pairs]
+    for measure in MEASURES:
+        column = [
+            paired_difference(_by_seed(ours, measure), _by_seed(theirs, measure), confidence=confidence)
+            for ours, theirs in pairs
+        ]
+        for row, found in zip(table, holm(column, confidence=confidence), strict=True):
+            row[measure] = None if found is None else asdict(found)
+    return table
+
+
+def verdict(methods: Sequence[Document], *, confidence: float) -> Document | None:
+    """Whether synthetic images helped; None without methods on either side.
+
+    - ours, theirs: the methods of the best mean balanced accuracy with and without synthetic images.
+    - rivals: what `ours` gains over `theirs`, and over each other method on real images alone that is not clearly
+      below `theirs`.
+    - pairs: what synthetic images add to the same training.
+    - tests: how many differences Holm's correction is over, for each measure: every method with synthetic images
+      against every rival, so that picking the best of them is covered, and the pairs.
+    """
+    sides: dict[bool, list[Document]] = {True: [], False: []}
+    for method in sorted(methods, key=lambda method: -(method["mean"]["balanced_accuracy"] or 0.0)):
+        sides[bool(method["synthetic_images"])].append(method)
+    if not all(sides.values()):
+        return None
+    ours, theirs = sides[True][0], sides[False][0]
+    rivals = [theirs]
+    for method in sides[False][1:]:
+        accuracies = (_by_seed(entry, "balanced_accuracy") for entry in (method, theirs))
+        behind = paired_difference(*accuracies, confidence=confidence)
+        if behind is not None and not behind.clear:
+            rivals.append(method)
+    pairs = [(one, other) for other in sides[False] for one in sides[True] if _settings(one) == _settings(other)]
+    tested = [(one, other) for one in sides[True] for other in rivals]
+    tested += [pair for pair in pairs if pair not in tested]
+    found = {
+        (one["label"], other["label"]): change
+        for (one, other), change in zip(tested, differences(tested, confidence=confidence), strict=True)
+    }
+    return {
+        "ours": ours["label"],
+        "theirs": theirs["label"],
+        "rivals": [{"label": it["label"], "difference": found[ours["label"], it["label"]]} for it in rivals],
+        "pairs": [
+            {"with": one["label"], "without": other["label"], "difference": found[one["label"], other["label"]]}
+            for one, other in pairs
+        ],
+        "tests": len(tested),
+    }
+
+
+def _by_seed(method: Document, measure: str) -> list[float | None]:
+    return [run[measure] for run in method["runs"]]
+
+
+def _settings(method: Document) -> Document:
+    return {name: value for name, value in method["config"].items() if name not in ("synthetic", "seed")}

@@ -1,0 +1,62 @@
+"""Figures as PNG and as SVG inside a page."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from saukit.core import plots
+from saukit.core.plots import PALETTE, colour, labels, new_figure, save_figure, styled, svg
+
+NAMES = "{http://www.w3.org/2000/svg}"
+
+
+@styled
+def drawn(text: str = "a < b & $x$") -> Figure:
+    figure, (axes,) = new_figure(2.0)
+    axes.plot([0, 1], [0, 1], "o", color=colour("synthetic"))
+    axes.set_xlabel(text)
+    figure.legend(handles=[])
+    return figure
+
+
+def test_the_light_colours_are_all_different() -> None:
+    light = [light for light, _ in PALETTE.values()]
+    assert len(set(light)) == len(light) and all(re.fullmatch("#[0-9a-f]{6}", one) for one in light)
+
+
+def test_the_svg_is_well_formed_and_has_variables_for_colours() -> None:
+    text = svg(drawn(), "Title <1>")
+    tree = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="x" ', 1))
+    assert tree.attrib["role"] == "img" and tree[0].tag == f"{NAMES}title" and tree[0].text == "Title <1>"
+    assert "a < b & $x$" in [element.text for element in tree.iter(f"{NAMES}text")]  # no mathematics, no glyphs
+    assert "fill: var(--synthetic)" in text and "stroke: var(--line)" in text
+    assert not [name for name, (light, _) in PALETTE.items() if light in text]
+    assert "font-size: 9px" in text and "DejaVu" not in text and "<style" not in text and "<metadata" not in text
+
+
+def test_ids_are_those_that_are_used_and_differ_between_figures() -> None:
+    first, second = svg(drawn(), "one"), svg(drawn(), "two")
+    ids = [set(re.findall(r'id="([^"]+)"', text)) for text in (first, second)]
+    assert ids[0] and ids[0] == set(re.findall(r"#(\w+)", first)) and not ids[0] & ids[1]
+    assert svg(drawn(), "one") == first
+
+
+def test_the_png_is_the_figure_in_light_colours(tmp_path: Path) -> None:
+    save_figure(drawn(), tmp_path / "a.png", dpi=100)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert pixels.shape[:2] == (200, round(100 * plots.WIDTH))
+    synthetic = [int(colour("synthetic")[at : at + 2], 16) for at in (1, 3, 5)]
+    assert (np.abs(pixels - synthetic).max(axis=-1) < 3).sum() > 10
+
+
+def test_names_are_short_and_have_characters_that_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["cat", "a name longer than its column", "\U0001f9ff\u1783", "été"]
+    assert labels(names) == ["cat", "a name longer than …", "class 2", "été"]
+    assert labels(names, longest=9) == ["cat", "a name l…", "class 2", "été"]
+    monkeypatch.setattr(plots, "_characters", lambda: frozenset(map(ord, "猫")))
+    assert labels(["猫", "犬"]) == ["猫", "class 1"]  # whatever the fonts have
