@@ -152,7 +152,7 @@ def test_a_failure_on_the_way_leaves_the_run_as_it_was(work: Path, monkeypatch: 
 
     model = tree(work)["runs/sau/model.safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr(room, "draw_confusion", fail)
+        patch.setattr(room, "confusion_figure", fail)
         with pytest.raises(OSError, match="broken"):
             evaluated(work, run="sau")
         with pytest.raises(OSError, match="broken"):
