@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,9 +46,9 @@ def test_the_figure_shows_the_groups_in_their_colours(size: int, tmp_path: Path)
 def test_bars_are_as_long_as_the_counts_the_most_frequent_first() -> None:
     counts, synthetic = [5, 80, 20], [75, 0, 60]
     figure = counts_figure(["a", "b", "c"], counts, shot_groups(counts, "thirds"), synthetic)
-    axes = figure.axes[0]
+    axes: Any = figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "c", "a"]
-    widths = {round(bar.get_y() + bar.get_height() / 2): [] for bar in axes.patches}
+    widths: dict[int, list[float]] = {round(bar.get_y() + bar.get_height() / 2): [] for bar in axes.patches}
     for bar in axes.patches:
         widths[round(bar.get_y() + bar.get_height() / 2)].append(bar.get_width())
     assert widths == {0: [80, 80], 1: [80, 20], 2: [80, 5]}  # all of them, and the real ones over them
@@ -56,7 +57,7 @@ def test_bars_are_as_long_as_the_counts_the_most_frequent_first() -> None:
 
 def test_many_classes_are_steps_whose_area_is_their_images() -> None:
     counts = list(range(100, 0, -1))
-    axes = counts_figure([f"c{index}" for index in range(100)], counts, shot_groups(counts, "thirds")).axes[0]
+    axes: Any = counts_figure([f"c{index}" for index in range(100)], counts, shot_groups(counts, "thirds")).axes[0]
     area = 0.0
     for steps in axes.collections:
         x, y = steps.get_paths()[0].vertices.T

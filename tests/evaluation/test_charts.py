@@ -30,7 +30,7 @@ def ticks(axis: Any) -> list[str]:
 
 
 def test_one_method_has_bars_in_the_colours_of_the_groups() -> None:
-    axes = per_class_figure({"ce": [0.25, 1.0, None]}, classes=CLASSES, counts=COUNTS, members=MEMBERS).axes[0]
+    axes: Any = per_class_figure({"ce": [0.25, 1.0, None]}, classes=CLASSES, counts=COUNTS, members=MEMBERS).axes[0]
     assert ticks(axes.yaxis) == ["b (80)", "c (20)", "a (5)"]
     bars = {round(bar.get_y() + bar.get_height() / 2): bar for bar in axes.patches}
     assert [bars[row].get_width() for row in range(3)] == [100, 0, 25]
@@ -41,7 +41,7 @@ def test_one_method_has_bars_in_the_colours_of_the_groups() -> None:
 
 def test_several_methods_have_a_dot_each() -> None:
     accuracies = {"x+synth": [0.5, 0.75, 1.0], "y": [0.25, 1.0, 0.75]}
-    axes = per_class_figure(accuracies, classes=CLASSES, counts=COUNTS, members=MEMBERS).axes[0]
+    axes: Any = per_class_figure(accuracies, classes=CLASSES, counts=COUNTS, members=MEMBERS).axes[0]
     dots = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
     assert dots == {"x+synth": [75, 100, 50], "y": [100, 75, 25]}
     assert axes.get_xlim()[0] == 20  # below the lowest
@@ -53,7 +53,7 @@ def test_the_confusion_matrix_has_true_rows_and_predicted_columns_by_falling_cou
     confusion = np.diag(np.full(size, 10))
     confusion[0] = 0
     confusion[0, :2] = 1, 3  # of the first class one image in four is recognised, the others are taken for the second
-    axes = confusion_figure(confusion, classes=[f"c{c}" for c in range(size)], counts=counts).axes[0]
+    axes: Any = confusion_figure(confusion, classes=[f"c{c}" for c in range(size)], counts=counts).axes[0]
     opacity = axes.images[0].get_array()[..., 3]
     assert opacity.shape == (size, size)
     np.testing.assert_allclose(np.diag(opacity), np.where(np.arange(size) == 2, 0.5, 1.0))  # square roots
@@ -64,12 +64,12 @@ def test_the_confusion_matrix_has_true_rows_and_predicted_columns_by_falling_cou
 
 
 def test_calibration_bars_are_the_smaller_of_accuracy_and_confidence_and_the_gap() -> None:
-    bins = [
+    bins: list[Any] = [
         {"low": 0.0, "high": 0.5, "images": 4, "confidence": 0.4, "accuracy": 0.25},
         {"low": 0.5, "high": 1.0, "images": 8, "confidence": 0.7, "accuracy": 0.9},
         {"low": 1.0, "high": 1.5, "images": 0, "confidence": None, "accuracy": None},
     ]
-    axes = calibration_figure(bins).axes[0]
+    axes: Any = calibration_figure(bins).axes[0]
     found = {bars.get_label(): [(bar.get_y(), bar.get_height()) for bar in bars] for bars in axes.containers}
     assert {name: np.round(bars, 9).tolist() for name, bars in found.items()} == {
         "both agree": [[0, 25], [0, 70]],
@@ -83,6 +83,8 @@ def test_losses_have_a_line_per_seed_and_their_mean() -> None:
         [{"step": 10, "losses": {"ce": 2.0}}, {"step": 20, "losses": {"ce": 1.0}, "val_balanced_accuracy": 0.5}],
         [{"step": 10, "losses": {"ce": 4.0}}, {"step": 20, "losses": {"ce": 2.0}, "val_balanced_accuracy": 0.7}],
     ]
+    axes: Any
+    right: Any
     axes, right = losses_figure(logs).axes
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines][:3]
     assert lines == [([10, 20], [2.0, 1.0]), ([10, 20], [4.0, 2.0]), ([10, 20], [3.0, 1.5])]
@@ -95,7 +97,7 @@ def test_rows_have_their_mean_interval_and_seeds() -> None:
         Row("long " * 20, "9.0", "synthetic", 9.0, 8.0, 10.0, (8.5, 9.5)),
         Row("b", "-1.0 (too few seeds)", "soft", -1.0),
     ]
-    axes = interval_figure(rows, zero=True).axes[0]
+    axes: Any = interval_figure(rows, zero=True).axes[0]
     (interval, seeds, mean, none, lonely, zero) = axes.lines
     places = [list(line.get_xdata()) for line in (interval, seeds, mean, none, lonely, zero)]
     assert places == [[8.0, 10.0], [8.5, 9.5], [9.0], [], [-1.0], [0, 0]]
@@ -110,6 +112,7 @@ def test_a_comparison_has_a_panel_per_measure_that_is_there() -> None:
         "std": {"balanced_accuracy": 0.1, "few": None},
         "runs": [{"balanced_accuracy": 0.4}, {"balanced_accuracy": 0.6}],
     }  # fmt: skip
+    axes: Any
     (axes,) = comparison_figure({"methods": [method]}).axes
     assert axes.get_title("left") == "balanced accuracy, %"
     (row,) = mean_rows([method], "balanced_accuracy")

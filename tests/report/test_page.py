@@ -216,7 +216,7 @@ def test_the_models_have_figures_over_all_their_seeds(
 ) -> None:
     charts = page.charts("models")
     for label, names in runs.items():
-        confusion = sum(np.array(results_of(report_work, name)["confusion"]) for name in names)
+        confusion = np.sum([results_of(report_work, name)["confusion"] for name in names], axis=0)
         shares = 100 * confusion / confusion.sum(1, keepdims=True)
         said = texts(charts[f"Confusion matrix of {label}: true rows, predicted columns, in % of the true class"])
         cells = [f"{share:.0f}" for share in shares.ravel() if share >= 0.5]

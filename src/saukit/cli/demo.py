@@ -100,6 +100,5 @@ def command(
 
     reporter.say("4/4 report: one page with all of it")
     page = report(ReportConfig(), opened, out=opened.root / FILE_NAME, force=False)
-    reporter.result(page.headline or "")
     reporter.result(f"open {page.path} in a browser; finished in {format_duration(time.monotonic() - started)}")
     reporter.document({"comparison": result.document, "report": str(page.path)})
