@@ -1,16 +1,19 @@
-"""What mkdocs builds besides the pages of this folder: the command reference from the commands; equations as MathML."""
+"""What mkdocs adds to this folder: the reference, from commands and configurations, and equations as MathML."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer.main
 from rich.text import Text
 from typer.utils import get_params_from_function
 
+import saukit
 from saukit.cli.main import app
+from saukit.core.options import options_of
 
 
 def command_reference() -> str:
@@ -63,10 +66,25 @@ def _type_name(annotation: Any) -> str:
     """How a value is written: the choices, `int`, `path`, ...; nothing for a flag."""
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "mapping"
     inner = [_type_name(argument) for argument in get_args(annotation) if argument not in (type(None), ...)]
     if inner:
         return inner[0]
     return {"bool": "", "str": "text"}.get(annotation.__name__, annotation.__name__.lower())
+
+
+def fields(name: str) -> str:
+    """The fields of `saukit.NAME`, a configuration: type, default and help of each."""
+    config_type = getattr(saukit, name)
+    hints, options = get_type_hints(config_type), options_of(config_type)
+    lines = []
+    for field in dataclasses.fields(config_type):
+        kind = _type_name(hints[field.name])
+        default = "" if field.default is dataclasses.MISSING else f" = `{field.default!r}`"
+        help_text = options[field.name].help if field.name in options else ""
+        lines += [f"`{field.name}`: {_plain(kind) or 'bool'}{default}", f":   {_plain(help_text)}", ""]
+    return "\n".join(lines)
 
 
 def _default(parameter: Any) -> str:
@@ -106,3 +124,13 @@ def on_files(files: Any, config: Any) -> None:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "cli.md", content=command_reference()))
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """mkdocs calls this with each page's source: `<!-- fields: NAME -->` becomes the fields of a configuration."""
+    return re.sub(r"<!-- fields: (\w+) -->", lambda match: fields(match[1]), markdown)
+
+
+def on_page_content(html: str, **context: Any) -> str:
+    """mkdocs calls this with each page: a docstring's shapes and errors begin a line, as in the source."""
+    return re.sub(r"\n(Shapes|Raises|Returns): ", r"<br>\n<b>\1:</b> ", html)

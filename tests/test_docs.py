@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -113,17 +114,16 @@ def test_the_citation_has_this_version_and_the_paper() -> None:
 # --- the command reference ----------------------------------------------------------------------------------------
 
 
-def reference() -> str:
+def hooks() -> Any:
     spec = importlib.util.spec_from_file_location("hooks", REPOSITORY / "docs/hooks.py")
     assert spec is not None and spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    text: str = hooks.command_reference()
-    return text
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_command_reference_has_every_command_option_and_help_text() -> None:
-    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", reference(), re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", hooks().command_reference(), re.MULTILINE | re.DOTALL))
     assert list(sections) == list(GROUP.commands)
     for name, command in GROUP.commands.items():
         section = " ".join(sections[name].split())
@@ -135,11 +135,19 @@ def test_the_command_reference_has_every_command_option_and_help_text() -> None:
 
 
 def test_the_command_reference_says_choices_and_defaults() -> None:
-    text = reference()
+    text = hooks().command_reference()
     assert re.search(r"`--method` · one of `sau`, .*`bcl`.* · default: `sau`\n:   \S", text)
     assert re.search(r"`--synthetic` / `--no-synthetic` · default: if there is one\n", text)
     assert re.search(r"`--workspace` / `-w` · path · default: `saukit_work`\n", text)
     assert "[dim]" not in text and "[bold]" not in text
+
+
+def test_the_api_page_has_every_field_of_the_configurations() -> None:
+    named = re.findall(r"<!-- fields: (\w+) -->", (REPOSITORY / "docs/api.md").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(name for name in saukit.__all__ if name.endswith("Config"))
+    for name in named:
+        text = hooks().fields(name)
+        assert all(f"`{field.name}`: " in text for field in dataclasses.fields(getattr(saukit, name)))
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
