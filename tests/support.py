@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saukit.synthesis.config import SynthConfig
-from saukit.training.config import TrainConfig
+from saukit.training.config import ResolvedTrainConfig, TrainConfig
 
 # Classes 5 to 9 of digits at ratio 50 have 16, 10, 6, 4, 2 images: 62 to make, in shards of 8.
 MICRO = SynthConfig(
@@ -78,6 +78,14 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def timeless_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log without what a clock wrote."""
     return [{name: value for name, value in line.items() if name not in TIME_FIELDS} for line in metrics(run)]
+
+
+def resolved(**fields: Any) -> ResolvedTrainConfig:
+    """A configuration that never met a split."""
+    given = {"synthetic": True, "preset": "small", "backbone": "convnet-small", "steps": 4, "batch_size": 16,
+             "drop_last": True, "lr": 0.05, "weight_decay": 1e-3, "schedule": "cosine-step", "warmup": 0.0,
+             "flip": True, "amp": "off"}  # fmt: skip
+    return ResolvedTrainConfig(**{**given, **fields})
 
 
 def tiny(**fields: Any) -> TrainConfig:

@@ -74,15 +74,10 @@ def test_the_reference_computes_the_prototypes_of_saukit(monkeypatch: pytest.Mon
     pictures, labels = torch.from_numpy(images), torch.arange(24) % 4
 
     generator = torch.Generator().manual_seed(1)
-    expected = methods.class_prototypes(
-        pictures,
-        labels,
-        num_classes=4,
-        network=network,
-        views=views,
-        precision=Precision("off", "cpu"),
-        generator=generator,
+    context = methods.StepContext(
+        network, views, Precision("off", "cpu"), plan.config, torch.ones(4), torch.zeros(4), generator
     )
+    expected = methods.class_prototypes(pictures, labels, context, generator)
     again = torch.Generator().manual_seed(1)
     batches = [
         (views.autoaugment(chunk, again), views.simclr(chunk, again), own)
@@ -132,8 +127,7 @@ def test_every_rung_of_the_ladder_moves_its_network() -> None:
     inputs, ladder, reference = load("inputs"), load("ladder"), load("reference")
     images = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
     plan = inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 8, "bf16"), CPU)
-    mixture = ladder.Trainer(plan).mixture
-    batch = load("step").BatchOrder(mixture, 8, 0).batch(0)
+    batch = load("step").BatchOrder(ladder.Trainer(plan).training_set, 8, 0).batch(0)
     views = ladder.prepared_views(plan, batch)
     prototypes = ladder.random_prototypes(plan)
     before = weights(inputs.new_network(plan, in_place=True))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,18 +52,17 @@ from remote import Calls, Remote
 from torch import Tensor
 
 from saukit.core.console import Reporter
-from saukit.core.device import Precision, keep_freed_memory, resolve_amp
+from saukit.core.device import keep_freed_memory, resolve_amp
 from saukit.core.seeding import numpy_generator, torch_generator
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.long_tail import profile_counts
 from saukit.data.split import Split, load_split, make_split
-from saukit.models.dual_branch import DualBranchNet
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.methods import class_prototypes
+from saukit.training.methods import StepContext, class_prototypes
 from saukit.training.plan import TrainingPlan
 from saukit.training.trainer import Trainer
-from saukit.training.training_set import BatchOrder, build_mixture
+from saukit.training.training_set import BatchOrder, TrainingSet, build_training_set
 
 BACKBONE = "resnet32-w16"
 IMB = 50
@@ -215,7 +213,7 @@ def _stand_in_rows(labels: Labels, counts: Labels) -> Labels:
 
 def _contenders(plan: TrainingPlan, threads: int) -> list[Contender]:
     """The reference, the rungs between, and saukit's trainer."""
-    order = BatchOrder(build_mixture(plan.split, plan.cache, plan.device), plan.batch_size, SEED)
+    order = BatchOrder(build_training_set(plan.split, plan.cache, plan.device), plan.batch_size, SEED)
     rungs = [_masked(rung, plan, order) for rung in masked_rungs(plan.config.amp)]
     trainers = [_trained(name, rung_plan) for name, rung_plan in trainer_plans(plan).items()]
     return [_reference(plan, threads), _batched_views(plan, order), *rungs, *trainers]
@@ -242,7 +240,7 @@ def _batched_views(plan: TrainingPlan, order: BatchOrder) -> Contender:
     generator, steps = torch_generator(SEED, "benchmark-views", device=plan.device), iter(range(10**9))
 
     def chunks(rows: slice) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        data = order.mixture
+        data = order.training_set
         for images, labels in zip(
             data.images[rows].split(PROTOTYPE_BATCH), data.labels[rows].split(PROTOTYPE_BATCH), strict=True
         ):
@@ -261,7 +259,7 @@ def _masked(rung: Rung, plan: TrainingPlan, order: BatchOrder) -> Contender:
     step, steps = MaskedStep(rung, plan, views, random_prototypes(plan)), iter(range(10**9))
 
     def prototypes(rows: slice) -> None:
-        step.prototypes = _saukit_prototypes(step.network, views, rung.amp, order, plan, rows)
+        step.prototypes = _saukit_prototypes(step.context(), order.training_set, rows)
 
     return Contender(rung.name, steady(lambda: step(order.batch(next(steps)))), prototypes)
 
@@ -272,9 +270,7 @@ def _trained(name: str, plan: TrainingPlan) -> Contender:
     trainer.step_count = 1
 
     def prototypes(rows: slice) -> None:
-        trainer.prototypes = _saukit_prototypes(
-            trainer.network, trainer.views, plan.config.amp, trainer.order, plan, rows
-        )
+        trainer.prototypes = _saukit_prototypes(trainer.step.context, trainer.training_set, rows)
 
     return Contender(name, steady(trainer.advance), prototypes)
 
@@ -308,18 +304,9 @@ def _calls(contender: Contender, plan: TrainingPlan) -> Calls:
     }
 
 
-def _saukit_prototypes(
-    network: DualBranchNet, views: Any, amp: Any, order: BatchOrder, plan: TrainingPlan, rows: slice
-) -> tuple[Tensor, Tensor]:
-    return class_prototypes(
-        order.mixture.images[rows],
-        order.mixture.labels[rows],
-        num_classes=plan.split.num_classes,
-        network=network,
-        views=views,
-        precision=Precision(amp, plan.device.type),
-        generator=torch_generator(SEED, "benchmark-prototypes", device=plan.device),
-    )
+def _saukit_prototypes(context: StepContext, data: TrainingSet, rows: slice) -> tuple[Tensor, Tensor]:
+    generator = torch_generator(SEED, "benchmark-prototypes", device=data.device)
+    return class_prototypes(data.images[rows], data.labels[rows], context, generator)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------

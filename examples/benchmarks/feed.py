@@ -18,7 +18,7 @@ from reference import PREFETCH, pil_feed, pixels_of, worker_processes
 
 from saukit.core.device import keep_freed_memory
 from saukit.core.seeding import torch_generator
-from saukit.training.training_set import BatchOrder, build_mixture
+from saukit.training.training_set import BatchOrder, build_training_set
 
 IMAGES = 10_000
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> Document:
     pictures = load_pictures(options.root, IMAGES)
     plan = mixed_plan(pictures.images, 10, paper_config("convnet-small", batch_size, "off"), device)
     pixels = pixels_of(plan)
-    order = BatchOrder(build_mixture(plan.split, plan.cache, device), batch_size, SEED)
+    order = BatchOrder(build_training_set(plan.split, plan.cache, device), batch_size, SEED)
     views, generator = saukit_views(plan), torch_generator(SEED, "benchmark-feed", device=device)
     steps = iter(range(10**9))
 

@@ -20,9 +20,9 @@ from saukit.data.sources import CIFAR_MEAN, CIFAR_STD
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training.config import PRESETS, TrainConfig
-from saukit.training.methods import Views
-from saukit.training.plan import TrainingPlan, required
+from saukit.training.config import PRESETS, ResolvedTrainConfig
+from saukit.training.plan import TrainingPlan
+from saukit.training.views import Views
 
 SIDE = 32
 CIFAR_FOLDER = "cifar-10-batches-py"
@@ -83,7 +83,7 @@ def as_synthetic(images: Images, labels: Labels) -> SyntheticImages:
     return SyntheticImages(images, labels, np.zeros(len(labels), np.int64), _no_manifest("synth"))
 
 
-def mixed_plan(images: Images, num_classes: int, config: TrainConfig, device: torch.device) -> TrainingPlan:
+def mixed_plan(images: Images, num_classes: int, config: ResolvedTrainConfig, device: torch.device) -> TrainingPlan:
     """A plan whose first quarter of the images are real and whose others take the part of synthetic ones.
 
     The labels are the classes in turn, so every class has a real image.
@@ -94,16 +94,17 @@ def mixed_plan(images: Images, num_classes: int, config: TrainConfig, device: to
     return TrainingPlan(config, "benchmark", split, as_synthetic(images[real:], labels[real:]), device, {})
 
 
-def paper_config(backbone: str, batch_size: int, amp: str) -> TrainConfig:
+def paper_config(backbone: str, batch_size: int, amp: str) -> ResolvedTrainConfig:
     """SAU with the paper's optimiser settings, resolved."""
     paper = PRESETS["paper"]
-    return TrainConfig(
+    return ResolvedTrainConfig(
         method="sau",
         synthetic=True,
         preset="paper",
         backbone=backbone,
         epochs=paper.epochs,
         batch_size=batch_size,
+        drop_last=paper.drop_last,
         lr=paper.lr,
         weight_decay=paper.weight_decay,
         schedule=paper.schedule,
@@ -121,7 +122,7 @@ def new_network(plan: TrainingPlan, *, in_place: bool) -> DualBranchNet:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(plan.config.seed, "initialisation"))
-        network = DualBranchNet(required(plan.config.backbone), plan.split.num_classes, projection=True)
+        network = DualBranchNet(plan.config.backbone, plan.split.num_classes, projection=True)
     for module in network.modules():
         if isinstance(module, torch.nn.ReLU):
             module.inplace = in_place
@@ -131,7 +132,7 @@ def new_network(plan: TrainingPlan, *, in_place: bool) -> DualBranchNet:
 def saukit_views(plan: TrainingPlan) -> Views:
     """saukit's batched views with the plan's normalisation."""
     mean, std = (torch.tensor(values, device=plan.device) for values in (plan.split.mean, plan.split.std))
-    return Views(mean=mean, std=std, side=min(plan.split.image_size), flip=required(plan.config.flip))
+    return Views(mean, std, plan.config.flip)
 
 
 def _no_manifest(kind: str) -> Manifest:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.core.seeding import torch_generator
-from saukit.training.methods import Step, Views, sau_step
-from saukit.training.plan import TrainingPlan, required
+from saukit.training.methods import StepContext, sau_step
+from saukit.training.plan import TrainingPlan
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import Batch
+from saukit.training.views import Views
 
 # The last rung on a processor: how the C library treats freed memory is a matter of the whole process, so the rungs
 # before, which have its defaults, cannot be in the same one.
@@ -112,9 +113,9 @@ class MaskedStep:
         self.network = network
         self.optimizer = torch.optim.SGD(
             network.parameters(),
-            lr=required(plan.config.lr),
+            lr=plan.config.lr,
             momentum=MOMENTUM,
-            weight_decay=required(plan.config.weight_decay),
+            weight_decay=plan.config.weight_decay,
             # None is what torch does by default.
             fused=True if rung.fused_sgd else None,
         )
@@ -124,25 +125,24 @@ class MaskedStep:
         self.class_counts = torch.ones(plan.split.num_classes, device=plan.device)  # which SAU does not read
         self.losses: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch) -> None:
-        """Views, forward passes, the backward pass and the update."""
-        step = Step(
+    def context(self) -> StepContext:
+        """What a step has at hand."""
+        return StepContext(
             network=self.network,
             views=self.views,  # type: ignore[arg-type]
             precision=self.precision,
-            logit_offsets=self.logit_offsets,
+            config=self.plan.config,
             class_counts=self.class_counts,
-            synthetic_weight=1.0,
-            second_stage=False,
-            prototypes=self.prototypes,
-            noise=self.plan.config.noise,
-            temperature=self.plan.config.temperature,
+            logit_offsets=self.logit_offsets,
             generator=self.generator,
-            metrics={},
+            prototypes=self.prototypes,
         )
+
+    def __call__(self, batch: Batch) -> None:
+        """Views, forward passes, the backward pass and the update."""
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = dict(sau_step(batch, step))
+        losses = dict(sau_step(batch, self.context()))
         self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -153,8 +153,8 @@ def trainer_on_prepared_views(plan: TrainingPlan, views: ViewBatch, prototypes: 
     """saukit's trainer inside an epoch, with prototypes there and its augmentation replaced by tensors made before."""
     trainer = Trainer(plan)
     trainer.step_count, trainer.prototypes = 1, prototypes
-    trainer.views = PreparedViews(views)  # type: ignore[assignment]
-    trainer.stepper.views = trainer.views
+    prepared = PreparedViews(views)
+    trainer.step.context = replace(trainer.step.context, views=prepared)  # type: ignore[arg-type]
     return trainer
 
 

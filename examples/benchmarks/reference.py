@@ -17,12 +17,12 @@ import contextlib
 import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from inputs import SEED, Images, Labels, new_network
+from inputs import SEED, Images, Labels, new_network, paper_config
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -31,9 +31,9 @@ from torchvision import transforms
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.config import Noise
-from saukit.training.methods import Step, sau_step
-from saukit.training.mixing import draw_beta_one_one, draw_cutmix_box
-from saukit.training.plan import TrainingPlan, required
+from saukit.training.methods import StepContext, sau_step
+from saukit.training.mixup import draw_beta_one_one, draw_cutmix_box
+from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
 
 MOMENTUM = 0.9
@@ -373,9 +373,9 @@ class ReferenceStep:
         self.network = new_network(plan, in_place=False)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
-            lr=required(config.lr),
+            lr=config.lr,
             momentum=MOMENTUM,
-            weight_decay=required(config.weight_decay),
+            weight_decay=config.weight_decay,
         )
         self.prototypes = prototypes
         self.noise, self.temperature = config.noise, config.temperature
@@ -457,24 +457,19 @@ def check_against_saukit(
         everyone = torch.arange(num_classes)
         prototypes = network.project(view(everyone)), network.project(view(everyone))
 
-    metrics: dict[str, Tensor] = {}
-    step = Step(
+    context = StepContext(
         network=network,
         views=PreparedViews(views),  # type: ignore[arg-type]
         precision=Precision("off", "cpu"),
-        logit_offsets=torch.zeros(num_classes),
+        config=replace(paper_config(backbone, batch_size, "off"), noise=noise),
         class_counts=torch.ones(num_classes),  # which SAU does not read
-        synthetic_weight=1.0,
-        second_stage=False,
-        prototypes=prototypes,
-        noise=noise,
-        temperature=0.1,
+        logit_offsets=torch.zeros(num_classes),
         generator=torch.Generator().manual_seed(SEED),
-        metrics=metrics,
+        prototypes=prototypes,
     )
     # Where the partner's synthetic images are matters to their weight alone, and all weigh 1 here.
     batch = Batch(views.v1, labels, synthetic, views.partner_v1, partner_labels, torch.zeros_like(synthetic))
-    ours, our_gradient = _losses_and_gradient(network, lambda: dict(sau_step(batch, step)))
+    ours, our_gradient = _losses_and_gradient(network, lambda: dict(sau_step(batch, context)))
     # The same draws as in saukit's step, by the same generator.
     again = torch.Generator().manual_seed(SEED)
     lam = draw_beta_one_one(device=again.device, generator=again)
@@ -486,8 +481,8 @@ def check_against_saukit(
     agreement = Agreement(
         loss_difference=max(abs(theirs[name] - value) / abs(value) for name, value in ours.items()),
         gradient_difference=float((their_gradient - our_gradient).norm() / our_gradient.norm()),
-        synthetic_images=int(metrics["synthetic_images"]),
-        trusted_images=int(metrics["trusted_images"]),
+        synthetic_images=int(context.metrics["synthetic_images"]),
+        trusted_images=int(context.metrics["trusted_images"]),
     )
     if agreement.loss_difference > LOSS_TOLERANCE or agreement.gradient_difference > GRADIENT_TOLERANCE:
         raise RuntimeError(

@@ -299,9 +299,9 @@ def train_yardstick(workspace: Workspace, backbone: str, steps: int, device: tor
     print(f"yardstick: {backbone}, {steps} steps on all training images", flush=True)
     config = TrainConfig(method="ce", synthetic=False, preset="small", backbone=backbone, steps=steps, seed=SEED)
     fit(config, workspace, name="yardstick", device=device, force=False, resume=False, reporter=Reporter(quiet=True))
-    network, card = load_model(workspace.run("yardstick") / MODEL_NAME)
+    network, spec = load_model(workspace.run("yardstick") / MODEL_NAME)
     test = load_test(workspace)
-    found = predict(network, card, test.images, device=device)
+    found = predict(network, spec, test.images, device=device)
     top1 = float((found.probabilities.argmax(1) == test.labels).mean())
     print(f"yardstick: top-1 {top1:.3f} on {len(test.labels):,} test images", flush=True)
     about = {
@@ -310,7 +310,7 @@ def train_yardstick(workspace: Workspace, backbone: str, steps: int, device: tor
         "top1": round(top1, 4),
         "test_images": len(test.labels),
     }
-    return Yardstick(lambda images: predict(network, card, images, device=device).features, found.features, about)
+    return Yardstick(lambda images: predict(network, spec, images, device=device).features, found.features, about)
 
 
 def _order(count: int, num_classes: int) -> tuple[Labels, Labels]:

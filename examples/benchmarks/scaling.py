@@ -183,7 +183,7 @@ def _as_the_command(job: Job) -> Calls:
 
 def _step_seconds(trainer: Trainer, job: Job) -> float:
     """Mean seconds of some steps of one epoch; the step that begins it, and computes prototypes, is not among them."""
-    steps_per_epoch = trainer.order.steps_per_epoch
+    steps_per_epoch = trainer.plan.steps_per_epoch
     if trainer.step_count % steps_per_epoch == 0:
         trainer.advance()
     count = min(job.steps, steps_per_epoch - trainer.step_count % steps_per_epoch)
@@ -192,19 +192,12 @@ def _step_seconds(trainer: Trainer, job: Job) -> float:
 
 def _prototype_seconds(trainer: Trainer, device: torch.device) -> float:
     """Seconds of a pass over all real images, scaled from one over the first of them where there are many."""
-    real = trainer.mixture.real_count
+    real = trainer.training_set.real_count
     count = min(real, PROTOTYPE_IMAGES)
 
     def work() -> None:
-        class_prototypes(
-            trainer.mixture.images[:count],
-            trainer.mixture.labels[:count],
-            num_classes=trainer.plan.split.num_classes,
-            network=trainer.network,
-            views=trainer.views,
-            precision=trainer.precision,
-            generator=torch_generator(SEED, "benchmark-prototypes", device=device),
-        )
+        data, generator = trainer.training_set, torch_generator(SEED, "benchmark-prototypes", device=device)
+        class_prototypes(data.images[:count], data.labels[:count], trainer.step.context, generator)
 
     work()
     return timed(work, 1, device) * real / count

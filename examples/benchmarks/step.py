@@ -40,10 +40,10 @@ from reference import PreparedViews, ReferenceStep, ViewBatch, check_against_sau
 from remote import Calls, Remote
 
 from saukit.core.device import keep_freed_memory, resolve_amp
-from saukit.training.config import TrainConfig
+from saukit.training.config import ResolvedTrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.plan import TrainingPlan
-from saukit.training.training_set import Batch, BatchOrder, build_mixture
+from saukit.training.training_set import Batch, BatchOrder, build_training_set
 
 # Steps that a trainer takes beyond the timed ones: warming up.
 SPARE_STEPS = 8
@@ -119,7 +119,7 @@ def _ladder(
     return rows
 
 
-def _as_the_command(images: Images, config: TrainConfig, threads: int) -> Calls:
+def _as_the_command(images: Images, config: ResolvedTrainConfig, threads: int) -> Calls:
     """In a process of its own: the trainer on the same views, with memory treated as `saukit train` has it."""
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -130,7 +130,7 @@ def _as_the_command(images: Images, config: TrainConfig, threads: int) -> Calls:
 
 def _views(plan: TrainingPlan) -> tuple[Batch, ViewBatch]:
     """A batch and its views."""
-    batch = BatchOrder(build_mixture(plan.split, plan.cache, plan.device), plan.batch_size, SEED).batch(0)
+    batch = BatchOrder(build_training_set(plan.split, plan.cache, plan.device), plan.batch_size, SEED).batch(0)
     return batch, prepared_views(plan, batch)
 
 

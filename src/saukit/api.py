@@ -127,7 +127,6 @@ def compare(
         name=name,
         device=open_device(device),
         force=force,
-        again="saukit.compare with the same arguments",
         reporter=_reporter(verbose),
     )
 

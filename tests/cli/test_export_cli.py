@@ -17,7 +17,7 @@ def test_an_export_prints_how_far_it_is_from_the_model(cli: Cli, shared_work: Pa
     assert "checked on 32 training images" in outcome.out
     assert "largest difference of a logit" in outcome.out and "hub" in outcome.out and "torch" in outcome.out
     assert f"written to {tmp_path / 'out'}: README.md, classes.json, config.json, model.pt2" in outcome.out
-    assert load_classifier(tmp_path / "out").card.method == "ce"
+    assert load_classifier(tmp_path / "out").spec.method == "ce"
 
 
 def test_the_document_of_an_export(cli: Cli, shared_work: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from saukit.core.errors import Interrupted
-from saukit.core.interrupts import StopRequest
+from saukit.core.interrupts import StopRequest, continue_command, typed_command
 
 # A command of saukit that works until asked to stop; `hang` makes it work on after that.
 SCRIPT = """
@@ -25,7 +25,7 @@ def work():
         while {hang}:
             time.sleep(0.005)
         print("saved", flush=True)
-        raise stop.interrupted("saukit train --resume")
+        raise stop.interrupted()
 
 main.app = work
 main.run()
@@ -34,7 +34,7 @@ main.run()
 
 @contextmanager
 def working(*, hang: bool) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", SCRIPT.format(hang=hang)]
+    command = [sys.executable, "-c", SCRIPT.format(hang=hang), "train", "-w", "my work", "--force"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -52,7 +52,7 @@ def test_the_first_signal_is_noted_then_work_is_saved_and_the_exit_code_tells(
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert out == f"noted {int(number)}\nsaved\n"
-    assert err == "error: stopped and saved; continue with: saukit train --resume\n"
+    assert err == "error: stopped and saved; continue with: saukit train -w 'my work' --resume\n"
     assert process.returncode == code
 
 
@@ -81,8 +81,26 @@ def test_nothing_is_requested_without_a_signal_and_the_handlers_come_back() -> N
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert after == before
     assert all(one != other for one, other in zip(during, before, strict=True))
-    error = stop.interrupted("saukit synth --resume")
-    assert (error.exit_code, str(error)) == (143, "stopped and saved; continue with: saukit synth --resume")
+    error = stop.interrupted()
+    assert (error.exit_code, str(error)) == (143, "stopped and saved; continue with: the same call")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("train --steps 9", "saukit train --steps 9 --resume"),
+        ("train --resume --name a", "saukit train --name a --resume"),
+        ("synth --force -w x", "saukit synth -w x --resume"),
+        ("synth --shard 0/3 --force", "saukit synth --shard 0/3"),
+        ("compare --methods ce,sau --force", "saukit compare --methods ce,sau --force"),
+        ("demo", "saukit demo"),
+    ],
+)
+def test_what_continues_is_the_command_that_was_typed(typed: str, expected: str) -> None:
+    with typed_command(typed.split()):
+        assert continue_command() == expected
+        assert str(StopRequest().interrupted("another")) == f"stopped and saved; continue with: {expected}"
+    assert continue_command("the same call") == "the same call"
 
 
 def test_in_another_thread_signals_are_left_to_the_main_one() -> None:

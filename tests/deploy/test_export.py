@@ -26,12 +26,12 @@ from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.export import ExportResult, export, largest_difference
 from saukit.models.classifier import ImageClassifier, load_classifier
 from saukit.models.inference import normalise, predict
-from saukit.models.model_file import ModelCard, save_model
+from saukit.models.model_file import ModelSpec, save_model
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
 ALL: tuple[Format, ...] = ("torch", "onnx", "hub")
-CARD = ModelCard(
+SPEC = ModelSpec(
     method="ldam-drw",
     backbone="convnet-small",
     classes=("cat", "größe", "no"),
@@ -63,20 +63,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 )
 def test_every_format_gives_the_networks_probabilities(tmp_path: Path, change: dict[str, Any]) -> None:
     """Read by PyTorch, ONNX Runtime and the Hub's mixin, with nothing of saukit's own between."""
-    card = replace(CARD, **change)
+    spec = replace(SPEC, **change)
     torch.manual_seed(0)
-    network = card.build_network()
+    network = spec.build_network()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), dtype=np.uint8)
     pixels //= np.arange(1, 10, dtype=np.uint8)[:, None, None, None]  # from bright to dark
     for _ in range(20):  # BatchNorm's statistics
-        network(normalise(torch.from_numpy(pixels), torch.tensor(card.mean), torch.tensor(card.std)))
-    save_model(tmp_path / "some.safetensors", network.state_dict(), card)
+        network(normalise(torch.from_numpy(pixels), torch.tensor(spec.mean), torch.tensor(spec.std)))
+    save_model(tmp_path / "some.safetensors", network.state_dict(), spec)
     result = exported(tmp_path / "no-work", tmp_path / "out", *ALL, model=tmp_path / "some.safetensors")
     assert [check.format for check in result.checks] == list(ALL)
     assert all(0 <= check.max_difference <= 1e-4 for check in result.checks)
     assert result.checked_on == "32 images of random pixels"
 
-    expected = predict(network, card, pixels, device=CPU).probabilities
+    expected = predict(network, spec, pixels, device=CPU).probabilities
     assert np.ptp(expected, axis=0).max() > 0.01
     images = torch.from_numpy(pixels) / 255
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
@@ -198,12 +198,12 @@ def test_the_card_says_what_is_not_known(shared_work: Path, tmp_path: Path) -> N
 
 
 def test_names_of_classes_are_no_html(tmp_path: Path) -> None:
-    card = replace(CARD, classes=("<script>alert(1)</script>", "a & b"))
-    save_model(tmp_path / "some.safetensors", card.build_network().state_dict(), card)
+    spec = replace(SPEC, classes=("<script>alert(1)</script>", "a & b"))
+    save_model(tmp_path / "some.safetensors", spec.build_network().state_dict(), spec)
     exported(tmp_path, tmp_path / "out", "hub", model=tmp_path / "some.safetensors")
     text = card_of(tmp_path / "out")[1]
     assert "<script>" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;, a &amp; b" in text
-    assert load_classifier(tmp_path / "out").classes == card.classes
+    assert load_classifier(tmp_path / "out").classes == spec.classes
 
 
 # --- where it goes ------------------------------------------------------------------------------------------------

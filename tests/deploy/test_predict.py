@@ -45,9 +45,9 @@ def digits(shared_work: Path, tmp_path: Path) -> Path:
 
 
 def test_files_of_test_images_get_the_runs_own_probabilities(shared_work: Path, digits: Path) -> None:
-    network, card = load_model(shared_work / "runs" / "sau" / "model.safetensors")
+    network, spec = load_model(shared_work / "runs" / "sau" / "model.safetensors")
     images = load_test(Workspace(shared_work)).images[:20]
-    expected = inference.predict(network, card, images, device=CPU).probabilities
+    expected = inference.predict(network, spec, images, device=CPU).probabilities
     result = predicted(shared_work, digits, config=PredictConfig(top=10, batch_size=7))
     assert [path.name for path in result.images] == [f"{index:02}.png" for index in range(20)]
     assert (result.labels[:, 0] == expected.argmax(1)).all()

@@ -38,9 +38,7 @@ MEASURES = ("top1", "balanced_accuracy", "many", "medium", "few", "ece")
 
 
 def run_compare(config: CompareConfig, work: Path, *, name: str = "main", force: bool = False) -> ComparisonResult:
-    return compare(
-        config, Workspace(work), name=name, device=CPU, force=force, again="saukit compare again", reporter=QUIET
-    )
+    return compare(config, Workspace(work), name=name, device=CPU, force=force, reporter=QUIET)
 
 
 def made_at(work: Path) -> dict[str, int]:

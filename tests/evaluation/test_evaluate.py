@@ -49,9 +49,9 @@ def trained(shared_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def figures(trained: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """results.json, and probabilities and labels computed anew."""
-    network, card = load_model(trained / "runs" / "learnt" / "model.safetensors")
+    network, spec = load_model(trained / "runs" / "learnt" / "model.safetensors")
     test = load_test(Workspace(trained))
-    probabilities = predict(network, card, test.images, device=CPU).probabilities
+    probabilities = predict(network, spec, test.images, device=CPU).probabilities
     return json.loads((trained / "runs" / "learnt" / "results.json").read_text()), probabilities, test.labels
 
 
@@ -172,10 +172,10 @@ def test_a_run_of_another_split_is_refused(work: Path) -> None:
 def test_a_model_with_other_classes_is_refused(work: Path) -> None:
     folder = work / "runs" / "sau"
     manifest = json.loads((folder / "manifest.json").read_text())
-    network, card = load_model(folder / "model.safetensors")
+    network, spec = load_model(folder / "model.safetensors")
     state = network.state_dict() | {name: value[:3] for name, value in network.state_dict().items() if
                                     name.startswith("classifier")}  # fmt: skip
-    save_model(folder / "model.safetensors", state, replace(card, classes=("a", "b", "c")))
+    save_model(folder / "model.safetensors", state, replace(spec, classes=("a", "b", "c")))
     names = ["config.yaml", "metrics.jsonl", "model.safetensors"]
     write_manifest(folder, kind="run", files=names, inputs=manifest["inputs"], summary={}, device="cpu")
     with pytest.raises(DataError, match="knows 3 classes, this split has 10: train again on this split"):

@@ -21,9 +21,9 @@ from saukit.core.workspace import Workspace
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise, predict
-from saukit.models.model_file import ModelCard, load_model, save_model
+from saukit.models.model_file import ModelSpec, load_model, save_model
 
-CARD = ModelCard(
+SPEC = ModelSpec(
     method="sau",
     backbone="convnet-small",
     classes=("cat", "größe", "no"),
@@ -36,29 +36,29 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), dtype=np.uint
 IMAGES //= np.array([1, 2, 4, 8, 1, 3], np.uint8)[:, None, None, None]  # from bright to dark
 
 
-def network(card: ModelCard) -> DualBranchNet:
+def network(spec: ModelSpec) -> DualBranchNet:
     """A network whose BatchNorm has seen images, so that eval and training mode differ."""
     torch.manual_seed(0)
-    made = card.build_network()
+    made = spec.build_network()
     for _ in range(20):
-        made(normalise(torch.from_numpy(IMAGES), torch.tensor(card.mean), torch.tensor(card.std)))
+        made(normalise(torch.from_numpy(IMAGES), torch.tensor(spec.mean), torch.tensor(spec.std)))
     return made
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A folder that `save_pretrained` wrote."""
-    ImageClassifier.from_model(network(CARD), CARD).save_pretrained(tmp_path / "saved")
+    ImageClassifier.from_model(network(SPEC), SPEC).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
 @pytest.mark.parametrize("backbone", ["convnet-small", "resnet32-w16"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_it_gives_the_networks_probabilities(backbone: str, kind: Any) -> None:
-    card = replace(CARD, backbone=backbone, classifier=kind)
-    made = network(card)
-    expected = predict(made, card, IMAGES, device=torch.device("cpu")).probabilities
-    classifier = ImageClassifier.from_model(made, card)
+    spec = replace(SPEC, backbone=backbone, classifier=kind)
+    made = network(spec)
+    expected = predict(made, spec, IMAGES, device=torch.device("cpu")).probabilities
+    classifier = ImageClassifier.from_model(made, spec)
     with torch.no_grad():
         logits = classifier(torch.from_numpy(IMAGES) / 255)
     assert logits.dtype == torch.float32
@@ -69,8 +69,8 @@ def test_it_gives_the_networks_probabilities(backbone: str, kind: Any) -> None:
 
 
 def test_it_shares_nothing_with_the_network() -> None:
-    made = network(CARD)
-    classifier = ImageClassifier.from_model(made, CARD)
+    made = network(SPEC)
+    classifier = ImageClassifier.from_model(made, SPEC)
     before = classifier.network.classifier.weight.clone()
     with torch.no_grad():
         made.classifier.weight.zero_()
@@ -79,7 +79,7 @@ def test_it_shares_nothing_with_the_network() -> None:
 
 def test_whole_numbers_are_no_images_in_0_to_1() -> None:
     with pytest.raises(TypeError, match=r"^images must be floats in \[0, 1\], got torch.uint8: divide .* by 255$"):
-        ImageClassifier.from_model(network(CARD), CARD)(torch.from_numpy(IMAGES))
+        ImageClassifier.from_model(network(SPEC), SPEC)(torch.from_numpy(IMAGES))
 
 
 def test_a_saved_one_comes_back_bit_by_bit_without_the_network(
@@ -90,13 +90,13 @@ def test_a_saved_one_comes_back_bit_by_bit_without_the_network(
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     images = torch.from_numpy(IMAGES) / 255
-    expected = ImageClassifier.from_model(network(CARD), CARD)(images)
+    expected = ImageClassifier.from_model(network(SPEC), SPEC)(images)
     for loaded in (ImageClassifier.from_pretrained(saved), load_classifier(saved), load_classifier(str(saved))):
         assert torch.equal(loaded(images), expected)
-        assert loaded.card == replace(CARD, projection=False)
-        assert (loaded.classes, loaded.image_size) == (CARD.classes, (16, 16))
+        assert loaded.spec == replace(SPEC, projection=False)
+        assert (loaded.classes, loaded.image_size) == (SPEC.classes, (16, 16))
         assert not loaded.training
-    assert load_classifier(saved / "model.safetensors").classes == CARD.classes
+    assert load_classifier(saved / "model.safetensors").classes == SPEC.classes
     assert capsys.readouterr() == ("", "")
 
 
@@ -129,7 +129,7 @@ def test_publishing_uploads_a_folder_that_can_be_read(monkeypatch: pytest.Monkey
             return f"commit to {repo_id}"
 
     monkeypatch.setattr(hub, "HfApi", Api)
-    classifier = ImageClassifier.from_model(network(CARD), CARD)
+    classifier = ImageClassifier.from_model(network(SPEC), SPEC)
     assert classifier.push_to_hub("someone/tail") == "commit to someone/tail"
     images = torch.from_numpy(IMAGES) / 255
     assert torch.equal(load_classifier(tmp_path / "remote")(images), classifier(images))
@@ -177,9 +177,9 @@ def test_weights_with_a_gap_or_cut_short(saved: Path) -> None:
 
 
 def test_a_run_a_copied_file_and_a_folder_around_it_hold_the_same(work: Path, tmp_path: Path) -> None:
-    made, card = load_model(work / "runs" / "sau" / "model.safetensors")
+    made, spec = load_model(work / "runs" / "sau" / "model.safetensors")
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = ImageClassifier.from_model(made, card)(images)
+    expected = ImageClassifier.from_model(made, spec)(images)
     copy = tmp_path / "elsewhere" / "best.safetensors"
     copy.parent.mkdir()
     shutil.copy(work / "runs" / "sau" / "model.safetensors", copy)
@@ -225,7 +225,7 @@ def test_a_runs_name_comes_before_a_file_of_that_name(
     monkeypatch.chdir(tmp_path)
     workspace = Workspace(shared_work)
     Path("ce").mkdir()
-    save_model(Path("other"), network(CARD).state_dict(), CARD)
+    save_model(Path("other"), network(SPEC).state_dict(), SPEC)
     assert locate_model("ce", workspace) == shared_work / "runs" / "ce"
     assert locate_model("./ce", workspace) == Path("./ce")
     assert locate_model("other", workspace) == Path("other")

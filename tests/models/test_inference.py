@@ -10,10 +10,10 @@ from torch import nn
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise, predict
-from saukit.models.model_file import ModelCard
+from saukit.models.model_file import ModelSpec
 
 CPU = torch.device("cpu")
-CARD = ModelCard(
+SPEC = ModelSpec(
     method="ce",
     backbone="convnet-small",
     classes=("a", "b", "c"),
@@ -39,11 +39,11 @@ def network() -> DualBranchNet:
 
 
 def test_predictions_are_those_of_single_images_whatever_the_batches(network: DualBranchNet) -> None:
-    found = predict(network, CARD, IMAGES, device=CPU, batch_size=7)
+    found = predict(network, SPEC, IMAGES, device=CPU, batch_size=7)
     for image, features, probabilities in zip(IMAGES, found.features, found.probabilities, strict=True):
         pixels = image.astype(np.float64) / 255
         for channel in range(3):
-            pixels[channel] = (pixels[channel] - CARD.mean[channel]) / CARD.std[channel]
+            pixels[channel] = (pixels[channel] - SPEC.mean[channel]) / SPEC.std[channel]
         with torch.no_grad():
             expected = network.backbone(torch.from_numpy(pixels[None]).float())[0]
             logits = network(torch.from_numpy(pixels[None]).float())[0].double()
@@ -55,29 +55,29 @@ def test_predictions_are_those_of_single_images_whatever_the_batches(network: Du
 
 
 def test_a_network_in_training_mode_predicts_as_in_eval_mode_and_stays_as_it_was(network: DualBranchNet) -> None:
-    expected = predict(network, CARD, IMAGES, device=CPU)
+    expected = predict(network, SPEC, IMAGES, device=CPU)
     assert not network.training
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = predict(network.train(), CARD, IMAGES, device=CPU)
+    found = predict(network.train(), SPEC, IMAGES, device=CPU)
     assert network.training
     assert (found.probabilities == expected.probabilities).all() and (found.features == expected.features).all()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_the_arithmetic_is_that_of_the_precision(network: DualBranchNet) -> None:
-    found = predict(network, CARD, IMAGES, device=CPU, precision=Precision("bf16", "cpu"))
-    exact = predict(network, CARD, IMAGES, device=CPU).logits
+    found = predict(network, SPEC, IMAGES, device=CPU, precision=Precision("bf16", "cpu"))
+    exact = predict(network, SPEC, IMAGES, device=CPU).logits
     assert (found.logits == torch.from_numpy(found.logits).bfloat16().float().numpy()).all()  # eight bits of precision
     assert 0 < np.abs(found.logits - exact).max() < 0.05
 
 
 def test_no_images_have_no_predictions(network: DualBranchNet) -> None:
-    found = predict(network, CARD, IMAGES[:0], device=CPU)
+    found = predict(network, SPEC, IMAGES[:0], device=CPU)
     assert (found.features.shape, found.probabilities.shape) == ((0, 128), (0, 3))
 
 
 def test_normalising_is_by_channel_for_pixels_in_0_to_1() -> None:
-    mean, std = torch.tensor(CARD.mean), torch.tensor(CARD.std)
+    mean, std = torch.tensor(SPEC.mean), torch.tensor(SPEC.std)
     images = torch.from_numpy(IMAGES)
     expected = (images.double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
     torch.testing.assert_close(normalise(images, mean, std), expected.float(), rtol=0, atol=2e-6)

@@ -10,9 +10,9 @@ import torch
 from saukit.core.artifacts import save_tensors
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.model_file import ModelCard, load_model, save_model
+from saukit.models.model_file import ModelSpec, load_model, save_model
 
-CARD = ModelCard(
+SPEC = ModelSpec(
     method="sau",
     backbone="convnet-small",
     classes=("cat", "größe", "no"),
@@ -23,25 +23,25 @@ CARD = ModelCard(
 )
 
 
-def trained(card: ModelCard) -> DualBranchNet:
+def trained(spec: ModelSpec) -> DualBranchNet:
     """A network whose BatchNorm statistics are not those of a new one."""
     torch.manual_seed(0)
-    network = DualBranchNet(card.backbone, len(card.classes), projection=card.projection)
+    network = DualBranchNet(spec.backbone, len(spec.classes), projection=spec.projection)
     images = torch.randn(16, 3, 8, 8)
     for _ in range(3):
-        (network.project if card.projection else network)(images)
+        (network.project if spec.projection else network)(images)
     return network.eval()
 
 
 @pytest.mark.parametrize("projection", [True, False])
 @pytest.mark.parametrize("backbone", ["convnet-small", "resnet32-w16"])
 def test_a_round_trip_gives_identical_logits(tmp_path: Path, projection: bool, backbone: str) -> None:
-    card = replace(CARD, projection=projection, backbone=backbone)
-    network = trained(card)
-    save_model(tmp_path / "model.safetensors", network.state_dict(), card)
+    spec = replace(SPEC, projection=projection, backbone=backbone)
+    network = trained(spec)
+    save_model(tmp_path / "model.safetensors", network.state_dict(), spec)
     torch.manual_seed(1)
-    loaded, loaded_card = load_model(tmp_path / "model.safetensors")
-    assert loaded_card == card
+    loaded, loaded_spec = load_model(tmp_path / "model.safetensors")
+    assert loaded_spec == spec
     assert not any(module.training for module in loaded.modules())
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -52,9 +52,9 @@ def test_a_round_trip_gives_identical_logits(tmp_path: Path, projection: bool, b
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def write(path: Path, card: dict[str, Any], *, drop: str | None = None) -> None:
-    state = trained(CARD).state_dict()
-    save_tensors(path, {name: value.numpy() for name, value in state.items() if name != drop}, {"model": card})
+def write(path: Path, spec: dict[str, Any], *, drop: str | None = None) -> None:
+    state = trained(SPEC).state_dict()
+    save_tensors(path, {name: value.numpy() for name, value in state.items() if name != drop}, {"model": spec})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def write(path: Path, card: dict[str, Any], *, drop: str | None = None) -> None:
 )
 def test_a_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "model.safetensors"
-    write(path, asdict(CARD) | change)
+    write(path, asdict(SPEC) | change)
     with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(path))} holds no saukit model: ") as caught:
         load_model(path)
     assert message in str(caught.value)
@@ -78,12 +78,12 @@ def test_a_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], messag
 
 def test_a_card_or_a_state_with_a_gap(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    card = asdict(CARD)
-    del card["std"]
-    write(path, card)
+    spec = asdict(SPEC)
+    del spec["std"]
+    write(path, spec)
     with pytest.raises(CorruptArtifactError, match=r"holds no saukit model: .*missing .* 'std'"):
         load_model(path)
-    write(path, asdict(CARD), drop="classifier.bias")
+    write(path, asdict(SPEC), drop="classifier.bias")
     with pytest.raises(CorruptArtifactError, match=r'(?s)holds no saukit model: .*Missing key.* "classifier.bias"'):
         load_model(path)
 
@@ -98,7 +98,7 @@ def test_another_tensor_file_is_no_model(tmp_path: Path, metadata: dict[str, Any
 
 def test_a_damaged_or_foreign_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_model(path, trained(CARD).state_dict(), CARD)
+    save_model(path, trained(SPEC).state_dict(), SPEC)
     whole = path.read_bytes()
     for content in (whole[:-1], whole[: len(whole) // 2], b"", b"\x80\x02}q\x00.", whole[:8] + b"x" + whole[9:]):
         path.write_bytes(content)
@@ -111,6 +111,6 @@ def test_a_damaged_or_foreign_file(tmp_path: Path) -> None:
 
 def test_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_tensors(path, {"x": np.zeros(1)}, {"format_version": 2, "model": asdict(CARD)})
+    save_tensors(path, {"x": np.zeros(1)}, {"format_version": 2, "model": asdict(SPEC)})
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))} has format version 2, .* reads 1: update saukit$"):
         load_model(path)

@@ -61,7 +61,6 @@ def report_work(shared_work: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         name="main",
         device=CPU,
         force=False,
-        again="",
         reporter=QUIET,
     )
     fit(tiny(steps=30, synthetic=False), workspace, name="extra", device=CPU, force=False, resume=False, reporter=QUIET)

@@ -8,15 +8,17 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from support import resolved
 from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training import methods
-from saukit.training.config import Method
+from saukit.training.config import Method, TrainConfig
 from saukit.training.losses import balanced_contrastive_loss
-from saukit.training.methods import METHODS, Step, Views, class_prototypes, logit_offsets
+from saukit.training.methods import METHODS, StepContext, class_prototypes, logit_offsets
 from saukit.training.training_set import Batch
+from saukit.training.views import Views
 
 CLASSES, SIDE, BATCH = 3, 8, 12
 NOISES = ("pos_neg", "neg_only", "drop")
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("narrow_projection")
 
 
 def views(*, flip: bool = True) -> Views:
-    return Views(mean=torch.tensor([0.4, 0.5, 0.6]), std=torch.tensor([0.2, 0.3, 0.25]), side=SIDE, flip=flip)
+    return Views(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25]), flip)
 
 
 def network(seed: int, *, projection: bool = True, **heads: Any) -> DualBranchNet:
@@ -63,22 +65,19 @@ def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def step_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -> Step:
+def context_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -> StepContext:
+    own = {name: fields.pop(name) for name in ("noise", "temperature", "synthetic_weight") if name in fields}
     given: dict[str, Any] = {
         "network": net,
         "views": views(),
         "precision": Precision("off", "cpu"),
-        "logit_offsets": tau * torch.tensor(COUNTS).log(),
+        "config": resolved(**own),
         "class_counts": torch.tensor(COUNTS),
-        "synthetic_weight": 1.0,
-        "second_stage": False,
-        "prototypes": unit_rows(99, 16) if net.projection is not None else None,
-        "noise": "pos_neg",
-        "temperature": 0.1,
+        "logit_offsets": tau * torch.tensor(COUNTS).log(),
         "generator": torch.Generator().manual_seed(seed),
-        "metrics": {},
+        "prototypes": unit_rows(99, 16) if net.projection is not None else None,
     }
-    return Step(**{**given, **fields})
+    return StepContext(**{**given, **fields})
 
 
 # --- plain loops --------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def plain_trust(z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, T
 
 
 def plain_contrastive(
-    z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, Tensor], trusted: list[bool], noise: str
+    z2: Tensor, z3: Tensor, data: Batch, prototypes: tuple[Tensor, Tensor], trusted: list[bool], config: TrainConfig
 ) -> float:
     """Khosla et al. 2020, Eq. 2, over rows (vector, label, may be an anchor)."""
     rows: list[tuple[Tensor, object, bool]] = []
@@ -132,9 +131,9 @@ def plain_contrastive(
         for i in range(BATCH):
             if trusted[i]:
                 rows.append((z[i], int(data.labels[i]), True))
-            elif noise == "pos_neg":
+            elif config.noise == "pos_neg":
                 rows.append((z[i], f"own label of {i}", True))
-            elif noise == "neg_only":
+            elif config.noise == "neg_only":
                 rows.append((z[i], f"nobody's label {i} {view}", False))
         rows += [(prototype[k], k, True) for k in range(CLASSES)]
     terms = []
@@ -142,20 +141,20 @@ def plain_contrastive(
         positives = [j for j, row in enumerate(rows) if j != i and row[1] == label]
         if not may or not positives:
             continue
-        similarity = [float(anchor.double() @ row[0].double()) / 0.1 for row in rows]
+        similarity = [float(anchor.double() @ row[0].double()) / config.temperature for row in rows]
         log_sum = math.log(sum(math.exp(value) for j, value in enumerate(similarity) if j != i))
         terms.append(-sum(similarity[j] - log_sum for j in positives) / len(positives))
     return sum(terms) / len(terms)
 
 
 def plain_sau(
-    net: DualBranchNet, data: Batch, step: Step, *, tau: float = 0.0, weight: float = 1.0
+    net: DualBranchNet, data: Batch, context: StepContext, *, tau: float = 0.0, weight: float = 1.0
 ) -> dict[str, float]:
     """Section 2 of the design with nothing of the package but the four views and the network."""
-    generator, prototypes = step.generator, step.prototypes
+    generator, prototypes = context.generator, context.prototypes
     assert prototypes is not None
-    first = step.views.crop_flip(data.images, generator)
-    second = step.views.crop_flip(data.partner_images, generator)
+    first = context.views.crop_flip(data.images, generator)
+    second = context.views.crop_flip(data.partner_images, generator)
     lam = float(torch.rand((), generator=generator))
     mixed = torch.stack([lam * first[i] + (1 - lam) * second[i] for i in range(BATCH)])
     centre_y, centre_x = (int(torch.randint(SIDE, (), generator=generator)) for _ in range(2))
@@ -170,8 +169,8 @@ def plain_sau(
     for y, x in pasted:
         cut[:, :, y, x] = second[:, :, y, x]
     kept = 1 - len(pasted) / SIDE**2
-    view2 = step.views.autoaugment(data.images, generator)
-    view3 = step.views.simclr(data.images, generator)
+    view2 = context.views.autoaugment(data.images, generator)
+    view3 = context.views.simclr(data.images, generator)
     with torch.no_grad():
         logits_mixed, logits_cut = net(mixed), net(cut)
         z2, z3 = net.project(view2), net.project(view3)
@@ -180,7 +179,7 @@ def plain_sau(
     return {
         "mixup": plain_weighted_mean(logits_mixed, data, lam, tau=tau, weight=weight),
         "cutmix": plain_weighted_mean(logits_cut, data, kept, tau=tau, weight=weight),
-        "contrastive": plain_contrastive(z2, z3, data, prototypes, trusted, step.noise),
+        "contrastive": plain_contrastive(z2, z3, data, prototypes, trusted, context.config),
         "lam": lam,
         "kept": kept,
         "trusted": sum(good and bool(data.synthetic[i]) for i, good in enumerate(trusted)),
@@ -190,28 +189,30 @@ def plain_sau(
 # --- the methods --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("seed", range(6))
-def test_sau_is_l_mix_plus_l_sc(seed: int, noise: Any) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_sau_is_l_mix_plus_l_sc(seed: int, noise: Any, temperature: float) -> None:
     net = network(seed)
-    expected = plain_sau(copy.deepcopy(net), batch(seed), step_of(net, seed, noise=noise))
-    step = step_of(net, seed, noise=noise)
-    found = {name: float(loss.detach()) for name, loss in METHODS["sau"].step(batch(seed), step)}
+    options: dict[str, Any] = {"noise": noise, "temperature": temperature}
+    expected = plain_sau(copy.deepcopy(net), batch(seed), context_of(net, seed, **options))
+    context = context_of(net, seed, **options)
+    found = {name: float(loss.detach()) for name, loss in METHODS["sau"].step(batch(seed), context)}
     assert list(found) == ["mixup", "cutmix", "contrastive"]
     assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
-    assert int(step.metrics["trusted_images"]) == expected["trusted"]
-    assert int(step.metrics["synthetic_images"]) == int(batch(seed).synthetic.sum())
+    assert int(context.metrics["trusted_images"]) == expected["trusted"]
+    assert int(context.metrics["synthetic_images"]) == int(batch(seed).synthetic.sum())
 
 
 @pytest.mark.parametrize(("tau", "weight"), KNOBS)
 @pytest.mark.parametrize("seed", range(3))
 def test_prior_and_weights_touch_l_mix_and_nothing_else_of_sau(seed: int, tau: float, weight: float) -> None:
     net = network(seed)
-    expected = plain_sau(copy.deepcopy(net), batch(seed), step_of(net, seed), tau=tau, weight=weight)
-    step = step_of(net, seed, tau=tau, synthetic_weight=weight)
-    found = {name: float(loss.detach()) for name, loss in METHODS["sau"].step(batch(seed), step)}
+    expected = plain_sau(copy.deepcopy(net), batch(seed), context_of(net, seed), tau=tau, weight=weight)
+    context = context_of(net, seed, tau=tau, synthetic_weight=weight)
+    found = {name: float(loss.detach()) for name, loss in METHODS["sau"].step(batch(seed), context)}
     assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
-    without = dict(METHODS["sau"].step(batch(seed), step_of(network(seed), seed)))
+    without = dict(METHODS["sau"].step(batch(seed), context_of(network(seed), seed)))
     assert found["contrastive"] == float(without["contrastive"].detach())
     is_on = (tau, weight) != (0.0, 1.0)
     assert [found[name] != float(without[name].detach()) for name in ("mixup", "cutmix")] == [is_on, is_on]
@@ -225,7 +226,7 @@ def test_mixup_cutmix_is_the_synthetic_unaware_branch_to_the_bit(seed: int, tau:
     gradients: dict[str, list[Tensor]] = {}
     for method in ("sau", "mixup-cutmix"):
         net = network(seed)
-        steps = METHODS[method].step(batch(seed), step_of(net, seed, **options))  # type: ignore[index]
+        steps = METHODS[method].step(batch(seed), context_of(net, seed, **options))  # type: ignore[index]
         losses[method] = {}
         for name, loss in steps:
             if name == "contrastive":
@@ -241,15 +242,15 @@ def test_mixup_cutmix_is_the_synthetic_unaware_branch_to_the_bit(seed: int, tau:
 
 def test_mixup_cutmix_needs_no_projection() -> None:
     net = network(0, projection=False)
-    step = step_of(net, 0)
-    assert step.prototypes is None
-    assert [name for name, _ in METHODS["mixup-cutmix"].step(batch(0), step)] == ["mixup", "cutmix"]
-    assert step.metrics == {}
+    context = context_of(net, 0)
+    assert context.prototypes is None
+    assert [name for name, _ in METHODS["mixup-cutmix"].step(batch(0), context)] == ["mixup", "cutmix"]
+    assert context.metrics == {}
 
 
 def test_the_grid_above_has_clipped_boxes_and_both_kinds_of_synthetic_images() -> None:
     """Otherwise it could not tell lam' from lam, nor a label check from none."""
-    runs = [plain_sau(network(seed), batch(seed), step_of(network(seed), seed)) for seed in range(6)]
+    runs = [plain_sau(network(seed), batch(seed), context_of(network(seed), seed)) for seed in range(6)]
     assert max(abs(run["kept"] - run["lam"]) for run in runs) > 0.1
     trusted, synthetic = sum(run["trusted"] for run in runs), sum(int(batch(s).synthetic.sum()) for s in range(6))
     assert 0 < trusted < synthetic
@@ -259,20 +260,20 @@ def test_the_grid_above_has_clipped_boxes_and_both_kinds_of_synthetic_images() -
 def test_the_noise_strategies_give_three_losses(noise: Any) -> None:
     losses = {}
     for name in NOISES:
-        pairs = METHODS["sau"].step(batch(0), step_of(network(0), 0, noise=name))
+        pairs = METHODS["sau"].step(batch(0), context_of(network(0), 0, noise=name))
         losses[name] = float(dict(pairs)["contrastive"].detach())
     assert [name for name in NOISES if losses[name] == losses[noise]] == [noise]
 
 
 def test_cross_entropy_is_that_of_v1_of_a() -> None:
     net = network(1, projection=False)
-    data, step = batch(1), step_of(net, 1)
-    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(1))
+    data, context = batch(1), context_of(net, 1)
+    seen = context.views.crop_flip(data.images, torch.Generator().manual_seed(1))
     logits = copy.deepcopy(net)(seen)
     expected = sum(
         plain_cross_entropy(logits[i], one_hot_mix(label, label, 1.0)) for i, label in enumerate(data.labels.tolist())
     )
-    found = [(name, float(loss)) for name, loss in METHODS["ce"].step(data, step)]
+    found = [(name, float(loss)) for name, loss in METHODS["ce"].step(data, context)]
     assert found == [("ce", pytest.approx(expected / BATCH, rel=1e-5))]
 
 
@@ -280,16 +281,16 @@ def test_cross_entropy_is_that_of_v1_of_a() -> None:
 @pytest.mark.parametrize(("tau", "weight"), KNOBS)
 def test_cross_entropy_with_prior_and_weights(method: Any, name: str, tau: float, weight: float) -> None:
     net = network(1, projection=False)
-    data, step = batch(1), step_of(net, 1, tau=tau, synthetic_weight=weight)
-    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(1))
+    data, context = batch(1), context_of(net, 1, tau=tau, synthetic_weight=weight)
+    seen = context.views.crop_flip(data.images, torch.Generator().manual_seed(1))
     expected = plain_weighted_mean(copy.deepcopy(net)(seen), data, 1.0, tau=tau, weight=weight)
-    found = [(key, float(loss)) for key, loss in METHODS[method].step(data, step)]
+    found = [(key, float(loss)) for key, loss in METHODS[method].step(data, context)]
     assert found == [(name, pytest.approx(expected, rel=1e-5))]
 
 
 def test_the_weights_of_a_batch() -> None:
-    step = step_of(network(0, projection=False), 0, synthetic_weight=0.3)
-    weights = step.weights(torch.tensor([True, False, False, True]))
+    context = context_of(network(0, projection=False), 0, synthetic_weight=0.3)
+    weights = context.weights(torch.tensor([True, False, False, True]))
     assert weights is not None
     assert weights.dtype == torch.float32
     assert weights.tolist() == pytest.approx([0.3, 1.0, 1.0, 0.3])
@@ -301,7 +302,7 @@ def test_a_smaller_weight_gives_synthetic_images_less_of_the_gradient() -> None:
     losses = {}
     for weight in (1.0, 0.5, 1e-9):
         net = network(1, projection=False)
-        losses[weight] = float(dict(METHODS["ce"].step(data, step_of(net, 1, synthetic_weight=weight)))["ce"])
+        losses[weight] = float(dict(METHODS["ce"].step(data, context_of(net, 1, synthetic_weight=weight)))["ce"])
     seen = views().crop_flip(data.images, torch.Generator().manual_seed(1))
     logits = network(1, projection=False)(seen)
     real = ~data.synthetic
@@ -315,7 +316,9 @@ def test_a_smaller_weight_gives_synthetic_images_less_of_the_gradient() -> None:
 def test_offsets_are_those_of_the_real_counts_but_for_methods_with_a_prior_of_their_own(
     method: Any, tau: float | None
 ) -> None:
-    found = logit_offsets(method, tau, real_counts=torch.tensor(COUNTS), mixed_counts=torch.tensor([50.0, 30.0, 25.0]))
+    found = logit_offsets(
+        METHODS[method], tau, real_counts=torch.tensor(COUNTS), all_counts=torch.tensor([50.0, 30.0, 25.0])
+    )
     expected = [(tau or 0.0) * math.log(count) for count in COUNTS]
     if method in ("balanced-softmax", "bcl"):
         expected = [math.log(50), math.log(30), math.log(25)]
@@ -323,19 +326,19 @@ def test_offsets_are_those_of_the_real_counts_but_for_methods_with_a_prior_of_th
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_balanced_softmax_adds_the_log_counts_of_the_mixture() -> None:
+def test_balanced_softmax_adds_the_log_counts_of_the_training_set() -> None:
     net = network(2, projection=False)
     mixed = torch.tensor([50.0, 10.0, 2.0])
-    offsets = logit_offsets("balanced-softmax", None, real_counts=torch.ones(3), mixed_counts=mixed)
-    data, step = batch(2), step_of(net, 2, logit_offsets=offsets)
-    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(2))
+    offsets = logit_offsets(METHODS["balanced-softmax"], None, real_counts=torch.ones(3), all_counts=mixed)
+    data, context = batch(2), context_of(net, 2, logit_offsets=offsets)
+    seen = context.views.crop_flip(data.images, torch.Generator().manual_seed(2))
     logits = copy.deepcopy(net)(seen)
     prior = [math.log(50), math.log(10), math.log(2)]
     expected = 0.0
     for i, label in enumerate(data.labels.tolist()):
         shifted = torch.tensor([value + add for value, add in zip(logits[i].tolist(), prior, strict=True)])
         expected += plain_cross_entropy(shifted, one_hot_mix(label, label, 1.0))
-    found = [(name, float(loss)) for name, loss in METHODS["balanced-softmax"].step(data, step)]
+    found = [(name, float(loss)) for name, loss in METHODS["balanced-softmax"].step(data, context)]
     assert found == [("balanced_softmax", pytest.approx(expected / BATCH, rel=1e-5))]
 
 
@@ -345,7 +348,7 @@ def test_each_method_uses_the_views_it_says(method: Any, second_stage: bool) -> 
     net = network_of(method, 0)
     passes = []
     net.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
-    losses = [loss for _, loss in METHODS[method].step(batch(0), step_of(net, 0, second_stage=second_stage))]
+    losses = [loss for _, loss in METHODS[method].step(batch(0), context_of(net, 0, second_stage=second_stage))]
     assert passes == [BATCH] * METHODS[method].views_per_step
     assert all(bool(loss.isfinite()) for loss in losses)
 
@@ -362,8 +365,8 @@ def test_methods_with_a_remedy_of_their_own_take_no_prior() -> None:
 def test_ldam_lowers_the_true_cosine_and_defers_the_weights(second_stage: bool, weight: float) -> None:
     """Cao et al. 2019, in a plain loop: margins C / n^(1/4) of at most 0.5, cosines times 30, weights at the end."""
     net = network_of("ldam-drw", 3)
-    data, step = batch(3), step_of(net, 3, second_stage=second_stage, synthetic_weight=weight)
-    seen = step.views.crop_flip(data.images, torch.Generator().manual_seed(3))
+    data, context = batch(3), context_of(net, 3, second_stage=second_stage, synthetic_weight=weight)
+    seen = context.views.crop_flip(data.images, torch.Generator().manual_seed(3))
     with torch.no_grad():
         features = copy.deepcopy(net).backbone(seen)
     rows = net.classifier.weight.detach()
@@ -376,18 +379,18 @@ def test_ldam_lowers_the_true_cosine_and_defers_the_weights(second_stage: bool, 
         own = (weight if bool(data.synthetic[i]) else 1.0) * (effective[label] if second_stage else 1.0)
         total += own * plain_cross_entropy(torch.tensor(scores), one_hot_mix(label, label, 1.0))
         weights += own
-    found = [(name, float(loss.detach())) for name, loss in METHODS["ldam-drw"].step(data, step)]
+    found = [(name, float(loss.detach())) for name, loss in METHODS["ldam-drw"].step(data, context)]
     assert found == [("ldam", pytest.approx(total / weights, rel=1e-4))]
 
 
 def test_crt_trains_all_and_then_the_classifier_alone() -> None:
     net = network_of("crt", 5)
-    (name, loss), *others = METHODS["crt"].step(batch(5), step_of(net, 5))
+    (name, loss), *others = METHODS["crt"].step(batch(5), context_of(net, 5))
     assert (name, others) == ("ce", [])
-    assert float(loss) == float(dict(METHODS["ce"].step(batch(5), step_of(network_of("ce", 5), 5)))["ce"])
+    assert float(loss) == float(dict(METHODS["ce"].step(batch(5), context_of(network_of("ce", 5), 5)))["ce"])
 
     before = copy.deepcopy(net.state_dict())
-    (name, loss), *others = METHODS["crt"].step(batch(5), step_of(net, 5, second_stage=True))
+    (name, loss), *others = METHODS["crt"].step(batch(5), context_of(net, 5, second_stage=True))
     assert (name, others) == ("crt", [])
     loss.backward()
     learning = {key for key, parameter in net.named_parameters() if parameter.grad is not None}
@@ -400,13 +403,19 @@ def test_crt_trains_all_and_then_the_classifier_alone() -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss() -> None:
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
+def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss(temperature: float) -> None:
     net, data = network_of("bcl", 6), batch(6)
     prior = torch.tensor(COUNTS).log()
-    step, generator = step_of(net, 6, logit_offsets=prior), torch.Generator().manual_seed(6)
+    context, generator = (
+        context_of(net, 6, logit_offsets=prior, temperature=temperature),
+        torch.Generator().manual_seed(6),
+    )
     copied = copy.deepcopy(net)
-    logits = copied(step.views.autoaugment(data.images, generator)) + prior
-    z1, z2 = copied.project_views(step.views.simclr(data.images, generator), step.views.simclr(data.images, generator))
+    logits = copied(context.views.autoaugment(data.images, generator)) + prior
+    z1, z2 = copied.project_views(
+        context.views.simclr(data.images, generator), context.views.simclr(data.images, generator)
+    )
     weights = copied.classifier.weight
     prototypes = F.normalize(copied.class_projection(weights), dim=1)  # type: ignore[misc]
     expected = {
@@ -414,11 +423,11 @@ def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss() -> None:
         "contrastive": 0.6
         * float(
             balanced_contrastive_loss(
-                torch.cat((z1, z2)), torch.cat((data.labels, data.labels)), prototypes, temperature=0.1
+                torch.cat((z1, z2)), torch.cat((data.labels, data.labels)), prototypes, temperature=temperature
             )
         ),
     }
-    losses = dict(METHODS["bcl"].step(data, step))
+    losses = dict(METHODS["bcl"].step(data, context))
     assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
     losses["contrastive"].backward()  # the prototypes teach the classifier
     assert net.classifier.weight.grad is not None
@@ -428,32 +437,36 @@ def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss() -> None:
 @pytest.mark.parametrize("noise", NOISES)
 def test_sau_without_its_unaware_branch_is_cross_entropy_and_the_same_contrastive_loss(noise: Any) -> None:
     data = batch(2)
-    net, step = network_of("sau-aware", 2), step_of(network(2), 2, noise=noise)
-    found = {name: float(loss.detach()) for name, loss in METHODS["sau-aware"].step(data, step_of(net, 2, noise=noise))}
+    net, context = network_of("sau-aware", 2), context_of(network(2), 2, noise=noise)
+    found = {
+        name: float(loss.detach()) for name, loss in METHODS["sau-aware"].step(data, context_of(net, 2, noise=noise))
+    }
     assert list(found) == ["ce", "contrastive"]
-    assert found["ce"] == float(dict(METHODS["ce"].step(data, step_of(network(2), 2)))["ce"])
-    generator, prototypes = torch.Generator().manual_seed(2), step.prototypes
-    step.views.crop_flip(data.images, generator)
+    assert found["ce"] == float(dict(METHODS["ce"].step(data, context_of(network(2), 2)))["ce"])
+    generator, prototypes = torch.Generator().manual_seed(2), context.prototypes
+    context.views.crop_flip(data.images, generator)
     copied = network(2)
     with torch.no_grad():
-        z2 = copied.project(step.views.autoaugment(data.images, generator))
-        z3 = copied.project(step.views.simclr(data.images, generator))
+        z2 = copied.project(context.views.autoaugment(data.images, generator))
+        z3 = copied.project(context.views.simclr(data.images, generator))
     assert prototypes is not None
     trusted = plain_trust(z2, z3, data, prototypes)
-    assert found["contrastive"] == pytest.approx(plain_contrastive(z2, z3, data, prototypes, trusted, noise), rel=2e-5)
+    assert found["contrastive"] == pytest.approx(
+        plain_contrastive(z2, z3, data, prototypes, trusted, context.config), rel=2e-5
+    )
 
 
 def test_a_step_waits_for_backward_before_the_next_forward_pass() -> None:
     net = network(0)
     passes = []
     net.backbone.register_forward_hook(lambda module, inputs, output: passes.append(1))
-    losses = METHODS["sau"].step(batch(0), step_of(net, 0))
+    losses = METHODS["sau"].step(batch(0), context_of(net, 0))
     assert [(next(losses)[0], len(passes)) for _ in range(3)] == [("mixup", 1), ("cutmix", 2), ("contrastive", 4)]
 
 
 def test_sau_without_prototypes_is_a_bug() -> None:
     with pytest.raises(RuntimeError, match="SAU needs prototypes"):
-        list(METHODS["sau"].step(batch(0), step_of(network(0), 0, prototypes=None)))
+        list(METHODS["sau"].step(batch(0), context_of(network(0), 0, prototypes=None)))
 
 
 def test_a_step_leaves_the_statistics_of_four_separate_passes() -> None:
@@ -462,7 +475,7 @@ def test_a_step_leaves_the_statistics_of_four_separate_passes() -> None:
     separate, together = copy.deepcopy(net), copy.deepcopy(net)
     taken: list[Tensor] = []
     handle = net.backbone.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].detach().clone()))
-    list(METHODS["sau"].step(data, step_of(net, 4)))
+    list(METHODS["sau"].step(data, context_of(net, 4)))
     handle.remove()
     with torch.no_grad():
         separate(taken[0])
@@ -480,7 +493,7 @@ def test_a_step_leaves_the_statistics_of_four_separate_passes() -> None:
 
 
 def test_the_same_generator_gives_the_same_losses_and_another_gives_others() -> None:
-    runs = [[float(loss) for _, loss in METHODS["sau"].step(batch(0), step_of(network(0), s))] for s in (1, 1, 2)]
+    runs = [[float(loss) for _, loss in METHODS["sau"].step(batch(0), context_of(network(0), s))] for s in (1, 1, 2)]
     assert runs[0] == runs[1]
     assert all(one != other for one, other in zip(runs[0], runs[2], strict=True))
 
@@ -499,14 +512,14 @@ def test_views_are_channels_last_and_keep_the_size(view: str) -> None:
 
 def test_crops_move_by_an_eighth_and_cutout_takes_a_quarter_at_most() -> None:
     """At 32 pixels that is the paper's padding of 4 and Cutout of 16."""
-    wide = Views(mean=torch.zeros(3), std=torch.ones(3), side=32, flip=False)
+    wide = Views(torch.zeros(3), torch.ones(3), flip=False)
     marked = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
     marked[:, :, 16, 16] = 255
     seen = wide.crop_flip(marked, torch.Generator().manual_seed(0))
     places = seen[:, 0].flatten(1).argmax(1)
     rows, columns = places // 32, places % 32
     assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (12, 20, 12, 20)
-    narrow = Views(mean=torch.full((3,), -1.0), std=torch.ones(3), side=32, flip=False)
+    narrow = Views(torch.full((3,), -1.0), torch.ones(3), flip=False)
     holes = (narrow.autoaugment(marked, torch.Generator().manual_seed(0)) == 0).all(1).flatten(1).sum(1)
     assert int(holes.max()) == 16 * 16
     assert int(holes.min()) >= 8 * 8
@@ -529,15 +542,7 @@ def test_prototypes_are_normalised_class_means_in_eval_mode(
     with torch.no_grad():  # statistics that differ from a batch's own
         net.project(torch.randn(16, 3, SIDE, SIDE) * 3)
     before = copy.deepcopy(net.state_dict())
-    found = class_prototypes(
-        images,
-        labels,
-        num_classes=CLASSES,
-        network=net,
-        views=views(),
-        precision=Precision("off", "cpu"),
-        generator=torch.Generator().manual_seed(3),
-    )
+    found = class_prototypes(images, labels, context_of(net, 0), torch.Generator().manual_seed(3))
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
@@ -561,14 +566,7 @@ def test_prototypes_are_normalised_class_means_in_eval_mode(
 
 def test_prototypes_leave_an_eval_network_in_eval_mode(set_of_images: tuple[Tensor, Tensor]) -> None:
     net = network(5).eval()
-    class_prototypes(
-        *set_of_images,
-        num_classes=CLASSES,
-        network=net,
-        views=views(),
-        precision=Precision("off", "cpu"),
-        generator=torch.Generator().manual_seed(3),
-    )
+    class_prototypes(*set_of_images, context_of(net, 0), torch.Generator().manual_seed(3))
     assert not net.training
 
 
@@ -581,7 +579,7 @@ def test_every_loss_reaches_the_weights(method: Any, weight: float) -> None:
         float(p.grad.abs().sum()) if p.grad is not None else 0.0 for p in net.backbone.parameters()
     ]
     before = gradients()
-    for _, loss in entry.step(batch(0), step_of(net, 0, synthetic_weight=weight)):
+    for _, loss in entry.step(batch(0), context_of(net, 0, synthetic_weight=weight)):
         loss.backward()
         after = gradients()
         assert all(now != then for now, then in zip(after, before, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -38,10 +37,11 @@ from saukit.training import methods
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import TrainConfig
+from saukit.training.estimate import estimate_seconds
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.methods import Views
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
 from saukit.training.trainer import Trainer, fit
+from saukit.training.views import Views
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
@@ -103,7 +103,7 @@ def test_a_second_stage_that_begins_anew_has_a_schedule_of_its_own(shared_work: 
     fields: dict[str, Any] = {"steps": None, "epochs": 5, "batch_size": 64, "lr": 0.3, "schedule": schedule}
     config = tiny(method="crt", warmup=0.1, synthetic=False, **fields)
     plan = plan_of(shared_work, config)
-    assert (plan.first_stage_steps, plan.total_steps) == (24, 30)
+    assert (plan.first_part_steps, plan.total_steps) == (24, 30)
     for step in range(30):
         own, length = (step, 24) if step < 24 else (step - 24, 6)
         if schedule == "cosine-epoch":
@@ -123,7 +123,7 @@ def test_the_optimiser_gets_that_rate_and_the_log_says_so(split_work: Path, monk
 
     def recording(trainer: Trainer) -> None:
         advance(trainer)
-        used.append(float(trainer.stepper.optimizer.param_groups[0]["lr"]))
+        used.append(float(trainer.step.optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(Trainer, "advance", recording)
     config = tiny(steps=9, batch_size=128, schedule="cosine-epoch", warmup=0.0, lr=0.1)
@@ -143,14 +143,14 @@ def test_prototypes_see_the_real_training_images_of_the_split_and_nothing_else(
     seen: list[tuple[Tensor, Tensor]] = []
     original = room.class_prototypes
 
-    def recording(images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def recording(images: Tensor, labels: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         seen.append((images.clone(), labels.clone()))
-        return original(images, labels, **options)
+        return original(images, labels, *others)
 
     monkeypatch.setattr(room, "class_prototypes", recording)
     config = tiny(method="sau", synthetic=True, batch_size=128, steps=7)
     trainer = Trainer(plan_of(shared_work, config))
-    assert len(trainer.mixture) == 454
+    assert len(trainer.training_set) == 454
     before = {}
     for _ in range(7):
         trainer.advance()
@@ -174,11 +174,10 @@ def test_the_losses_see_the_counts_that_the_configuration_names(
     config = tiny(method=method, synthetic=synthetic, prior_correction=tau, synthetic_weight=0.5 if synthetic else 1.0)
     trainer = Trainer(plan_of(shared_work, config))
     counts = np.bincount(
-        trainer.mixture.labels.numpy() if tau is None else load_split(Workspace(shared_work)).train.labels
+        trainer.training_set.labels.numpy() if tau is None else load_split(Workspace(shared_work)).train.labels
     )
-    found = trainer.stepper.logit_offsets.tolist()
+    found = trainer.step.context.logit_offsets.tolist()
     assert found == pytest.approx([(tau or 1.0) * math.log(count) for count in counts], rel=1e-6)
-    assert trainer.stepper.synthetic_weight == (0.5 if synthetic else 1.0)
 
 
 def test_prior_and_weight_change_the_run_and_are_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,10 +221,10 @@ def test_balanced_softmax_on_real_images_is_cross_entropy_with_a_prior_of_1(spli
 
 def test_class_balanced_sampling_sees_each_class_as_often(shared_work: Path) -> None:
     trainer = Trainer(plan_of(shared_work, tiny(method="class-balanced", synthetic=False)))
-    labels = torch.cat([trainer._inputs(step).batch.labels for step in range(200)])
+    labels = torch.cat([trainer._batch(step).samples.labels for step in range(200)])
     counts = torch.bincount(labels).double()
     assert float(counts.max() / counts.min()) < 1.5  # 71 in the split
-    assert trainer.stepper.logit_offsets.tolist() == [0.0] * 10
+    assert trainer.step.context.logit_offsets.tolist() == [0.0] * 10
 
 
 def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split_work: Path) -> None:
@@ -236,9 +235,9 @@ def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split
     first = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     sampled = []
     for _ in range(4):
-        inputs = trainer._inputs(trainer.step_count)
+        inputs = trainer._batch(trainer.step_count)
         assert inputs.second_stage
-        sampled.append(inputs.batch.labels)
+        sampled.append(inputs.samples.labels)
         trainer.advance()
     last = trainer.network.state_dict()
     assert {name for name in last if not torch.equal(last[name], first[name])} == {
@@ -247,7 +246,7 @@ def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split
     assert torch.bincount(torch.cat(sampled), minlength=10).max() < 30  # class-balanced; 46 of 128 without
     # Its weights come from anew, not from the old ones: nearer to a fresh start than to where the first stage was.
     torch.manual_seed(derive_seed(0, "second stage"))
-    fresh = trainer.plan.card.build_network().classifier.weight
+    fresh = trainer.plan.model_spec.build_network().classifier.weight
     distances = [float((last["classifier.weight"] - start).norm()) for start in (fresh, first["classifier.weight"])]
     assert distances[0] < distances[1]
 
@@ -260,18 +259,18 @@ def test_crt_ends_with_a_new_classifier_on_the_features_of_its_first_stage(split
 def test_a_finish_on_real_images_begins_where_it_should_and_changes_nothing_before(work: Path) -> None:
     config = tiny(method="sau", synthetic=True, steps=10, prior_correction=1.0, batch_size=32)
     plain, finish = (Trainer(plan_of(work, replace(config, real_finish=share))) for share in (0.0, 0.4))
-    assert (plain.plan.mixed_steps, finish.plan.mixed_steps) == (10, 6)
+    assert (plain.plan.first_part_steps, finish.plan.first_part_steps) == (10, 6)
     for step in range(10):
-        one, other = plain._inputs(step).batch, finish._inputs(step).batch
+        one, other = plain._batch(step).samples, finish._batch(step).samples
         assert one.synthetic.any() and bool(other.synthetic.any()) == (step < 6)
         assert torch.equal(one.images, other.images) == (step < 6)
-    assert torch.equal(plain.stepper.logit_offsets, finish.stepper.logit_offsets)
+    assert torch.equal(plain.step.context.logit_offsets, finish.step.context.logit_offsets)
 
 
 def test_class_balanced_sampling_finishes_on_real_images_class_balanced(work: Path) -> None:
     config = tiny(method="class-balanced", synthetic=True, steps=200, batch_size=32, real_finish=0.5)
     trainer = Trainer(plan_of(work, config))
-    batches = [trainer._inputs(step).batch for step in range(200)]
+    batches = [trainer._batch(step).samples for step in range(200)]
     assert any(bool(batch.synthetic.any()) for batch in batches[:100])
     assert not any(bool(batch.synthetic.any()) for batch in batches[100:])
     for half in (batches[:100], batches[100:]):
@@ -295,8 +294,8 @@ def test_a_recorded_step_needs_full_batches_in_the_finish_too(work: Path) -> Non
 
 def test_ldam_drw_weighs_classes_in_the_last_fifth_alone(split_work: Path) -> None:
     trainer = Trainer(plan_of(split_work, tiny(method="ldam-drw", steps=10)))
-    assert [trainer._inputs(step).second_stage for step in range(10)] == [False] * 8 + [True] * 2
-    assert trainer.stepper.class_counts.tolist() == trainer.mixture.class_counts.tolist()
+    assert [trainer._batch(step).second_stage for step in range(10)] == [False] * 8 + [True] * 2
+    assert trainer.step.context.class_counts.tolist() == trainer.plan.class_counts.tolist()
 
 
 @pytest.mark.parametrize("synthetic", [False, True])
@@ -306,7 +305,7 @@ def test_post_hoc_logit_adjustment_is_cross_entropy_with_the_prior_taken_off_at_
     plain = train(work, tiny(method="ce", synthetic=synthetic), name="plain")
     adjusted = train(work, tiny(method="logit-adjustment", synthetic=synthetic), name="adjusted")
     one, other = (load_model(run.folder / "model.safetensors")[0].state_dict() for run in (plain, adjusted))
-    counts = Trainer(plan_of(work, plain.config)).mixture.class_counts
+    counts = torch.from_numpy(plan_of(work, plain.config).class_counts)
     assert {name for name in one if not torch.equal(one[name], other[name])} == {"classifier.bias"}
     torch.testing.assert_close(other["classifier.bias"], one["classifier.bias"] - counts.log())
 
@@ -320,10 +319,31 @@ def test_post_hoc_logit_adjustment_chooses_on_validation_by_what_it_will_predict
     found = trainer._validate(part)
     trainer.network.eval()
     with torch.no_grad():
-        logits = trainer.network(normalise(torch.from_numpy(part.images), trainer.views.mean, trainer.views.std))
-    predicted = (logits - trainer.mixture.class_counts.log()).argmax(1).numpy()
+        logits = trainer.network(
+            normalise(torch.from_numpy(part.images), trainer.step.context.views.mean, trainer.step.context.views.std)
+        )
+    predicted = (logits - torch.from_numpy(trainer.plan.class_counts).log()).argmax(1).numpy()
     assert found == pytest.approx(balanced_accuracy_score(part.labels, predicted))
     assert found != pytest.approx(balanced_accuracy_score(part.labels, logits.argmax(1).numpy()))
+
+
+def test_the_optimizer_and_the_losses_get_what_the_configuration_says(split_work: Path) -> None:
+    config = tiny(method="sau", weight_decay=0.0123, temperature=0.7, noise="drop")
+    trainer = Trainer(plan_of(split_work, config))
+    (group,) = trainer.step.optimizer.param_groups
+    assert {id(parameter) for parameter in group["params"]} == {
+        id(parameter) for parameter in trainer.network.parameters()
+    }
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (0.0123, 0.9, False)
+    assert trainer.step.context.config == trainer.plan.config
+    assert TrainConfig().temperature == 0.1  # SAU's and BCL's papers
+
+
+def test_every_step_has_an_augmentation_of_its_own(split_work: Path) -> None:
+    trainers = [Trainer(plan_of(split_work, tiny(steps=40, seed=seed))) for seed in (0, 0, 1)]
+    first, again, other = ([trainer._batch(step).seed for step in range(40)] for trainer in trainers)
+    assert first == again
+    assert len({*first, *other}) == 80
 
 
 def test_the_seed_changes_the_run_and_never_the_data(split_work: Path) -> None:
@@ -334,8 +354,8 @@ def test_the_seed_changes_the_run_and_never_the_data(split_work: Path) -> None:
     assert timeless_metrics(runs["a"].folder) == timeless_metrics(runs["b"].folder)
     assert runs["a"].manifest.inputs == runs["c"].manifest.inputs
     assert tree(split_work / "split") == before
-    mixtures = [Trainer(plan_of(split_work, tiny(seed=seed))).mixture for seed in (0, 1)]
-    assert torch.equal(mixtures[0].images, mixtures[1].images)
+    one, other = (Trainer(plan_of(split_work, tiny(seed=seed))).training_set for seed in (0, 1))
+    assert torch.equal(one.images, other.images)
 
 
 def test_global_random_state_neither_matters_nor_changes(split_work: Path) -> None:
@@ -424,13 +444,13 @@ def training_loss(trainer: Trainer) -> float:
     part = trainer.plan.split.train
     trainer.network.eval()
     with torch.no_grad():
-        seen = normalise(torch.from_numpy(part.images), trainer.views.mean, trainer.views.std)
+        seen = normalise(torch.from_numpy(part.images), trainer.step.context.views.mean, trainer.step.context.views.std)
         return float(torch.nn.functional.cross_entropy(trainer.network(seen), torch.from_numpy(part.labels)))
 
 
 def test_cross_entropy_overfits_64_images(sixty_four: Path) -> None:
     trainer = Trainer(plan_of(sixty_four, tiny(steps=120, batch_size=64, weight_decay=0.0)))
-    assert len(trainer.mixture) == 64
+    assert len(trainer.training_set) == 64
     first = training_loss(trainer)
     for _ in range(120):
         trainer.advance()
@@ -471,13 +491,13 @@ def test_sau_overfits_64_images_to_zero_loss(sixty_four: Path, still: None, nois
     trainer = Trainer(plan)
     # Every third image counts as synthetic, so that the label check and the strategy have something to decide.
     flags = torch.arange(64, device=plan.device) % 3 == 0
-    trainer.mixture = trainer.order.mixture = replace(trainer.mixture, synthetic=flags)
+    trainer.training_set = replace(trainer.training_set, synthetic=flags)
     history = []
     for _ in range(150):
         trainer.meters = {}
         trainer.advance()
         history.append({name: float(value) for name, value in trainer.meters.items()})
-    same_class = 2 * (torch.bincount(trainer.mixture.labels).double() + 1)  # two views, and a prototype in each
+    same_class = 2 * (torch.bincount(trainer.training_set.labels).double() + 1)  # two views, and a prototype in each
     floor = float((same_class * (same_class - 1).log()).sum() / same_class.sum())
     first, last = history[0], history[-1]
     assert first["mixup"] > 1 and first["contrastive"] > floor + 1
@@ -582,7 +602,7 @@ def test_an_interrupted_run_asks_for_resume_or_force(split_work: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_tells_the_command_that_goes_on(split_work: Path, number: int) -> None:
+def test_a_signal_saves_and_the_same_call_continues(split_work: Path, number: int) -> None:
     config = tiny(method="sau", steps=9)
     undisturbed = train(split_work, config, name="undisturbed")
     with pytest.MonkeyPatch.context() as patch:
@@ -597,10 +617,7 @@ def test_a_signal_saves_and_tells_the_command_that_goes_on(split_work: Path, num
         with pytest.raises(Interrupted) as caught:
             train(split_work, config, name="a")
     folder = split_work / "runs" / "a"
-    command = shlex.split(str(caught.value).removeprefix("stopped and saved; continue with: "))
-    assert command == [
-        "saukit", "train", "-w", str(split_work), "--config", str(folder / "config.yaml"), "--name", "a", "--resume",
-    ]  # fmt: skip
+    assert str(caught.value) == "stopped and saved; continue with: the same call"
     assert caught.value.exit_code == 128 + number
     assert (folder / CHECKPOINT_NAME).exists()
     assert not list(split_work.glob(".*.lock"))
@@ -659,11 +676,11 @@ def never_the_test_set(patch: pytest.MonkeyPatch) -> None:
 def validation_accuracy(root: Path, folder: Path) -> float:
     """Balanced accuracy of the saved model on the validation part, image by image."""
     split = load_split(Workspace(root))
-    network, card = load_model(folder / "model.safetensors")
+    network, spec = load_model(folder / "model.safetensors")
     assert split.val is not None
     right: dict[int, list[bool]] = {}
     for image, label in zip(split.val.images, split.val.labels.tolist(), strict=True):
-        pixels = normalise(torch.from_numpy(image[None]), torch.tensor(card.mean), torch.tensor(card.std))
+        pixels = normalise(torch.from_numpy(image[None]), torch.tensor(spec.mean), torch.tensor(spec.std))
         with torch.no_grad():
             right.setdefault(label, []).append(int(network(pixels).argmax()) == label)
     return float(np.mean([np.mean(hits) for hits in right.values()]))
@@ -782,8 +799,8 @@ def test_a_network_too_deep_for_the_images_names_the_right_one(split_work: Path)
 def test_an_estimate_writes_nothing(split_work: Path) -> None:
     before = tree(split_work)
     plan = plan_of(split_work, tiny(method="sau", steps=1000))
-    seconds = room.estimate_seconds(plan)
-    assert 0 < seconds < 1000 * 5
+    for measure in (False, True):
+        assert 0 < estimate_seconds(plan, measure=measure) < 1000 * 5
     assert tree(split_work) == before
 
 
@@ -871,10 +888,10 @@ def test_the_share_of_the_peak_is_told_where_the_peak_is_known(
 def test_what_a_step_reads_comes_from_the_host_where_the_device_is_too_small(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = room.build_mixture
+    original = room.build_training_set
     config = tiny(method="sau", synthetic=True, steps=8, batch_size=128)
     resident = train(work, config, name="resident")
-    monkeypatch.setattr(room, "build_mixture", lambda *parts: original(*parts, residence="host"))
+    monkeypatch.setattr(room, "build_training_set", lambda *parts: original(*parts, residence="host"))
     copied = train(work, config, name="copied")
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (resident, copied)]
     assert weights[0] == weights[1]

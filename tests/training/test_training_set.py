@@ -1,4 +1,4 @@
-"""The mixed training set and the order it is visited in."""
+"""The training set and the order it is visited in."""
 
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -13,22 +13,21 @@ from saukit.data.synthetic import load_cache
 from saukit.training.training_set import (
     Batch,
     BatchOrder,
-    Mixture,
     Residence,
+    TrainingSet,
     batches_per_epoch,
-    build_mixture,
+    build_training_set,
     choose_residence,
 )
 
 CPU = torch.device("cpu")
 
 
-def numbered(count: int, *, residence: Residence = "device") -> Mixture:
-    """A mixture whose labels and images are their own positions."""
+def numbered(count: int, *, residence: Residence = "device") -> TrainingSet:
+    """A training set whose labels and images are their own positions."""
     positions = torch.arange(count)
     images = (positions % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous()
-    ones = torch.ones(count)
-    return Mixture(images, positions, positions >= count // 2, ones, ones, count // 2, residence)
+    return TrainingSet(images, positions, positions >= count // 2, count // 2, residence)
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -47,26 +46,20 @@ def test_real_images_come_first_and_nothing_is_lost(shared_work: Path) -> None:
     workspace = Workspace(shared_work)
     split = load_split(workspace)
     cache = load_cache(workspace, split)
-    mixture = build_mixture(split, cache, CPU)
+    training_set = build_training_set(split, cache, CPU)
     real, synthetic = len(split.train.labels), len(cache.labels)
-    assert (real, synthetic, len(mixture), mixture.real_count) == (392, 62, 454, 392)
-    assert np.array_equal(mixture.images[:real].numpy(), split.train.images)
-    assert np.array_equal(mixture.images[real:].numpy(), cache.images)
-    assert mixture.labels.tolist() == [*split.train.labels.tolist(), *cache.labels.tolist()]
-    assert mixture.synthetic.tolist() == [False] * real + [True] * synthetic
-    counts = [int((mixture.labels == label).sum()) for label in range(10)]
-    assert mixture.class_counts.tolist() == counts
-    assert min(counts) == 20
-    assert mixture.real_class_counts.tolist() == np.bincount(split.train.labels).tolist()
-    assert mixture.real_class_counts.dtype == mixture.class_counts.dtype == torch.float32
+    assert (real, synthetic, len(training_set), training_set.real_count) == (392, 62, 454, 392)
+    assert np.array_equal(training_set.images[:real].numpy(), split.train.images)
+    assert np.array_equal(training_set.images[real:].numpy(), cache.images)
+    assert training_set.labels.tolist() == [*split.train.labels.tolist(), *cache.labels.tolist()]
+    assert training_set.synthetic.tolist() == [False] * real + [True] * synthetic
 
 
 def test_without_a_cache_nothing_is_synthetic(shared_work: Path) -> None:
     split = load_split(Workspace(shared_work))
-    mixture = build_mixture(split, None, CPU)
-    assert len(mixture) == mixture.real_count == len(split.train.labels)
-    assert not mixture.synthetic.any()
-    assert mixture.class_counts.tolist() == mixture.real_class_counts.tolist() == split.class_counts.tolist()
+    training_set = build_training_set(split, None, CPU)
+    assert len(training_set) == training_set.real_count == len(split.train.labels)
+    assert not training_set.synthetic.any()
 
 
 @pytest.mark.parametrize("residence", ["device", "host"])
@@ -74,7 +67,7 @@ def test_images_are_the_parts_in_both_residences(shared_work: Path, residence: R
     workspace = Workspace(shared_work)
     split = load_split(workspace)
     cache = load_cache(workspace, split)
-    both, alone = (build_mixture(split, extra, CPU, residence=residence) for extra in (cache, None))
+    both, alone = (build_training_set(split, extra, CPU, residence=residence) for extra in (cache, None))
     assert both.residence == alone.residence == residence
     assert np.array_equal(both.images.numpy(), np.concatenate([split.train.images, cache.images]))
     # One part is not copied: with a cache its images are in memory twice, without one they are there once.
@@ -91,15 +84,17 @@ def test_images_take_half_of_the_free_memory_at_most(needed: int, free: int, exp
 
 
 def test_on_a_processor_images_stay_where_they_are(shared_work: Path) -> None:
-    assert build_mixture(load_split(Workspace(shared_work)), None, CPU).residence == "device"
+    assert build_training_set(load_split(Workspace(shared_work)), None, CPU).residence == "device"
 
 
 def test_where_the_images_are_in_words() -> None:
-    mixture = replace(numbered(100), images=torch.empty(4096, 3, 10, 10, dtype=torch.uint8))
-    assert mixture.where == "images in memory (1.2 MiB)"
-    elsewhere = replace(mixture, labels=mixture.labels.to("meta"))  # the one device but the CPU that is always there
-    assert elsewhere.where == "images resident on meta (1.2 MiB)"
-    assert replace(elsewhere, residence="host").where == "images in host memory (1.2 MiB), copied batch by batch"
+    training_set = replace(numbered(100), images=torch.empty(4096, 3, 10, 10, dtype=torch.uint8))
+    assert training_set.describe() == "images in memory (1.2 MiB)"
+    elsewhere = replace(
+        training_set, labels=training_set.labels.to("meta")
+    )  # the one device but the CPU that is always there
+    assert elsewhere.describe() == "images resident on meta (1.2 MiB)"
+    assert replace(elsewhere, residence="host").describe() == "images in host memory (1.2 MiB), copied batch by batch"
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
@@ -158,18 +153,17 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(set(orders)) == 8
 
 
-def long_tailed() -> Mixture:
+def long_tailed() -> TrainingSet:
     """60, 30, 9 and 1 images of four classes, in a mixed order; an image's first value is its label."""
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate((60, 30, 9, 1))])
     labels = labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
     images = labels.to(torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
-    counts = torch.bincount(labels).float()
-    return Mixture(images, labels, labels > 3, counts, counts, 100)
+    return TrainingSet(images, labels, labels > 3, 100)
 
 
 def test_class_balanced_batches_have_every_class_as_often_and_every_image_of_a_class() -> None:
-    mixture = long_tailed()
-    order = BatchOrder(mixture, 20, seed=0, class_balanced=True)
+    training_set = long_tailed()
+    order = BatchOrder(training_set, 20, seed=0, class_balanced=True)
     batches = [order.batch(step) for step in range(400)]
     for labels in (
         torch.cat([batch.labels for batch in batches]),
@@ -180,7 +174,9 @@ def test_class_balanced_batches_have_every_class_as_often_and_every_image_of_a_c
     rows = torch.cat([order._rows(step)[1][0] for step in range(400)])
     drawn = torch.bincount(rows, minlength=100)
     assert int(drawn.min()) > 0
-    of_head = drawn[mixture.labels == 0].double()  # 2,000 draws of 60 images: chi-squared with 59 degrees of freedom
+    of_head = drawn[
+        training_set.labels == 0
+    ].double()  # 2,000 draws of 60 images: chi-squared with 59 degrees of freedom
     assert 25 < float(((of_head - of_head.mean()) ** 2 / of_head.mean()).sum()) < 110
     assert not torch.equal(batches[0].labels, batches[0].partner_labels)
     assert torch.equal(batches[7].images[:, 0, 0, 0].long(), batches[7].labels)
@@ -221,14 +217,13 @@ def test_class_balanced_batches_of_real_images_alone() -> None:
     """60, 30, 9 and 1 real images, and as many synthetic ones of the last three classes as make them 60."""
     tail = long_tailed()
     labels = torch.cat((tail.labels, torch.tensor([1] * 30 + [2] * 51 + [3] * 59)))
-    mixture = replace(
+    training_set = replace(
         tail,
         images=labels.to(torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2),
         labels=labels,
         synthetic=torch.arange(240) >= 100,
-        class_counts=torch.full((4,), 60.0),
     )
-    order = BatchOrder(mixture, 20, seed=0, class_balanced=True, real_only=True)
+    order = BatchOrder(training_set, 20, seed=0, class_balanced=True, real_only=True)
     rows = torch.cat([order._rows(step)[1].flatten() for step in range(300)])
     assert set(rows.tolist()) == set(range(100))
     drawn = torch.bincount(labels[rows]).double()
@@ -294,8 +289,7 @@ def test_copies_to_a_gpu_overtake_nothing() -> None:
     gpu = torch.device("cuda", 0)
     positions = torch.arange(4096)
     images = (positions % 251).to(torch.uint8)[:, None, None, None].expand(-1, 3, 64, 64).contiguous()
-    ones = torch.ones(1, device=gpu)
-    on_gpu = Mixture(images, positions.to(gpu), (positions < 0).to(gpu), ones, ones, 4096, "host")
+    on_gpu = TrainingSet(images, positions.to(gpu), (positions < 0).to(gpu), 4096, "host")
     order, busy = BatchOrder(on_gpu, 128, seed=0), torch.rand(4096, 4096, device=gpu)
     wrong = torch.zeros((), dtype=torch.int64, device=gpu)
     for step in range(3 * order.steps_per_epoch):

@@ -98,9 +98,6 @@ def command(
         extra["train"] = overlay(base.train or {}, given)
     compare_config = build_config(context, CompareConfig, config, extra=extra)
 
-    import shlex
-    import sys
-
     from saukit.cli.show import show_comparison
     from saukit.evaluation.compare import compare
     from saukit.evaluation.contenders import plan_comparison
@@ -115,7 +112,6 @@ def command(
         name=name,
         device=where,
         force=force,
-        again=shlex.join(["saukit", *sys.argv[1:]]),
         reporter=reporter,
     )
     show_comparison(result, reporter)
@@ -123,8 +119,8 @@ def command(
 
 def _show_plan(plan: ComparisonPlan, opened: Workspace, where: torch.device, reporter: Reporter) -> None:
     """The runs, which of them are there, and how long the others would take."""
+    from saukit.training.estimate import estimate_seconds
     from saukit.training.plan import plan_training
-    from saukit.training.trainer import estimate_seconds
 
     to_come = [run for run in plan.runs if run.state != "complete"]
     measured = dict(plan.seconds)

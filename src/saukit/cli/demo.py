@@ -55,8 +55,6 @@ def command(
       saukit demo
     """
     import dataclasses
-    import shlex
-    import sys
 
     from saukit.cli.show import show_comparison, show_split, show_synthesis
     from saukit.data.split import make_split
@@ -91,11 +89,8 @@ def command(
     show_synthesis(cache, steps)
 
     reporter.say(f"3/4 compare: {len(comparison.methods)} methods x {seeds} seeds, trained and evaluated")
-    again = shlex.join(["saukit", *sys.argv[1:]])
     # By force, so that another number of seeds makes another table; runs that are there are used all the same.
-    result = compare(
-        comparison, opened, name=DEFAULT_COMPARISON, device=where, force=True, again=again, reporter=reporter
-    )
+    result = compare(comparison, opened, name=DEFAULT_COMPARISON, device=where, force=True, reporter=reporter)
     show_comparison(result, steps)
 
     reporter.say("4/4 report: one page with all of it")

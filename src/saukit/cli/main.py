@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.core.errors import EnvironmentFault, SaukitError
+from saukit.core.interrupts import typed_command
 from saukit.core.version import __version__
 
 app = typer.Typer(
@@ -55,7 +56,8 @@ def main(
 def run() -> None:
     """Run the program; exit codes as README.md lists them."""
     try:
-        app()
+        with typed_command(sys.argv[1:]):
+            app()
     except SaukitError as error:
         _fail(error)
     except BrokenPipeError:

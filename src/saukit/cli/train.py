@@ -8,6 +8,7 @@ import typer
 
 from saukit.cli.options import Call, stage_command
 from saukit.core.console import format_duration
+from saukit.core.errors import UsageError
 from saukit.training.config import TrainConfig
 
 
@@ -21,6 +22,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same bits.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard events too (extra tensorboard).")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --dry-run: estimate the time from real steps.")
     ] = False,
 ) -> None:
     """Train the dual-branch network (SAU) or a baseline.
@@ -36,9 +40,12 @@ def command(
       saukit train --config saukit_work/runs/ce/config.yaml --seed 1
     """
     from saukit.cli.show import show_run
+    from saukit.training.estimate import estimate_seconds
     from saukit.training.plan import plan_training
-    from saukit.training.trainer import estimate_seconds, fit
+    from saukit.training.trainer import fit
 
+    if measure and not call.dry_run:
+        raise UsageError("--measure has no effect without --dry-run: add --dry-run, or leave --measure out")
     if call.dry_run:
         plan = plan_training(config, call.workspace, name=name, device=call.device)
         facts = {
@@ -46,7 +53,7 @@ def command(
             "training_images": plan.training_images,
             "steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "estimated_time": format_duration(estimate_seconds(plan)),
+            "estimated_time": format_duration(estimate_seconds(plan, measure=measure)),
         }
         call.show_plan("train", plan.config, facts)
         return

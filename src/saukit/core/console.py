@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PLAIN_INTERVAL_SECONDS = 15.0
+PLAIN_INTERVAL_SECONDS = 60.0
 
 
 class Reporter:

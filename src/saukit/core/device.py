@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,7 @@ _PEAK_TFLOPS = {
     "V100-PCIE": 112,
     "T4": 65,
 }
+ONE_THREAD_SIDE = 32  # pixels; up to here a CPU works with one thread
 _WITHOUT_BF16 = ("V100-SXM2", "V100-PCIE", "T4")
 
 
@@ -119,7 +121,8 @@ def describe_device(device: torch.device) -> str:
     """A device in words, for messages and manifests."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def peak_flops(device: torch.device, amp: Amp) -> float | None:
@@ -145,6 +148,23 @@ def limit_threads() -> None:
         return
     threads = usable_cores()
     if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def suited_threads(image_size: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """While entered, one thread if a CPU works on small images, unless OMP_NUM_THREADS sets another number.
+
+    Each of a small network's many short operations waits for its slowest thread: with a second thread it is up to twice
+    as fast on a quiet processor, and ten to a hundred times slower on a busy one (examples/benchmarks/threads.py). One
+    thread also computes the same bits on every number of cores.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and max(image_size) <= ONE_THREAD_SIDE and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
         torch.set_num_threads(threads)
 
 

@@ -1,13 +1,44 @@
-"""Ctrl-C and SIGTERM as a wish that long work looks at between two batches."""
+"""Ctrl-C and SIGTERM as a request that long work looks at between two batches, and the command that continues."""
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 import threading
+from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from saukit.core.errors import Interrupted
+
+_typed: list[str] = []  # the arguments of the command that runs; none where saukit is used as a library
+
+
+@contextlib.contextmanager
+def typed_command(arguments: Sequence[str]) -> Iterator[None]:
+    """While entered, `continue_command` is the command with these arguments."""
+    _typed[:] = arguments
+    try:
+        yield
+    finally:
+        _typed.clear()
+
+
+def continue_command(library: str = "the same call") -> str:
+    """What continues interrupted work: the command that was typed, with --resume where it needs that.
+
+    `library` is the answer where no command was typed.
+    """
+    if not _typed:
+        return library
+    arguments = list(_typed)
+    if arguments[0] in ("train", "synth"):
+        # --force would start over.
+        arguments = [argument for argument in arguments if argument not in ("--force", "--resume")]
+        if not any(argument.startswith("--shard") for argument in arguments):
+            arguments.append("--resume")
+    return shlex.join(["saukit", *arguments])
 
 
 class _Stopped(BaseException):
@@ -17,10 +48,10 @@ class _Stopped(BaseException):
 class StopRequest:
     """While entered, a first SIGINT or SIGTERM is only noted; a second one ends the process at once.
 
-    Long work asks `stop.requested` after each batch, saves, and raises `stop.interrupted(...)`.
+    Long work asks `stop.requested` after each batch, saves, and raises `stop.interrupted()`.
 
     `at_once` is for work that loses nothing by ending anywhere, such as a row of stages whose writes are all atomic:
-    the first signal leaves the block as Interrupted, and the message names `at_once`, the command that continues.
+    the first signal leaves the block as Interrupted; the message names the command that was typed, or else `at_once`.
     A stage inside it may note signals with a StopRequest of its own; one that comes too late for the stage to heed is
     passed on at its end. Only the main thread gets signals: wait for other threads and processes there.
     """
@@ -35,9 +66,10 @@ class StopRequest:
         """Whether a signal has come."""
         return self.signal_number is not None
 
-    def interrupted(self, resume_command: str) -> Interrupted:
-        """The error to raise once all is saved; it names the command that continues."""
-        return Interrupted(f"stopped and saved; continue with: {resume_command}", self.signal_number or signal.SIGINT)
+    def interrupted(self, *library: str) -> Interrupted:
+        """The error to raise once all is saved; it names the command that continues (`continue_command`)."""
+        message = f"stopped and saved; continue with: {continue_command(*library)}"
+        return Interrupted(message, self.signal_number or signal.SIGINT)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -155,7 +155,7 @@ def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, f
 
 
 def _write_hub(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
-    (folder / README_NAME).write_text(readme(classifier.card, path, run), encoding="utf-8")
+    (folder / README_NAME).write_text(readme(classifier.spec, path, run), encoding="utf-8")
     classifier.save_pretrained(folder)  # it leaves a README.md that is there alone
     return load_classifier(folder)
 

@@ -15,33 +15,33 @@ from saukit.core.config import load_config
 from saukit.core.console import format_share
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.models.model_file import ModelCard
+from saukit.models.model_file import ModelSpec
 from saukit.training.config import TrainConfig
 
 TAGS = ["image-classification", "long-tailed-recognition", "saukit"]
 
 
-def readme(card: ModelCard, path: Path, run: Manifest | None) -> str:
+def readme(spec: ModelSpec, path: Path, run: Manifest | None) -> str:
     """What the model is, how it was trained, how good it is if `saukit eval` said so, and what not to expect of it.
 
     `path` is the run's folder, and `run` its manifest; None for a model that comes without its run.
     """
-    name = path.name if run is not None else f"{card.method} {card.backbone}"
+    name = path.name if run is not None else f"{spec.method} {spec.backbone}"
     results = None
     if run is not None and RESULTS_NAME in run.files:
         results = json.loads((path / RESULTS_NAME).read_text(encoding="utf-8"))
     sections = [
         f"---\n{_front_matter(name, results).to_yaml()}\n---",
         f"# {name}",
-        f"An image classifier of {len(card.classes)} classes for images of {card.image_size[0]} x "
-        f"{card.image_size[1]} pixels ({card.backbone}), trained with saukit on a long-tailed set.",
+        f"An image classifier of {len(spec.classes)} classes for images of {spec.image_size[0]} x "
+        f"{spec.image_size[1]} pixels ({spec.backbone}), trained with saukit on a long-tailed set.",
         "> No licence is stated. Whoever publishes this model adds `license:` to the lines at the top, and minds the "
         "terms of the training images.",
-        _usage(card),
-        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(card, path, run)),
+        _usage(spec),
+        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(spec, path, run)),
         _accuracy(results),
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(card, results)),
-        "## Classes\n\n" + ", ".join(map(_shown, card.classes)),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(spec, results)),
+        "## Classes\n\n" + ", ".join(map(_shown, spec.classes)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -73,7 +73,7 @@ def _front_matter(name: str, results: Mapping[str, Any] | None) -> ModelCardData
     )
 
 
-def _usage(card: ModelCard) -> str:
+def _usage(spec: ModelSpec) -> str:
     return f"""## Use
 
 ```bash
@@ -84,18 +84,18 @@ saukit predict FOLDER_OF_THIS_FILE pictures/
 import saukit
 
 classifier = saukit.load_classifier("FOLDER_OF_THIS_FILE")
-logits = classifier(images)  # float32 [batch, 3, {card.image_size[0]}, {card.image_size[1]}] in [0, 1], RGB
+logits = classifier(images)  # float32 [batch, 3, {spec.image_size[0]}, {spec.image_size[1]}] in [0, 1], RGB
 ```
 
 From the Hub: `saukit.ImageClassifier.from_pretrained("OWNER/NAME")`. The normalisation is inside the model."""
 
 
-def _training(card: ModelCard, path: Path, run: Manifest | None) -> list[str]:
+def _training(spec: ModelSpec, path: Path, run: Manifest | None) -> list[str]:
     if run is None:
-        return [f"method: {card.method}", "nothing more is known: the model was exported without its run"]
+        return [f"method: {spec.method}", "nothing more is known: the model was exported without its run"]
     summary, config = run.summary, load_config(TrainConfig, path / CONFIG_NAME)
     lines = [
-        f"method: {card.method}",
+        f"method: {spec.method}",
         f"images: {summary['real_images']:,} real and {summary['synthetic_images']:,} synthetic",
         f"length: {summary['steps']:,} steps of {summary['batch_size']} images, learning rate {config.lr:g}, "
         f"weight decay {config.weight_decay:g}, seed {config.seed}",
@@ -124,11 +124,11 @@ def _accuracy(results: Mapping[str, Any] | None) -> str:
     )
 
 
-def _limits(card: ModelCard, results: Mapping[str, Any] | None) -> list[str]:
+def _limits(spec: ModelSpec, results: Mapping[str, Any] | None) -> list[str]:
     lines = [
         "It knows its classes alone and names one of them for every image, also for one that shows none of them.",
         "An image is cut to its centre square and resized to "
-        f"{card.image_size[0]} x {card.image_size[1]} pixels: what that loses, the model does not see.",
+        f"{spec.image_size[0]} x {spec.image_size[1]} pixels: what that loses, the model does not see.",
         "Its probabilities are not calibrated further than the calibration error says, if it was measured.",
         "It was measured on images like its training images, if at all; other cameras, places and times are untested.",
     ]

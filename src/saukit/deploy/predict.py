@@ -57,14 +57,14 @@ class PredictResult:
 
     def document(self) -> dict[str, Any]:
         """The JSON document: the model, a prediction an image, and what was skipped."""
-        card = self.classifier.card
+        spec = self.classifier.spec
         return {
             "model": {
                 "path": _text(self.model),
-                "method": card.method,
-                "backbone": card.backbone,
-                "image_size": list(card.image_size),
-                "classes": list(card.classes),
+                "method": spec.method,
+                "backbone": spec.backbone,
+                "image_size": list(spec.image_size),
+                "classes": list(spec.classes),
             },
             "predictions": [
                 {
@@ -124,7 +124,7 @@ def predict(
                     named.append(file)
                     pixels.append(content)
             if pixels and (config.skip_bad or not skipped):  # with a bad file there will be no result
-                made = inference.predict(classifier.network, classifier.card, np.stack(pixels), device=device)
+                made = inference.predict(classifier.network, classifier.spec, np.stack(pixels), device=device)
                 found.append(most_probable(made.probabilities, config.top))
             progress.update(start + len(part))
     _refuse_or_tell(skipped, len(files), config, reporter)

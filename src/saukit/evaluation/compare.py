@@ -5,14 +5,10 @@ Each run is an ordinary one under runs/, trained by `fit` and evaluated once by 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,7 +16,8 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, read_manifest, write_json, write_manifest
 from saukit.core.config import to_mapping
 from saukit.core.console import ProgressLine, Reporter, format_duration, format_share
-from saukit.core.errors import Interrupted, LockHeldError
+from saukit.core.errors import LockHeldError
+from saukit.core.interrupts import StopRequest
 from saukit.core.plots import save_figure
 from saukit.core.workspace import State, Workspace, existing_state, prepare
 from saukit.data.split import Split
@@ -76,17 +73,16 @@ def compare(
     name: str,
     device: torch.device,
     force: bool,
-    again: str,
     reporter: Reporter,
 ) -> ComparisonResult:
     """Train and evaluate what is missing of a comparison, and write `comparisons/<name>`.
 
-    `again` is the command that continues it after a signal; `force` replaces the comparison's files, never a run.
+    `force` replaces the comparison's files, never a run.
     Raises: as `plan_comparison`, before anything is trained, and `core.workspace.prepare`; LockHeldError if another
     process is still training a run when all others are done; Interrupted after a signal, once the state is saved.
     """
     folder = workspace.comparison(name)
-    with _stopping_at_signals(again):
+    with StopRequest(at_once="the same call"):
         plan = plan_comparison(config, workspace, device=device)
         if not force:
             _check_name(folder, plan.config)
@@ -254,40 +250,3 @@ class _PassingLine(ProgressLine):
         if self._bar is not None:
             self._bar.live.transient = True
         return super().__enter__()
-
-
-class _Signal(BaseException):
-    """A signal that came where nothing is lost by stopping at once."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def _stopping_at_signals(again: str) -> Iterator[None]:
-    """While entered, Ctrl-C and SIGTERM end the work with the command that continues it.
-
-    Training notes a signal by itself, saves, and raises Interrupted. In between every write is atomic, so work stops
-    where it is.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Signal(number)
-
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Interrupted as error:
-        raise _interrupted(again, error.exit_code - 128) from None
-    except _Signal as caught:
-        raise _interrupted(again, caught.number) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _interrupted(again: str, number: int) -> Interrupted:
-    return Interrupted(f"stopped and saved; finished runs stay as they are; continue with: {again}", number)

@@ -12,7 +12,7 @@ import torch
 
 from saukit.core.artifacts import CONFIG_NAME, read_manifest
 from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
-from saukit.core.device import describe_device
+from saukit.core.device import describe_device, suited_threads
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.options import without_effect
 from saukit.core.workspace import State, Workspace, existing_state
@@ -133,7 +133,7 @@ def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torc
             name, state = locate(contender, seed, workspace, catalogue=catalogue, claimed=claimed)
             claimed[name] = contender.seeded(seed)
             runs.append(PlannedRun(contender, seed, name, state))
-    return ComparisonPlan(resolved, split, contenders, runs, _seconds(runs, workspace, device))
+    return ComparisonPlan(resolved, split, contenders, runs, _seconds(runs, workspace, split, device))
 
 
 def locate(
@@ -256,10 +256,14 @@ def _pinned(
     return values
 
 
-def _seconds(runs: Sequence[PlannedRun], workspace: Workspace, device: torch.device) -> dict[str, list[float]]:
+def _seconds(
+    runs: Sequence[PlannedRun], workspace: Workspace, split: Split, device: torch.device
+) -> dict[str, list[float]]:
+    with suited_threads(split.image_size, device):
+        here = describe_device(device)
     found: dict[str, list[float]] = {}
     for run in runs:
         manifest = read_manifest(workspace.run(run.name), kind="run", verify=False)
-        if run.state == "complete" and manifest is not None and manifest.device == describe_device(device):
+        if run.state == "complete" and manifest is not None and manifest.device == here:
             found.setdefault(run.contender.label, []).append(manifest.summary["seconds"])
     return found

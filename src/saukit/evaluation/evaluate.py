@@ -15,6 +15,7 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, write_json
 from saukit.core.config import load_config, to_mapping
 from saukit.core.console import Reporter
+from saukit.core.device import suited_threads
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.words import command_in
@@ -71,15 +72,16 @@ def evaluate(
         document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
         return EvalResult(document, folder, computed=False)
 
-    network, card = load_model(folder / MODEL_NAME)
-    if card.classes != split.classes:
+    network, spec = load_model(folder / MODEL_NAME)
+    if spec.classes != split.classes:
         raise DataError(
-            f"the model of {folder} knows {len(card.classes)} classes, this split has {split.num_classes}: "
+            f"the model of {folder} knows {len(spec.classes)} classes, this split has {split.num_classes}: "
             "train again on this split"
         )
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
-    probabilities = predict(network, card, test.images, device=device).probabilities
+    with suited_threads(split.image_size, device):
+        probabilities = predict(network, spec, test.images, device=device).probabilities
     training = load_config(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}

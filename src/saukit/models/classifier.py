@@ -19,7 +19,7 @@ from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.words import name_problem
 from saukit.core.workspace import Workspace, require
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
+from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
 HUB_CONFIG_NAME = "config.json"
 
@@ -61,24 +61,24 @@ class ImageClassifier(
             "projection": False,
             "classifier": classifier,
         }
-        self.card = from_mapping(ModelCard, fields, where="the classifier")
-        self.network = self.card.build_network()
-        for name, values in (("mean", self.card.mean), ("std", self.card.std)):
+        self.spec = from_mapping(ModelSpec, fields, where="the classifier")
+        self.network = self.spec.build_network()
+        for name, values in (("mean", self.spec.mean), ("std", self.spec.std)):
             # Not among the weights: config.json has them.
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.eval()
 
     @classmethod
-    def from_model(cls, network: DualBranchNet, card: ModelCard) -> ImageClassifier:
+    def from_model(cls, network: DualBranchNet, spec: ModelSpec) -> ImageClassifier:
         """What inference needs of a trained network: its backbone and classifier, copied to the CPU."""
         made = cls(
-            backbone=card.backbone,
-            classes=list(card.classes),
-            image_size=list(card.image_size),
-            mean=list(card.mean),
-            std=list(card.std),
-            method=card.method,
-            classifier=card.classifier,
+            backbone=spec.backbone,
+            classes=list(spec.classes),
+            image_size=list(spec.image_size),
+            mean=list(spec.mean),
+            std=list(spec.std),
+            method=spec.method,
+            classifier=spec.classifier,
         )
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})
@@ -87,12 +87,12 @@ class ImageClassifier(
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes' names, in the order of the logits."""
-        return self.card.classes
+        return self.spec.classes
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that it was trained with."""
-        return self.card.image_size
+        return self.spec.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [b, 3, H, W] in [0, 1] -> logits float32 [b, K]. Raises: TypeError for whole numbers."""

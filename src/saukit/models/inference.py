@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.model_file import ModelCard
+from saukit.models.model_file import ModelSpec
 
 BATCH_SIZE = 512
 FLOAT32 = Precision("off", "cpu")
@@ -33,7 +33,7 @@ class Predictions:
 
 def predict(
     network: DualBranchNet,
-    card: ModelCard,
+    spec: ModelSpec,
     images: npt.NDArray[np.uint8],
     *,
     device: torch.device,
@@ -46,7 +46,7 @@ def predict(
     predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
     """
     network = network.to(device)
-    mean, std = (torch.tensor(values, device=device) for values in (card.mean, card.std))
+    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     features = np.empty((len(images), network.classifier.in_features), np.float32)
     logits = np.empty((len(images), network.classifier.out_features), np.float32)
     for start in range(0, len(images), batch_size):

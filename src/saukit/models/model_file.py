@@ -17,7 +17,7 @@ MODEL_NAME = "model.safetensors"  # of a run
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelSpec:
     """What a model file knows of itself: enough to rebuild the network and to prepare its images."""
 
     method: str
@@ -43,18 +43,18 @@ class ModelCard:
         )
 
 
-def save_model(path: Path, state: dict[str, torch.Tensor], card: ModelCard) -> None:
-    """Write a network's state and its card, atomically."""
-    save_tensors(path, {name: value.detach().cpu().numpy() for name, value in state.items()}, {"model": asdict(card)})
+def save_model(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:
+    """Write a network's state and its spec, atomically."""
+    save_tensors(path, {name: value.detach().cpu().numpy() for name, value in state.items()}, {"model": asdict(spec)})
 
 
-def load_model(path: Path) -> tuple[DualBranchNet, ModelCard]:
-    """The network in eval mode on the CPU, and its card. Raises: CorruptArtifactError if the file is no model."""
+def load_model(path: Path) -> tuple[DualBranchNet, ModelSpec]:
+    """The network in eval mode on the CPU, and its spec. Raises: CorruptArtifactError if the file is no model."""
     tensors, metadata = load_tensors(path)
     try:
-        card = from_mapping(ModelCard, metadata["model"], where=str(path))
-        network = card.build_network()
+        spec = from_mapping(ModelSpec, metadata["model"], where=str(path))
+        network = spec.build_network()
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
     except (KeyError, TypeError, AttributeError, RuntimeError, UsageError) as error:
         raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
-    return network.eval(), card
+    return network.eval(), spec

@@ -71,3 +71,13 @@ def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
         "trusted_share": line.get("trusted_share"),
     }
     yield from ((tag, value) for tag, value in figures.items() if value is not None)
+
+
+def describe_line(line: dict[str, Any]) -> str:
+    """The figures of a line: losses, share of trusted synthetic images, validation accuracy."""
+    parts = [f"{name} {value:.3f}" for name, value in line["losses"].items()]
+    if line.get("trusted_share") is not None:
+        parts.append(f"trusted {100 * line['trusted_share']:.0f}%")
+    if "val_balanced_accuracy" in line:
+        parts.append(f"val {100 * line['val_balanced_accuracy']:.1f}")
+    return "  ".join(parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from saukit.core.device import resolve_amp
@@ -13,7 +15,7 @@ from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
-from saukit.models.model_file import ModelCard
+from saukit.models.model_file import ModelSpec
 from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, MethodEntry
 from saukit.training.training_set import batches_per_epoch
@@ -32,12 +34,12 @@ class TrainingPlan:
 
     @property
     def training_images(self) -> int:
-        """Real and synthetic images of the mixed training set."""
+        """Real and synthetic images of the training set."""
         return len(self.split.train.labels) + (0 if self.cache is None else len(self.cache.labels))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the mixed training set."""
+        """Batches in one pass over the training set."""
         return batches_per_epoch(self.training_images, self.batch_size, drop_last=self.config.drop_last)
 
     @property
@@ -51,9 +53,16 @@ class TrainingPlan:
         return METHODS[self.config.method]
 
     @property
-    def card(self) -> ModelCard:
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """Images of each class of the training set, int64 [K]."""
+        if self.cache is None:
+            return self.split.class_counts
+        return self.split.class_counts + np.bincount(self.cache.labels, minlength=self.split.num_classes)
+
+    @property
+    def model_spec(self) -> ModelSpec:
         """What the trained model's file will say of it."""
-        return ModelCard(
+        return ModelSpec(
             method=self.config.method,
             backbone=self.config.backbone,
             classes=self.split.classes,
@@ -69,7 +78,7 @@ class TrainingPlan:
     def disk_bytes(self) -> int:
         """Bytes that a run needs at most: two checkpoints of weights and momentum, and the model."""
         with torch.device("meta"):
-            return 5 * 4 * count_parameters(self.card.build_network())
+            return 5 * 4 * count_parameters(self.model_spec.build_network())
 
     @property
     def total_steps(self) -> int:
@@ -86,15 +95,11 @@ class TrainingPlan:
         return epochs * per_epoch + min(rest * self.batch_size, per_epoch)
 
     @property
-    def mixed_steps(self) -> int:
-        """Optimiser steps before the batches hold real images alone; all of them without `real_finish`."""
-        return self.total_steps - round(self.config.real_finish * self.total_steps)
-
-    @property
-    def first_stage_steps(self) -> int:
-        """Optimiser steps before a method's second stage; all of them for a method without."""
+    def first_part_steps(self) -> int:
+        """Steps before the last part: a method's second stage, or real images alone (`real_finish`); else all."""
         stage = self.method.second_stage
-        return self.total_steps if stage is None else self.total_steps - round(stage.share * self.total_steps)
+        share = self.config.real_finish if stage is None else stage.share
+        return self.total_steps - round(share * self.total_steps)
 
 
 def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
@@ -137,14 +142,14 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
 
     `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step. `step` holds it during an
     epoch too, in the warm-up as well, and multiplies it by 0.01 after 80 % of the epochs and again after 90 % (Cao et
-    al. 2019: after 160 and 180 of 200). A second stage that begins anew has a schedule of its own, without a warm-up.
+    al. 2019: after 160 and 180 of 200). A second stage that restarts has a schedule of its own, without a warm-up.
     """
     base, total, warmup_share = plan.config.lr, plan.total_steps, plan.config.warmup
-    if plan.method.second_stage is not None and plan.method.second_stage.anew:
-        if step < plan.first_stage_steps:
-            total = plan.first_stage_steps
+    if plan.method.second_stage is not None and plan.method.second_stage.restarts:
+        if step < plan.first_part_steps:
+            total = plan.first_part_steps
         else:
-            step, total, warmup_share = step - plan.first_stage_steps, total - plan.first_stage_steps, 0.0
+            step, total, warmup_share = step - plan.first_part_steps, total - plan.first_part_steps, 0.0
     warmup = int(warmup_share * total)
     if plan.config.schedule == "step":
         epoch, epochs = step // plan.steps_per_epoch, total / plan.steps_per_epoch

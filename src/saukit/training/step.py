@@ -1,4 +1,4 @@
-"""One optimiser step, computed eagerly or replayed as a CUDA graph.
+"""One optimizer step, computed eagerly or replayed as a CUDA graph.
 
 The step reads a batch, prototypes, a learning rate and a seed, has static shapes and never makes the host wait for
 the device. So on a GPU it can be recorded once and replayed: a thousand small kernels are then launched as one.
@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
-from saukit.models.dual_branch import DualBranchNet
-from saukit.training.config import Noise
-from saukit.training.methods import MethodEntry, Step, Views
+from saukit.core.seeding import derive_seed
+from saukit.training.methods import MethodEntry, StepContext, logit_offsets
+from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
+from saukit.training.views import Views
 
 MOMENTUM = 0.9
 WARM_UP_STEPS = 3
@@ -30,85 +31,65 @@ Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class StepInputs:
+class StepBatch:
     """What changes from step to step, besides the learning rate.
 
     Shapes: prototypes two of [K, d], or None for a method without; `seed` of the step's augmentation.
     """
 
-    batch: Batch
+    samples: Batch
     prototypes: tuple[Tensor, Tensor] | None
     seed: int
     second_stage: bool = False
 
     def tensors(self) -> list[Tensor]:
         """The tensors, in a fixed order."""
-        return [*(getattr(self.batch, field.name) for field in fields(Batch)), *(self.prototypes or ())]
+        return [*(getattr(self.samples, field.name) for field in fields(Batch)), *(self.prototypes or ())]
 
 
-class Stepper:
+class TrainingStep:
     """Views, forward passes, losses, backward passes and SGD of one step.
 
     Forward passes run in autocast, losses in float32 (`training.methods`); each loss's backward pass comes before the
     next forward pass, so the activations of one pass are in memory at a time.
     """
 
-    def __init__(
-        self,
-        network: DualBranchNet,
-        method: MethodEntry,
-        views: Views,
-        precision: Precision,
-        *,
-        logit_offsets: Tensor,
-        class_counts: Tensor,
-        synthetic_weight: float,
-        noise: Noise,
-        temperature: float,
-        weight_decay: float,
-        cuda_graph: bool,
-    ) -> None:
-        device = logit_offsets.device
-        self.network, self.method, self.views, self.precision = network, method, views, precision
-        self.logit_offsets, self.class_counts = logit_offsets, class_counts
-        self.synthetic_weight = synthetic_weight
-        self.noise, self.temperature = noise, temperature
+    def __init__(self, method: MethodEntry, context: StepContext) -> None:
+        self.method, self.context, self.network = method, context, context.network
         # A tensor that stays where it is, because a recorded step reads the learning rate from its address.
-        self.learning_rate = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), device=context.logit_offsets.device)
         self.optimizer = torch.optim.SGD(
-            network.parameters(), lr=self.learning_rate, momentum=MOMENTUM, weight_decay=weight_decay, fused=True
+            self.network.parameters(),
+            lr=self.learning_rate,
+            momentum=MOMENTUM,
+            weight_decay=context.config.weight_decay,
+            fused=True,
         )
-        self.scaler = precision.scaler()
-        self.generator = torch.Generator(device)
-        self._cuda_graph = cuda_graph
+        self.scaler = context.precision.scaler()
         self._recorded: _RecordedStep | None = None
 
-    def __call__(self, inputs: StepInputs, learning_rate: float) -> Metrics:
+    def __call__(self, batch: StepBatch, learning_rate: float) -> Metrics:
         """One step in train mode: the network, the momentum and BatchNorm's statistics move on.
 
         Returns the method's losses and counts, 0-d tensors on the device; the next call may overwrite them.
         """
-        self.learning_rate.fill_(learning_rate)
-        self.generator.manual_seed(inputs.seed)
-        if self._recorded is not None:
-            return self._recorded(inputs)
-        return self._compute(inputs)
+        return self._run(self._recorded or self._compute, batch, learning_rate)
 
-    def warm_up(self, inputs: StepInputs, others: StepInputs, learning_rate: float) -> None:
+    def warm_up(self, batch: StepBatch, other: StepBatch, learning_rate: float) -> None:
         """Have everything compiled that is compiled, and record the step where a CUDA graph is asked for.
 
-        Nothing moves on: the state is put back. `others` must differ from `inputs`; with them the recorded step has to
+        Nothing moves on: the state is put back. `other` must differ from `batch`; with it the recorded step has to
         compute what the eager step computes.
         Raises: SaukitError if it does not.
         """
         with self._rewound():
             for _ in range(WARM_UP_STEPS):
-                self(inputs, learning_rate)
-        if not self._cuda_graph:
+                self(batch, learning_rate)
+        if not self.context.config.cuda_graph:
             return
         with self._rewound():
-            self._recorded = _RecordedStep(self._compute, inputs, self.generator)
-        replayed, eager = (self._trial(others, learning_rate / 2, recorded) for recorded in (self._recorded, None))
+            self._recorded = _RecordedStep(self._compute, batch, self.context.generator)
+        replayed, eager = (self._trial(work, other, learning_rate / 2) for work in (self._recorded, self._compute))
         for name, value in eager.items():
             if not abs(replayed[name] - value) <= REPLAY_TOLERANCE * max(abs(value), 1.0):
                 raise SaukitError(
@@ -127,40 +108,30 @@ class Stepper:
         """Let the next step be an optimiser's first."""
         self.optimizer.state.clear()
 
-    def _compute(self, inputs: StepInputs) -> Metrics:
+    def _run(self, work: Callable[[StepBatch], Metrics], batch: StepBatch, learning_rate: float) -> Metrics:
+        self.learning_rate.fill_(learning_rate)
+        self.context.generator.manual_seed(batch.seed)
+        return work(batch)
+
+    def _compute(self, batch: StepBatch) -> Metrics:
         metrics: Metrics = {}
-        step = Step(
-            network=self.network,
-            views=self.views,
-            precision=self.precision,
-            logit_offsets=self.logit_offsets,
-            class_counts=self.class_counts,
-            synthetic_weight=self.synthetic_weight,
-            second_stage=inputs.second_stage,
-            prototypes=inputs.prototypes,
-            noise=self.noise,
-            temperature=self.temperature,
-            generator=self.generator,
-            metrics=metrics,
-        )
+        context = replace(self.context, prototypes=batch.prototypes, second_stage=batch.second_stage, metrics=metrics)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for name, loss in self.method.step(inputs.batch, step):
+        for name, loss in self.method.step(batch.samples, context):
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             metrics[name] = loss.detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return metrics
 
-    def _trial(self, inputs: StepInputs, learning_rate: float, recorded: _RecordedStep | None) -> dict[str, float]:
+    def _trial(self, work: Callable[[StepBatch], Metrics], batch: StepBatch, learning_rate: float) -> dict[str, float]:
         """Two steps' metrics, summed, without a trace: the second one sees whether the first moved the weights."""
-        self._recorded, kept = recorded, self._recorded
+        totals: dict[str, float] = {}
         with self._rewound():
-            totals: dict[str, float] = {}
             for _ in range(2):
-                for name, value in self(inputs, learning_rate).items():
+                for name, value in self._run(work, batch, learning_rate).items():
                     totals[name] = totals.get(name, 0.0) + float(value)
-        self._recorded = kept
         return totals
 
     @contextlib.contextmanager
@@ -187,26 +158,50 @@ class Stepper:
         ]
 
 
+def build_step(plan: TrainingPlan) -> TrainingStep:
+    """The step of a run's start: the network at its initialisation, and what the method asks for."""
+    config, split, device = plan.config, plan.split, plan.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "initialisation"))
+        network = plan.model_spec.build_network()
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        network.compile_backbone()
+    real_counts, all_counts = (
+        torch.from_numpy(counts).float().to(device) for counts in (split.class_counts, plan.class_counts)
+    )
+    context = StepContext(
+        network=network,
+        views=Views(torch.tensor(split.mean, device=device), torch.tensor(split.std, device=device), flip=config.flip),
+        precision=Precision(config.amp, device.type),
+        config=config,
+        class_counts=all_counts,
+        logit_offsets=logit_offsets(
+            plan.method, config.prior_correction, real_counts=real_counts, all_counts=all_counts
+        ),
+        generator=torch.Generator(device),
+    )
+    return TrainingStep(plan.method, context)
+
+
 class _RecordedStep:
     """A step as a CUDA graph over inputs of its own, into which each call copies what it is given."""
 
-    def __init__(
-        self, compute: Callable[[StepInputs], Metrics], inputs: StepInputs, generator: torch.Generator
-    ) -> None:
-        self._inputs = StepInputs(
-            Batch(*(getattr(inputs.batch, field.name).clone() for field in fields(Batch))),
-            None if inputs.prototypes is None else (inputs.prototypes[0].clone(), inputs.prototypes[1].clone()),
-            inputs.seed,
+    def __init__(self, compute: Callable[[StepBatch], Metrics], batch: StepBatch, generator: torch.Generator) -> None:
+        self._batch = StepBatch(
+            Batch(*(getattr(batch.samples, field.name).clone() for field in fields(Batch))),
+            None if batch.prototypes is None else (batch.prototypes[0].clone(), batch.prototypes[1].clone()),
+            batch.seed,
         )
         self._metrics: Metrics = {}
 
         def work() -> None:
-            self._metrics = compute(self._inputs)
+            self._metrics = compute(self._batch)
 
         self._replay = record(work, generator)
 
-    def __call__(self, inputs: StepInputs) -> Metrics:
-        for own, given in zip(self._inputs.tensors(), inputs.tensors(), strict=True):
+    def __call__(self, batch: StepBatch) -> Metrics:
+        for own, given in zip(self._batch.tensors(), batch.tensors(), strict=True):
             own.copy_(given, non_blocking=True)
         self._replay()
         return self._metrics

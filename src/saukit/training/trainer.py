@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter, format_duration
-from saukit.core.device import Precision, describe_device, peak_flops, peak_memory, reset_peak_memory, synchronise
+from saukit.core.device import describe_device, peak_flops, peak_memory, reset_peak_memory, suited_threads, synchronise
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
@@ -29,14 +28,13 @@ from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
+from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
-from saukit.training.methods import Views, class_prototypes, logit_offsets
-from saukit.training.metrics_log import MetricsLog
+from saukit.training.methods import class_prototypes
+from saukit.training.metrics_log import MetricsLog, describe_line
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
-from saukit.training.step import StepInputs, Stepper
-from saukit.training.throughput import step_flops
-from saukit.training.training_set import BatchOrder, build_mixture
-from saukit.training.wording import describe_line, describe_loss, long_run_warning
+from saukit.training.step import StepBatch, build_step
+from saukit.training.training_set import BatchOrder, build_training_set
 
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
@@ -68,7 +66,7 @@ def fit(
 ) -> TrainingResult:
     """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
 
-    `tensorboard` writes the log as TensorBoard events too; they are no part of the run.
+    `tensorboard` writes the log as TensorBoard events too; they are not part of the run.
     Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
     """
     if tensorboard:
@@ -92,111 +90,65 @@ def fit(
             (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
         else:
             reset_peak_memory(device)
-            trainer = Trainer(plan)
-            trainer.announce(reporter)
-            if (folder / CHECKPOINT_NAME).exists():
-                trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
-                reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
-            manifest = trainer.run(folder, workspace, reporter, tensorboard=tensorboard)
+            with suited_threads(plan.split.image_size, device):
+                trainer = Trainer(plan)
+                trainer.announce(reporter)
+                if (folder / CHECKPOINT_NAME).exists():
+                    trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
+                    reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
+                manifest = trainer.run(folder, reporter, tensorboard=tensorboard)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
 
 
-def estimate_seconds(plan: TrainingPlan, *, measured_steps: int = 3) -> float:
-    """Seconds the whole run would take, from a few real steps after one to warm up; writes nothing."""
-    trainer = Trainer(plan)
-    preparation = trainer.prepare()
-    trainer.advance()
-    synchronise(plan.device)
-    started = time.monotonic()
-    for _ in range(measured_steps):
-        trainer.advance()
-    synchronise(plan.device)
-    return preparation + (time.monotonic() - started) / measured_steps * plan.total_steps
-
-
 class Trainer:
-    """The loop and its state. Everything that a step draws is a function of (seed, step), so it can start anywhere."""
+    """The loop and its state. What a step samples is a function of (seed, step), so it can start anywhere."""
 
     def __init__(self, plan: TrainingPlan) -> None:
-        self.plan = plan
-        config, split, device = plan.config, plan.split, plan.device
-        self.method = plan.method
-        self.mixture = build_mixture(split, plan.cache, device)
-        self.order = self._order(class_balanced=self.method.class_balanced)
-        self._last_order: BatchOrder | None = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, "initialisation"))
-            network = plan.card.build_network()
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.compile:
-            self.network.compile_backbone()
-        self.precision = Precision(config.amp, device.type)
-        self.views = Views(
-            mean=torch.tensor(split.mean, device=device),
-            std=torch.tensor(split.std, device=device),
-            side=min(split.image_size),
-            flip=config.flip,
-        )
-        self.stepper = Stepper(
-            self.network,
-            self.method,
-            self.views,
-            self.precision,
-            logit_offsets=logit_offsets(
-                config.method,
-                config.prior_correction,
-                real_counts=self.mixture.real_class_counts,
-                mixed_counts=self.mixture.class_counts,
-            ),
-            class_counts=self.mixture.class_counts,
-            synthetic_weight=config.synthetic_weight,
-            noise=config.noise,
-            temperature=config.temperature,
-            weight_decay=config.weight_decay,
-            cuda_graph=config.cuda_graph,
-        )
-        self._peak_flops = peak_flops(device, config.amp)
-        self._image_flops: float | None = None
-        self._is_prepared = not (config.compile or config.cuda_graph)
+        self.plan, self.method = plan, plan.method
+        self.training_set = build_training_set(plan.split, plan.cache, plan.device)
+        self.step = build_step(plan)
+        self.network = self.step.network
         self.prototypes: tuple[Tensor, Tensor] | None = None
         self.step_count = 0
         self.meters: dict[str, Tensor] = {}
         self.seconds = 0.0
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self._orders: dict[tuple[bool, bool], BatchOrder] = {}
+        self._is_prepared = not (plan.config.compile or plan.config.cuda_graph)
 
     def prepare(self) -> float:
         """Compile and record what the configuration asks for; seconds it took, 0.0 if there is nothing to do.
 
-        `advance` does this by itself; called before it, the time can be told apart from the training's.
+        `advance` does this by itself; called before it, its time is measured apart from the training's.
         Raises: EnvironmentFault if there is nothing to compile with, SaukitError if the recorded step is wrong.
         """
         if self._is_prepared:
             return 0.0
         self._is_prepared = True
         started = time.monotonic()
-        inputs = self._inputs(self.step_count)
-        others = StepInputs(self.order.batch(self.step_count + 1), inputs.prototypes, inputs.seed + 1)
+        batch = self._batch(self.step_count)
+        other = StepBatch(self._batch(self.step_count + 1).samples, batch.prototypes, batch.seed + 1)
         with _compiler_faults():
-            self.stepper.warm_up(inputs, others, self.plan.config.lr)
+            self.step.warm_up(batch, other, self.plan.config.lr)
         synchronise(self.plan.device)
         return time.monotonic() - started
 
     def advance(self) -> None:
-        """One optimiser step. Reads nothing back from the device."""
+        """One optimizer step. Reads nothing back from the device."""
         self.prepare()
-        step_index = self.step_count
-        if step_index == self.plan.first_stage_steps:
-            self._begin_second_stage()
-        metrics = self.stepper(self._inputs(step_index), learning_rate(step_index, self.plan))
+        stage, index = self.method.second_stage, self.step_count
+        if stage is not None and stage.restarts and index == self.plan.first_part_steps:
+            self._restart_classifier()
+        metrics = self.step(self._batch(index), learning_rate(index, self.plan))
         self.step_count += 1
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
             self.meters[name] = self.meters.get(name, 0) + value.double()
 
-    def run(self, folder: Path, workspace: Workspace, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
+    def run(self, folder: Path, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
-        plan, config, total = self.plan, self.plan.config, self.plan.total_steps
+        plan, total = self.plan, self.plan.total_steps
         log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count, tensorboard=tensorboard)
-        validate_every = max(1, min(self.order.steps_per_epoch, total // 10))
+        validate_every = max(1, min(plan.steps_per_epoch, total // 10))
         preparation = self.prepare()
         if preparation:
             reporter.say(f"compiled in {format_duration(preparation)}, which the times below do not count")
@@ -224,7 +176,7 @@ class Trainer:
                 progress.update(done, note)
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
                     warned = True
-                    reporter.warn(long_run_warning(config, plan.device, progress.eta_seconds or 0.0))
+                    reporter.warn(self._long_run_warning(progress.eta_seconds or 0.0))
                 if not last and (stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.seconds = seconds_before + time.monotonic() - started
                     log.sync()
@@ -232,7 +184,7 @@ class Trainer:
                     saved = time.monotonic()
                     if stop.requested:
                         log.close()
-                        raise stop.interrupted(resume_command(plan, workspace))
+                        raise stop.interrupted()
         log.close()
         return self._complete(folder, preparation)
 
@@ -242,8 +194,8 @@ class Trainer:
         return TrainingState(
             step=self.step_count,
             network=self.network.state_dict(),
-            optimizer=self.stepper.optimizer.state_dict(),
-            scaler=self.stepper.scaler.state_dict(),
+            optimizer=self.step.optimizer.state_dict(),
+            scaler=self.step.scaler.state_dict(),
             prototypes=self.prototypes,
             meters=self.meters,
             seconds=self.seconds,
@@ -255,7 +207,7 @@ class Trainer:
     def restore(self, state: TrainingState) -> None:
         """Continue from a saved state."""
         self.network.load_state_dict(state.network)
-        self.stepper.restore(state.optimizer, state.scaler)
+        self.step.restore(state.optimizer, state.scaler)
         self.step_count, self.prototypes = state.step, state.prototypes
         self.meters, self.seconds = state.meters, state.seconds
         if state.best_accuracy is not None and state.best_step is not None:
@@ -264,74 +216,75 @@ class Trainer:
     def announce(self, reporter: Reporter) -> None:
         """Say what is about to be trained, on what and with what."""
         plan, config = self.plan, self.plan.config
-        synthetic = 0 if plan.cache is None else len(plan.cache.labels)
+        loss: str = config.method
+        if config.prior_correction is not None:
+            loss += f", prior correction {config.prior_correction:g}"
+        if config.synthetic_weight != 1:
+            loss += f", synthetic weight {config.synthetic_weight:g}"
+        if config.real_finish:
+            loss += f", the last {100 * config.real_finish:g}% of the steps on real images alone"
+        real = self.training_set.real_count
         reporter.say(
-            f"training {plan.name}: {describe_loss(config)}, preset {config.preset}, {config.backbone} "
-            f"({count_parameters(self.network) / 1e6:.2f} M parameters), {self.mixture.real_count:,} real + "
-            f"{synthetic:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
-            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views an image), "
+            f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
+            f"({count_parameters(self.network) / 1e6:.2f} M parameters), {real:,} real + "
+            f"{len(self.training_set) - real:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
+            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views per image), "
             f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
-            f"{self.mixture.where}"
+            f"{self.training_set.describe()}"
         )
 
-    def _inputs(self, step: int) -> StepInputs:
-        """What a step reads; the prototypes are computed anew at each epoch's start."""
-        epoch, position = divmod(step, self.order.steps_per_epoch)
+    def _batch(self, step: int) -> StepBatch:
+        """What a step reads; the prototypes are computed again at each epoch's start."""
+        plan, stage = self.plan, self.method.second_stage
+        epoch, position = divmod(step, plan.steps_per_epoch)
         if self.method.prototypes and (self.prototypes is None or position == 0):
             self.prototypes = self._prototypes(epoch)
-        seed = derive_seed(self.plan.config.seed, "augmentation", step)
-        stage, order = self.method.second_stage, self.order
-        in_second = stage is not None and step >= self.plan.first_stage_steps
-        if stage is not None and in_second and stage.class_balanced:
-            self._last_order = order = self._last_order or self._order(class_balanced=True)
-        elif self.plan.config.real_finish and step >= self.plan.mixed_steps:
-            balanced = self.method.class_balanced
-            self._last_order = order = self._last_order or self._order(class_balanced=balanced, real_only=True)
-        return StepInputs(order.batch(step), self.prototypes, seed, second_stage=in_second)
-
-    def _order(self, *, class_balanced: bool = False, real_only: bool = False) -> BatchOrder:
-        config = self.plan.config
-        return BatchOrder(
-            self.mixture,
-            config.batch_size,
-            config.seed,
-            class_balanced=class_balanced,
-            real_only=real_only,
-            drop_last=config.drop_last,
+        in_last_part = step >= plan.first_part_steps
+        order = self._order(
+            class_balanced=stage.class_balanced if stage is not None and in_last_part else self.method.class_balanced,
+            real_only=in_last_part and stage is None,
         )
+        seed = derive_seed(plan.config.seed, "augmentation", step)
+        return StepBatch(order.batch(step), self.prototypes, seed, second_stage=in_last_part and stage is not None)
 
-    def _begin_second_stage(self) -> None:
-        """A new classifier and no momentum, if the method asks for it; a resumed run comes here once as well."""
-        stage = self.method.second_stage
-        if stage is None or not stage.anew:
-            return
+    def _order(self, *, class_balanced: bool, real_only: bool) -> BatchOrder:
+        kind = class_balanced, real_only
+        if kind not in self._orders:
+            config = self.plan.config
+            self._orders[kind] = BatchOrder(
+                self.training_set,
+                config.batch_size,
+                config.seed,
+                class_balanced=class_balanced,
+                real_only=real_only,
+                drop_last=config.drop_last,
+            )
+        return self._orders[kind]
+
+    def _restart_classifier(self) -> None:
+        """A new classifier and no momentum; a resumed run comes here once as well."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive_seed(self.plan.config.seed, "second stage"))
-            fresh = self.plan.card.build_network().classifier
+            fresh = self.plan.model_spec.build_network().classifier
             for parameter, value in zip(self.network.classifier.parameters(), fresh.parameters(), strict=True):
                 parameter.copy_(value)
-        self.stepper.forget_momentum()
+        self.step.forget_momentum()
 
     def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
-        real = slice(0, self.mixture.real_count)
-        return class_prototypes(
-            self.mixture.images[real],
-            self.mixture.labels[real],
-            num_classes=self.plan.split.num_classes,
-            network=self.network,
-            views=self.views,
-            precision=self.precision,
-            generator=torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device),
-        )
+        data, real = self.training_set, slice(0, self.training_set.real_count)
+        generator = torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device)
+        return class_prototypes(data.images[real], data.labels[real], self.step.context, generator)
 
     def _post_hoc_adjustment(self) -> Tensor:
         """What post-hoc logit adjustment adds to a trained classifier's logits: -log n_k, and else zeros; [K]."""
-        return -prior_offsets(self.mixture.class_counts, 1.0 if self.method.post_hoc else 0.0)
+        return -prior_offsets(self.step.context.class_counts, 1.0 if self.method.post_hoc else 0.0)
 
     def _validate(self, part: Part) -> float:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
         plan = self.plan
-        found = predict(self.network, plan.card, part.images, device=plan.device, precision=self.precision)
+        found = predict(
+            self.network, plan.model_spec, part.images, device=plan.device, precision=self.step.context.precision
+        )
         correct = (found.logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
         accuracy = float(np.mean([correct[part.labels == label].mean() for label in np.unique(part.labels)]))
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
@@ -351,11 +304,10 @@ class Trainer:
                 f"the loss is not finite at step {self.step_count} ({losses}): "
                 "start over with --force and a smaller --lr, or with --amp off"
             )
-        done = self.step_count
         line: dict[str, Any] = {
-            "step": done,
-            "epoch": round(done / self.order.steps_per_epoch, 4),
-            "lr": learning_rate(done - 1, self.plan),
+            "step": self.step_count,
+            "epoch": round(self.step_count / self.plan.steps_per_epoch, 4),
+            "lr": learning_rate(self.step_count - 1, self.plan),
             "losses": losses,
         }
         if self.method.prototypes:
@@ -366,29 +318,33 @@ class Trainer:
 
     def _share_of_peak(self, images_per_second: float) -> float | None:
         """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
-        if self._peak_flops is None:
+        plan, method = self.plan, self.method
+        if (peak := peak_flops(plan.device, plan.config.amp)) is None:
             return None
-        if self._image_flops is None:
-            step = step_flops(
-                self.plan.config.backbone,
-                self.plan.split.num_classes,
-                self.plan.split.image_size,
-                self.order.batch_size,
-                classifier_passes=self.method.classifier_passes,
-                projection_passes=self.method.projection_passes,
-            )
-            self._image_flops = step / self.order.batch_size
-        return images_per_second * self._image_flops / self._peak_flops
+        flops = step_flops(
+            plan.config.backbone,
+            plan.split.num_classes,
+            plan.split.image_size,
+            plan.batch_size,
+            classifier_passes=method.classifier_passes,
+            projection_passes=method.projection_passes,
+        )
+        return images_per_second * flops / plan.batch_size / peak
+
+    def _long_run_warning(self, seconds: float) -> str:
+        advice = "`--preset small` trains a smaller network for a fixed number of steps"
+        if self.plan.config.preset == "small":
+            advice = "give fewer --steps, or a GPU"
+        return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
 
     def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan = self.plan
         rate = plan.images_of(self.step_count) / max(self.seconds, 1e-9)
         chosen = dict(self.network.state_dict() if self.best is None else self.best[2])
         if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
-            chosen["classifier.bias"] = chosen["classifier.bias"] + self._post_hoc_adjustment().to(
-                chosen["classifier.bias"]
-            )
-        save_model(folder / MODEL_NAME, chosen, plan.card)
+            bias = chosen["classifier.bias"]
+            chosen["classifier.bias"] = bias + self._post_hoc_adjustment().to(bias)
+        save_model(folder / MODEL_NAME, chosen, plan.model_spec)
         manifest = write_manifest(
             folder,
             kind="run",
@@ -396,11 +352,11 @@ class Trainer:
             inputs=plan.inputs,
             summary={
                 "parameters": count_parameters(self.network),
-                "real_images": self.mixture.real_count,
-                "synthetic_images": len(self.mixture) - self.mixture.real_count,
+                "real_images": self.training_set.real_count,
+                "synthetic_images": len(self.training_set) - self.training_set.real_count,
                 "steps": self.step_count,
-                "epochs": round(self.step_count / self.order.steps_per_epoch, 4),
-                "batch_size": self.order.batch_size,
+                "epochs": round(self.step_count / plan.steps_per_epoch, 4),
+                "batch_size": plan.batch_size,
                 "views_per_step": self.method.views_per_step,
                 "chosen_step": self.step_count if self.best is None else self.best[1],
                 "chosen_by": "last step" if self.best is None else "validation part of the real training images",
@@ -419,13 +375,6 @@ class Trainer:
 def read_complete(folder: Path) -> Manifest:
     """The verified manifest of a complete run."""
     return require(folder, kind="run", command="saukit train")
-
-
-def resume_command(plan: TrainingPlan, workspace: Workspace) -> str:
-    """The command that continues an interrupted run."""
-    config = workspace.run(plan.name) / CONFIG_NAME
-    command = ["saukit", "train", "-w", str(workspace.root), "--config", str(config), "--name", plan.name, "--resume"]
-    return shlex.join(command)
 
 
 @contextlib.contextmanager

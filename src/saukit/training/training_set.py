@@ -1,4 +1,4 @@
-"""The mixed training set D: real and synthetic images, where they reside, and the order they are visited in.
+"""The training set D: real and synthetic images, where they reside, and the order they are visited in.
 
 Images that fit stay on the device. Larger sets stay in host memory, and each batch is brought over one step ahead of
 its use. Both ways hand out the same batches.
@@ -25,18 +25,15 @@ RESIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Mixture:
+class TrainingSet:
     """Samples (x, y, s), the real ones first. `residence` is where the images are; all else is on the device.
 
-    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N]; class_counts float32 [K], of D, and
-        real_class_counts float32 [K], of its real part.
+    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N].
     """
 
     images: Tensor
     labels: Tensor
     synthetic: Tensor
-    class_counts: Tensor
-    real_class_counts: Tensor
     real_count: int
     residence: Residence = "device"
 
@@ -48,8 +45,7 @@ class Mixture:
         """The device that batches are handed out on."""
         return self.labels.device
 
-    @property
-    def where(self) -> str:
+    def describe(self) -> str:
         """Where the images are, in words."""
         size = format_bytes(self.images.nbytes)
         if self.device.type == "cpu":
@@ -76,12 +72,12 @@ def choose_residence(needed: int, free: int) -> Residence:
     return "device" if needed <= RESIDENT_SHARE * free else "host"
 
 
-def build_mixture(
+def build_training_set(
     split: Split, cache: SyntheticImages | None, device: torch.device, *, residence: Residence | None = None
-) -> Mixture:
+) -> TrainingSet:
     """The split's training part, and the cache if there is one, for training on `device`; None: residence by size.
 
-    In host memory a split without a cache is not copied: the mixture then shares the split's memory.
+    In host memory a split without a cache is not copied: the training set then shares the split's memory.
     """
     parts: list[Part | SyntheticImages] = [split.train] if cache is None else [split.train, cache]
     if residence is None:
@@ -90,12 +86,10 @@ def build_mixture(
             free, _ = torch.cuda.mem_get_info(device)
             residence = choose_residence(sum(part.images.nbytes for part in parts), free)
     labels = np.concatenate([part.labels for part in parts])
-    return Mixture(
+    return TrainingSet(
         images=_gather_images(parts, device if residence == "device" else torch.device("cpu")),
         labels=torch.from_numpy(labels).to(device),
         synthetic=(torch.arange(len(labels)) >= len(split.train.labels)).to(device),
-        class_counts=torch.from_numpy(np.bincount(labels, minlength=split.num_classes)).float().to(device),
-        real_class_counts=torch.from_numpy(split.class_counts).float().to(device),
         real_count=len(split.train.labels),
         residence=residence,
     )
@@ -128,19 +122,18 @@ def batches_per_epoch(images: int, batch_size: int, *, drop_last: bool) -> int:
 
 
 class BatchOrder:
-    """Which samples make up batches A and B of a step: two independent shuffles an epoch.
+    """Which samples make up batches A and B of a step: two independent shuffles per epoch.
 
-    An epoch's last batch is left out if it is not whole, or kept (`drop_last`).
-
-    `class_balanced` draws with replacement instead: first a class, each as likely, then one of its images (Kang et al.
-    2020, Sec. 3: class-balanced sampling). An epoch has as many draws as there are images.
+    An epoch's last batch is left out if it is not whole (`drop_last`), or kept.
+    `class_balanced` samples with replacement instead: first a class, each as likely, then one of its images (Kang et
+    al. 2020, Sec. 3). An epoch has as many samples as there are images.
     `real_only` leaves the synthetic images out.
-    The orders are drawn by (seed, epoch), so any step can be reached at once when a run is resumed.
+    An order is a function of (seed, epoch), so any step can be reached at once when a run is resumed.
     """
 
     def __init__(
         self,
-        mixture: Mixture,
+        training_set: TrainingSet,
         batch_size: int,
         seed: int,
         *,
@@ -148,24 +141,21 @@ class BatchOrder:
         real_only: bool = False,
         drop_last: bool = True,
     ) -> None:
-        self.mixture = mixture
-        self._count = mixture.real_count if real_only else len(mixture)  # the real ones come first
+        self.training_set = training_set
+        self._count = training_set.real_count if real_only else len(training_set)  # the real ones come first
         self.batch_size = min(batch_size, self._count)
         self.steps_per_epoch = batches_per_epoch(self._count, self.batch_size, drop_last=drop_last)
         self._seed = seed
-        self._by_class: Tensor | None = None
-        if class_balanced:
-            self._by_class = mixture.labels[: self._count].cpu().argsort(stable=True)
-            self._class_counts = (mixture.real_class_counts if real_only else mixture.class_counts).cpu().long()
+        self._labels = training_set.labels[: self._count].cpu() if class_balanced else None
         self._orders: tuple[int, Tensor, Tensor] | None = None
         self._feed: _HostFeed | None = None
-        if mixture.residence == "host":
-            self._feed = _HostFeed(mixture.images, 2 * self.batch_size, mixture.device)
+        if training_set.residence == "host":
+            self._feed = _HostFeed(training_set.images, 2 * self.batch_size, training_set.device)
         self._sent: tuple[int, _Delivery] | None = None
 
     def batch(self, step: int) -> Batch:
         """The two batches of a step, counted from 0; a function of (seed, step), and no later call changes them."""
-        data = self.mixture
+        data = self.training_set
         a, b = self._rows(step)[1]
         if self._feed is None:
             images, partner_images = data.images[a], data.images[b]
@@ -188,28 +178,30 @@ class BatchOrder:
         if self._orders is None or self._orders[0] != epoch:
             orders = self._shuffle(epoch)
             # From pinned memory, which torch keeps until the copy is done: the host need not wait for it.
-            self._orders = (epoch, orders, orders.to(self.mixture.device, non_blocking=True))
+            self._orders = (epoch, orders, orders.to(self.training_set.device, non_blocking=True))
         _, on_host, on_device = self._orders
         chosen = slice(position * self.batch_size, (position + 1) * self.batch_size)
         return on_host[:, chosen], on_device[:, chosen]
 
     def _shuffle(self, epoch: int) -> Tensor:
-        orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.mixture.device.type == "cuda")
+        orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.training_set.device.type == "cuda")
         for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
             generator = torch_generator(self._seed, purpose, epoch)
-            if self._by_class is None:
+            if self._labels is None:
                 torch.randperm(len(order), generator=generator, out=order)
             else:
-                order.copy_(self._draw_by_class(self._by_class, generator))
+                order.copy_(_sample_classes_evenly(self._labels, generator))
         return orders
 
-    def _draw_by_class(self, by_class: Tensor, generator: torch.Generator) -> Tensor:
-        """Samples int64 [N]; `by_class` holds the samples of class 0, then those of class 1, and so on."""
-        counts = self._class_counts
-        classes = torch.randint(len(counts), (len(by_class),), generator=generator)
-        # In double precision, in which a share below 1 of n images never rounds up to n.
-        position = (torch.rand(len(by_class), generator=generator, dtype=torch.float64) * counts[classes]).long()
-        return by_class[(counts.cumsum(0) - counts)[classes] + position]
+
+def _sample_classes_evenly(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples int64 [n], with replacement: a class, each as likely, then one of its own. Shapes: labels int64 [n]."""
+    counts = labels.bincount()
+    by_class = labels.argsort(stable=True)  # the samples of class 0, then those of class 1, and so on
+    classes = torch.randint(len(counts), (len(labels),), generator=generator)
+    # In double precision, in which a share below 1 of n images never rounds up to n.
+    position = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[classes]).long()
+    return by_class[(counts.cumsum(0) - counts)[classes] + position]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 Each operation comes in two parts: `draw_*` draws one set of parameters a sample from the generator passed in (which
 lives on the images' device), and a function of the plain name applies given parameters. A sample's result depends on
-its own parameters only. `crop_flip_view`, `autoaugment_view` and `simclr_view` are the views v1, v2 and v3 of the SAU
-method (arXiv 2408.16273).
+its own parameters only. `Views` has the views v1, v2 and v3 of the SAU method (arXiv 2408.16273).
 
 What equals what:
 
@@ -23,6 +22,7 @@ Shapes: b samples, height H, width W.
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from saukit.models.inference import normalise
 from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment
-from saukit.training.mixing import Box, box_mask
+from saukit.training.mixup import Box, box_mask
 
 # Colour jitter's operations, as torchvision numbers them.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -71,91 +71,76 @@ class JitterParameters(NamedTuple):
     chosen: Tensor
 
 
-# --- the three views ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Views:
+    """The augmented views of a batch of uint8 images [b, 3, H, W]: normalised, channels-last, float32 [b, 3, H, W].
 
-
-def crop_flip_view(
-    images: Tensor, mean: Tensor, std: Tensor, *, padding: int, flip: bool, generator: torch.Generator
-) -> Tensor:
-    """v1 of SAU: random crop with zero padding, horizontal flip, normalisation.
-
-    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
-        padding is a number of pixels; `flip` says whether images are ever mirrored.
-    Raises: ValueError if the images are not uint8 [b, 3, H, W] or the padding is negative.
+    `mean` and `std`, float32 [3], are for pixels in [0, 1]; `flip` says whether images are ever mirrored. Crop padding
+    is an eighth of the shorter side and Cutout's square half of it: SAU's 4 and 16 at 32 pixels.
+    Raises (each view): ValueError if the images are not uint8 [b, 3, H, W].
     """
-    return normalise(_crop_flip(images, padding=padding, flip=flip, generator=generator), mean, std)
+
+    mean: Tensor
+    std: Tensor
+    flip: bool
+
+    def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v1 of SAU: random crop with zero padding, horizontal flip."""
+        return _channels_last(normalise(self._crop_flip(images, generator), self.mean, self.std))
+
+    def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
+        images = self._crop_flip(images, generator)
+        batch, _, height, width = images.shape
+        images = autoaugment(images, draw_autoaugment(batch, device=images.device, generator=generator))
+        centres = draw_cutout(batch, height, width, device=images.device, generator=generator)
+        pixels = normalise(images, self.mean, self.std).mul_(
+            cutout_mask(*centres, min(height, width) // 2, height, width)
+        )
+        return _channels_last(pixels)
+
+    def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur.
+
+        Chen et al. 2020, appendix A, with the colour jitter at (0.4, 0.4, 0.4, 0.1) as SAU has it. The blur's kernel is
+        about a tenth of the shorter side (`blur_kernel_size`).
+        """
+        _check_images(images)
+        batch, _, height, width = images.shape
+        device = images.device
+        crop = draw_resized_crop(batch, height, width, device=device, generator=generator)
+        flips = draw_chosen(batch, 0.5 if self.flip else 0.0, device=device, generator=generator)
+        jitter = draw_jitter(batch, device=device, generator=generator)
+        is_gray = draw_chosen(batch, GRAY_PROBABILITY, device=device, generator=generator)
+        is_blurred = draw_chosen(batch, BLUR_PROBABILITY, device=device, generator=generator)
+        sigma = draw_uniform(batch, *BLUR_SIGMA, device=device, generator=generator)
+
+        pixels = resized_crop(images, crop, flips)
+        pixels = colour_jitter(pixels, jitter)
+        pixels = apply_to_rows(is_gray, pixels, grayscale)
+        pixels = apply_to_rows(is_blurred, pixels, gaussian_blur, sigma)
+        return _channels_last(pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
+
+    def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        _check_images(images)
+        padding = max(1, min(images.shape[-2:]) // 8)
+        images = random_crop(
+            images, *draw_crop(len(images), padding, device=images.device, generator=generator), padding
+        )
+        if not self.flip:
+            return images
+        return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
 
 
-def autoaugment_view(
-    images: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    *,
-    padding: int,
-    flip: bool,
-    cutout_size: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), normalisation, Cutout.
-
-    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
-        padding and cutout_size (the square's side) are numbers of pixels; `flip` says whether images are ever mirrored.
-    Raises: ValueError if the images are not uint8 [b, 3, H, W] or the padding is negative.
-    """
-    batch, _, height, width = images.shape
-    device = images.device
-    images = _crop_flip(images, padding=padding, flip=flip, generator=generator)
-    images = autoaugment(images, draw_autoaugment(batch, device=device, generator=generator))
-    centre_y, centre_x = draw_cutout(batch, height, width, device=device, generator=generator)
-    return normalise(images, mean, std).mul_(_cutout_factor(centre_y, centre_x, cutout_size, height, width))
-
-
-def simclr_view(images: Tensor, mean: Tensor, std: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor:
-    """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur, normalisation.
-
-    Chen et al. 2020, appendix A, with the colour jitter at (0.4, 0.4, 0.4, 0.1) as SAU has it. The blur's kernel is
-    about a tenth of the shorter side (`blur_kernel_size`).
-
-    Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3] for pixels in [0, 1]; returns float32 [b, 3, H, W].
-        `flip` says whether images are ever mirrored.
-    Raises: ValueError if the images are not uint8 [b, 3, H, W].
-    """
-    _check_images(images)
-    batch, _, height, width = images.shape
-    device = images.device
-    crop = draw_resized_crop(batch, height, width, device=device, generator=generator)
-    flips = draw_chosen(batch, 0.5 if flip else 0.0, device=device, generator=generator)
-    jitter = draw_jitter(batch, device=device, generator=generator)
-    is_gray = draw_chosen(batch, GRAY_PROBABILITY, device=device, generator=generator)
-    is_blurred = draw_chosen(batch, BLUR_PROBABILITY, device=device, generator=generator)
-    sigma = draw_uniform(batch, *BLUR_SIGMA, device=device, generator=generator)
-
-    pixels = resized_crop(images, crop, flips)
-    pixels = colour_jitter(pixels, jitter)
-    pixels = apply_to_rows(is_gray, pixels, grayscale)
-    pixels = apply_to_rows(is_blurred, pixels, gaussian_blur, sigma)
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
-
-
-def _crop_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    _check_images(images)
-    dy, dx = draw_crop(len(images), padding, device=images.device, generator=generator)
-    images = random_crop(images, dy, dx, padding)
-    if not flip:
-        return images
-    return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
+def _channels_last(pixels: Tensor) -> Tensor:
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 # --- crop, flip, Cutout ------------------------------------------------------------------------------------------
 
 
 def draw_crop(batch: int, padding: int, *, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Offsets (dy, dx) of a crop from the padded image, uniform in 0 .. 2 padding: int64 [b] each.
-
-    Raises: ValueError if the padding is negative.
-    """
-    if padding < 0:
-        raise ValueError(f"padding must be at least 0 pixels, got {padding}")
+    """Offsets (dy, dx) of a crop from the padded image, uniform in 0 .. 2 padding: int64 [b] each."""
     offsets = torch.randint(2 * padding + 1, (2, batch), device=device, generator=generator)
     return offsets[0], offsets[1]
 
@@ -202,22 +187,15 @@ def draw_cutout(
     return centre_y, centre_x
 
 
-def cutout(images: Tensor, centre_y: Tensor, centre_x: Tensor, *, size: int) -> Tensor:
-    """Set a square to 0 (DeVries & Taylor 2017): on normalised images that is the channel mean.
+def cutout_mask(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Cutout (DeVries & Taylor 2017): 0 inside each sample's square and 1 elsewhere, float32 [b, 1, H, W].
 
-    The square spans size // 2 pixels before its centre and the rest from it on, and is clipped to the image, so that
-    up to three quarters of it may lie outside.
-
-    Shapes: images float [b, 3, H, W], normalised; centre_y, centre_x int64 [b]; returns [b, 3, H, W].
+    On normalised images 0 is the channel mean. The square spans size // 2 pixels before its centre and the rest from it
+    on, and is clipped to the image: up to three quarters of it may lie outside.
     """
-    return images * _cutout_factor(centre_y, centre_x, size, *images.shape[-2:]).to(images.dtype)
-
-
-def _cutout_factor(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
-    """0 inside the square and 1 elsewhere, float32 [b, 1, H, W]: a product is quicker than masked_fill on a CPU."""
     top, left = centre_y - size // 2, centre_x - size // 2
     inside = box_mask(Box(top, top + size, left, left + size), height, width)
-    return (~inside[:, None]).to(torch.float32)
+    return (~inside[:, None]).to(torch.float32)  # to multiply with: quicker than masked_fill on a CPU
 
 
 # --- SimCLR ------------------------------------------------------------------------------------------------------

@@ -76,13 +76,13 @@ def test_what_is_kept_passes_the_classifier_and_what_is_rejected_is_replaced(go:
     summary = go(STRICT).summary
     split = load_split(judged)
     there, cache = candidates(judged), load_cache(judged, split)
-    network, card = load_model(judged.run("judge") / "model.safetensors")
+    network, spec = load_model(judged.run("judge") / "model.safetensors")
     device = torch.device("cpu")
-    own = predict(network, card, there["images"], device=device).probabilities[
+    own = predict(network, spec, there["images"], device=device).probabilities[
         np.arange(len(there["labels"])), there["labels"]
     ]
     np.testing.assert_allclose(there["confidence"], own, atol=1e-6)
-    kept = predict(network, card, cache.images, device=device).probabilities
+    kept = predict(network, spec, cache.images, device=device).probabilities
     assert (kept[np.arange(len(cache.labels)), cache.labels] >= BAR - 1e-6).all()
 
     wanted = {5: 4, 6: 10, 7: 14, 8: 16, 9: 18}

@@ -21,7 +21,7 @@ from saukit.core.artifacts import write_manifest
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
-from saukit.models.model_file import ModelCard, save_model
+from saukit.models.model_file import ModelSpec, save_model
 from saukit.synthesis.judging.scorers import (
     ClassifierScorer,
     ClipScorer,
@@ -32,7 +32,7 @@ from saukit.synthesis.judging.scorers import (
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "eel")
-CARD = ModelCard("ce", "convnet-small", CLASSES, (8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), projection=False)
+SPEC = ModelSpec("ce", "convnet-small", CLASSES, (8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), projection=False)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 1, 0])
 
@@ -46,15 +46,15 @@ def network() -> DualBranchNet:
     return DualBranchNet("convnet-small", 3, projection=False).eval()
 
 
-def written_run(folder: Path, network: DualBranchNet, card: ModelCard = CARD) -> Path:
-    save_model(folder / "model.safetensors", network.state_dict(), card)
+def written_run(folder: Path, network: DualBranchNet, spec: ModelSpec = SPEC) -> Path:
+    save_model(folder / "model.safetensors", network.state_dict(), spec)
     write_manifest(folder, kind="run", files=["model.safetensors"], inputs={}, summary={}, device="cpu")
     return folder
 
 
 def test_a_classifier_gives_features_probabilities_and_confidence(network: DualBranchNet) -> None:
-    scorer = ClassifierScorer(network, CARD, "ce", CPU)
-    expected = predict(network, CARD, IMAGES, device=CPU)
+    scorer = ClassifierScorer(network, SPEC, "ce", CPU)
+    expected = predict(network, SPEC, IMAGES, device=CPU)
     for features, probabilities in (scorer(IMAGES), scorer.features_and_probabilities(IMAGES)):
         assert (features == expected.features).all() and (probabilities == expected.probabilities).all()
     confidence = scorer.confidence(IMAGES, LABELS)
@@ -65,7 +65,7 @@ def test_a_classifier_gives_features_probabilities_and_confidence(network: DualB
 def test_a_run_is_the_classifier_that_was_saved(network: DualBranchNet, tmp_path: Path) -> None:
     scorer = classifier_scorer(written_run(tmp_path / "judge", network), "judge", list(CLASSES), CPU)
     assert scorer.name == "judge"
-    assert (scorer(IMAGES)[1] == predict(network, CARD, IMAGES, device=CPU).probabilities).all()
+    assert (scorer(IMAGES)[1] == predict(network, SPEC, IMAGES, device=CPU).probabilities).all()
 
 
 def test_a_run_of_other_classes_is_refused(network: DualBranchNet, tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_a_run_that_is_not_whole_is_refused(network: DualBranchNet, tmp_path: Pa
 
 
 def test_arrays_that_do_not_fit_a_classifier_are_refused(network: DualBranchNet) -> None:
-    scorer = ClassifierScorer(network, replace(CARD, image_size=(16, 16)), "ce", CPU)
+    scorer = ClassifierScorer(network, replace(SPEC, image_size=(16, 16)), "ce", CPU)
     with pytest.raises(ValueError, match=r"ce knows images of 16 x 16 pixels, got an array \(5, 3, 8, 8\)"):
         scorer(IMAGES)
     with pytest.raises(ValueError, match=r"5 images need as many labels, got \(4,\)"):
-        ClassifierScorer(network, CARD, "ce", CPU).confidence(IMAGES, LABELS[:4])
+        ClassifierScorer(network, SPEC, "ce", CPU).confidence(IMAGES, LABELS[:4])
 
 
 # --- CLIP --------------------------------------------------------------------------------------------------------

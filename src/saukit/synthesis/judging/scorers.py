@@ -23,7 +23,7 @@ from saukit.core.workspace import require
 from saukit.data.sources import OFFLINE
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
-from saukit.models.model_file import MODEL_NAME, ModelCard, load_model
+from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -38,19 +38,19 @@ INCEPTION_NAME = "Inception-v3 (torchvision), pool features"
 class ClassifierScorer:
     """A trained network as a judge of images; `name` says which one in messages and manifests."""
 
-    def __init__(self, network: DualBranchNet, card: ModelCard, name: str, device: torch.device) -> None:
+    def __init__(self, network: DualBranchNet, spec: ModelSpec, name: str, device: torch.device) -> None:
         self.name = name
-        self._network, self._card, self._device = network, card, device
+        self._network, self._spec, self._device = network, spec, device
 
     def features_and_probabilities(self, images: Images) -> tuple[Floats, Floats]:
         """The backbone's features [n, d] and the classifier's probabilities [n, K].
 
         Raises: ValueError for images of another size than the network was trained on.
         """
-        if images.shape[1:] != (3, *self._card.image_size):
-            height, width = self._card.image_size
+        if images.shape[1:] != (3, *self._spec.image_size):
+            height, width = self._spec.image_size
             raise ValueError(f"{self.name} knows images of {height} x {width} pixels, got an array {images.shape}")
-        found = predict(self._network, self._card, images, device=self._device)
+        found = predict(self._network, self._spec, images, device=self._device)
         return found.features, found.probabilities
 
     __call__ = features_and_probabilities
@@ -68,13 +68,13 @@ def classifier_scorer(run_folder: Path, name: str, classes: Sequence[str], devic
     """
     command = f"saukit train --name {name}"
     require(run_folder, kind="run", command=command)
-    network, card = load_model(run_folder / MODEL_NAME)
-    if card.classes != tuple(classes):
+    network, spec = load_model(run_folder / MODEL_NAME)
+    if spec.classes != tuple(classes):
         raise DataError(
-            f"the classifier of {run_folder} knows {_listed(card.classes)}; this split has {_listed(classes)}: "
+            f"the classifier of {run_folder} knows {_listed(spec.classes)}; this split has {_listed(classes)}: "
             f"train one on this split with `{command} --force`"
         )
-    return ClassifierScorer(network, card, name, device)
+    return ClassifierScorer(network, spec, name, device)
 
 
 class ClipScorer:

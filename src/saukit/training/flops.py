@@ -1,9 +1,10 @@
-"""How much arithmetic a training step is, for telling what share of a device's peak a run reaches."""
+"""How many floating-point operations a training step is, to say what share of a device's peak a run reaches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from saukit.models.dual_branch import DualBranchNet
 
 
+@lru_cache(maxsize=8)
 def step_flops(
     backbone: str,
     num_classes: int,
@@ -22,7 +24,7 @@ def step_flops(
 ) -> int:
     """Floating-point operations of one optimiser step's forward and backward passes through the network.
 
-    Matrix products and convolutions only, two operations a multiply-add, as peaks are told. Augmentation, losses,
+    Matrix products and convolutions only, two operations a multiply-add, as peaks are stated. Augmentation, losses,
     BatchNorm, the optimiser and an epoch's prototypes are left out. `classifier_passes` and `projection_passes` say
     how often a batch goes through backbone and classifier, and through backbone and projection; image_size is height
     and width in pixels.
