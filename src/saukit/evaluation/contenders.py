@@ -196,14 +196,17 @@ def _wanted(config: CompareConfig) -> list[tuple[str, TrainConfig]]:
     wanted = []
     for spec in config.methods:
         said = to_mapping(parse_method(spec))
-        shared = from_mapping(TrainConfig, {**train, **{n: said[n] for n in IN_A_SPEC}}, where=spec)
-        # What is shared reaches the methods on which it has an effect: a temperature, SAU but not cross entropy.
-        idle = without_effect(shared, {"method": METHODS}).keys() & train.keys()
-        wanted.append((spec, replace(shared, **{name: getattr(TrainConfig, name) for name in idle})))
+        wanted.append((spec, spec, {name: said[name] for name in IN_A_SPEC}))
     for label, fields in (config.variants or {}).items():
-        merged = {"synthetic": False, **overlay(train, fields)}
-        wanted.append((label, from_mapping(TrainConfig, merged, where=f"variants.{label}")))
-    return wanted
+        wanted.append((label, f"variants.{label}", {"synthetic": False, **fields}))
+    return [(label, _with_shared(fields, train, where)) for label, where, fields in wanted]
+
+
+def _with_shared(fields: Mapping[str, Any], train: Mapping[str, Any], where: str) -> TrainConfig:
+    """`fields` over the shared ones, of which those without effect are left out: a temperature, of cross-entropy."""
+    config = from_mapping(TrainConfig, overlay(train, fields), where=where)
+    idle = without_effect(config, {"method": METHODS}).keys() & train.keys() - fields.keys()
+    return replace(config, **{name: getattr(TrainConfig, name) for name in idle})
 
 
 def _resolve_all(
