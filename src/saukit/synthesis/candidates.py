@@ -14,8 +14,8 @@ from saukit.core.artifacts import write_json
 from saukit.core.errors import SaukitError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_test
-from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs, save_closest_pairs
-from saukit.synthesis.audit.pictures import COLUMNS, save_grid, shown_classes
+from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
+from saukit.synthesis.audit.pictures import COLUMNS, save_closest_pairs, save_grid, shown_classes
 from saukit.synthesis.cache import load_images, load_scores
 from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, rules_of
 from saukit.synthesis.judging.scorers import inception_features

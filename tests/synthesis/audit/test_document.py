@@ -1,16 +1,13 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from saukit.synthesis.audit.distances import diversity, frechet_distance
-from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs, save_closest_pairs
-from saukit.synthesis.audit.pictures import SCALE, TILE
+from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
 
 CPU = torch.device("cpu")
@@ -285,47 +282,6 @@ def test_closest_pairs_are_the_closest_and_each_training_image_once() -> None:
     ]
     assert pairs[0].distance == pytest.approx(0.05)
     assert len(closest_pairs(nearest, detector)) == 5
-
-
-def test_the_picture_has_synthetic_left_and_real_right(tmp_path: Path) -> None:
-    real, fake = (np.full((3, 3, 8, 8), colour, dtype=np.uint8) for colour in (60, 200))
-    nearest = Nearest(np.array([0.3, 0.05], dtype=np.float32), np.array([2, 1]))
-    detector = CopyDetector(real, flip=True, threshold=0.2, device=CPU)
-    path = tmp_path / "closest.png"
-    save_closest_pairs(
-        path,
-        closest_pairs(nearest, detector),
-        images=fake,
-        labels=np.array([0, 1, 0]),
-        real_images=real,
-        real_labels=np.array([0, 1, 1]),
-        classes=("a class of a name that is far too long for the picture", "b"),
-        threshold=0.2,
-    )
-    pixels = np.asarray(Image.open(path))
-    side = TILE // 8 * 8
-    for colour in (60, 200):
-        assert (pixels == colour).all(axis=2).sum() == pytest.approx(2 * side * side, rel=0.01)
-    columns = {colour: np.flatnonzero((pixels[..., 0] == colour).sum(axis=0) >= side) for colour in (60, 200)}
-    assert columns[200][0] < columns[60][0] < columns[200][-1] < columns[60][-1]
-    red = (pixels[..., 0] > 150) & (pixels[..., 1] < 90)
-    assert 20 < red.sum() < 40 * SCALE * SCALE * 20  # the one copy's distance
-    assert red[:, : pixels.shape[1] // 4].sum() == red.sum()
-
-
-def test_a_picture_of_no_pairs_says_so(tmp_path: Path) -> None:
-    real = structured(REAL, 1)
-    save_closest_pairs(
-        tmp_path / "none.png",
-        [],
-        images=real[:0],
-        labels=REAL[:0],
-        real_images=real,
-        real_labels=REAL,
-        classes=("a", "b", "c"),
-        threshold=0.2,
-    )
-    assert Image.open(tmp_path / "none.png").size[0] > 300
 
 
 def test_digits_against_unseen_digits() -> None:

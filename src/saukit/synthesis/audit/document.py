@@ -1,25 +1,20 @@
-"""What a cache of synthetic images is worth: the audit document, and the picture of the closest pairs.
+"""What a cache of synthetic images is worth: the audit document.
 
 Nothing here decides anything: test images are looked at only to report, never to choose an image or a setting.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
 
-from saukit.core.artifacts import atomic_path
 from saukit.core.seeding import numpy_generator
 from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
-from saukit.synthesis.audit.pictures import GAP, INK, MARGIN, PALE, PAPER, SCALE, enlarge, font
 from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
 
 FORMAT_VERSION = 1
@@ -27,8 +22,7 @@ NEIGHBOURS = 3  # k of precision and recall
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 20, 1000
 MIN_DISTANCE_IMAGES = 32  # of each set; below, a distance says nothing
 MAX_DISTANCE_IMAGES = 10_000
-PAIRS, PAIR_COLUMNS = 12, 4
-WARNING = (178, 58, 46)
+PAIRS = 12
 
 Pixels = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -172,50 +166,6 @@ def closest_pairs(nearest: Nearest, detector: CopyDetector, *, count: int = PAIR
         real = int(nearest.index[position])
         pairs.setdefault(real, Pair(position, real, float(nearest.distance[position]), bool(copied[position])))
     return list(pairs.values())
-
-
-def save_closest_pairs(
-    path: Path,
-    pairs: Sequence[Pair],
-    *,
-    images: Pixels,
-    labels: Integers,
-    real_images: Pixels,
-    real_labels: Integers,
-    classes: Sequence[str],
-    threshold: float,
-) -> None:
-    """Write the picture of the pairs as PNG: synthetic left, training image right, class and distance below.
-
-    `threshold`: below it a pair is a copy, and its distance is red.
-    """
-    title_font, name_font, small_font = font(13, bold=True), font(10, bold=True), font(10)
-    height, width = enlarge(real_images[:1]).shape[1:3]
-    between, head, below = 16 * SCALE, 62 * SCALE, 42 * SCALE
-    block = max(2 * width + GAP, 124 * SCALE)
-    columns, rows = PAIR_COLUMNS, max(1, math.ceil(len(pairs) / PAIR_COLUMNS))
-    size = (2 * MARGIN + columns * block + (columns - 1) * between, head + rows * (height + below) + MARGIN // 2)
-    canvas = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, 24 * SCALE), "synthetic images closest to a training image", INK, title_font, anchor="ls")
-    copies = f"a copy below {threshold:.2f}; about 1 between strangers"
-    draw.text((MARGIN, 40 * SCALE), f"left synthetic, right training image; distance: {copies}", PALE, small_font, "ls")
-    if not pairs:
-        draw.text((MARGIN, head + height // 2), "no synthetic images", PALE, name_font, anchor="lm")
-    for position, pair in enumerate(pairs):
-        row, column = divmod(position, columns)
-        left, top = MARGIN + column * (block + between), head + row * (height + below)
-        for x, image in ((left, images[pair.synthetic]), (left + width + GAP, real_images[pair.real])):
-            canvas.paste(Image.fromarray(enlarge(image[None])[0]), (x, top))
-        own, other = classes[int(labels[pair.synthetic])], classes[int(real_labels[pair.real])]
-        name = own if own == other else f"{own} / {other}"
-        while name_font.getlength(name) > block:
-            name = name.removesuffix("…")[:-1] + "…"
-        draw.text((left, top + height + 5 * SCALE), name, INK, name_font, anchor="lt")
-        note, ink = (" (copy)", WARNING) if pair.is_copy else ("", PALE)
-        draw.text((left, top + height + 19 * SCALE), f"{pair.distance:.3f}{note}", ink, small_font, anchor="lt")
-    with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
 
 
 @dataclass(frozen=True)

@@ -1,66 +1,101 @@
-"""The sample grid: real images beside synthetic ones, a row a class."""
+"""The two pictures of a cache: samples beside real images, and the pairs that are closest to a training image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
-from saukit.core.artifacts import atomic_path
+from saukit.core.plots import colour, save_figure, styled
+from saukit.core.plots import labels as short_names
+from saukit.synthesis.audit.document import Integers, Pair, Pixels
 
-COLUMNS = 8
-MAX_ROWS = 20
+COLUMNS, MAX_ROWS = 8, 20
+PAIR_COLUMNS = 4
 SCALE = 2  # drawn at twice the size, for sharp text on dense screens
-TILE = 44 * SCALE  # pixels an image is enlarged to, at most about this
-MARGIN, GAP, BETWEEN, HEAD = 20 * SCALE, 2 * SCALE, 26 * SCALE, 34 * SCALE
-INK, PALE, PAPER = (38, 48, 58), (120, 130, 140), (255, 255, 255)
+TILE, PAIR_TILE = 44 * SCALE, 64 * SCALE  # pixels an image is enlarged to, at most about this
+MARGIN, GAP = 20 * SCALE, 2 * SCALE
+LARGE, SMALL = 10, 8.5  # points
 
-Pixels = npt.NDArray[np.uint8]
 Picture = Callable[[int], Pixels]
 
 
+@styled
 def save_grid(
     path: Path,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
     real_counts: npt.NDArray[np.int64],
     synthetic_counts: npt.NDArray[np.int64],
     real: Picture,
     synthetic: Picture,
 ) -> None:
-    """Write the grid as PNG.
+    """Write the grid as PNG, one row per class.
 
     `real(c)` and `synthetic(c)` give images uint8 [n, 3, H, W] of class c; the first 8 are shown. Of more than 20
     classes, 20 are shown, spread evenly from the first to the last.
     """
-    rows = shown_classes(len(classes))
-    tiles = [(enlarge(real(c)[:COLUMNS]), enlarge(synthetic(c)[:COLUMNS])) for c in rows]
+    rows, names = shown_classes(len(classes)), short_names(classes)
+    tiles = [[enlarge(images(c)[:COLUMNS], TILE) for images in (real, synthetic)] for c in rows]
     height, width = next(t.shape[1:3] for pair in tiles for t in pair if len(t))
-    name_font, small_font = font(13, bold=True), font(10)
-    names = [classes[c] if len(classes[c]) <= 28 else classes[c][:27] + "…" for c in rows]
-    notes = [f"{real_counts[c]:,} real + {synthetic_counts[c]:,} synthetic" for c in rows]
-    left = MARGIN + _widest(name_font, names, small_font, notes) + 16 * SCALE
-    block = COLUMNS * (width + GAP) - GAP
-    right = left + block + BETWEEN
-    row_height = max(height + 3 * GAP, 34 * SCALE)
-    canvas = Image.new("RGB", (right + block + MARGIN, HEAD + MARGIN + len(rows) * row_height), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for x, head in ((left, "real"), (right, "synthetic")):
-        draw.text((x, HEAD - 8 * SCALE), head, INK, font(14, bold=True), anchor="ls")
-    for row, (name, note, pair) in enumerate(zip(names, notes, tiles, strict=True)):
-        top = HEAD + row * row_height
-        middle = top + height // 2
-        draw.text((MARGIN, middle - 1 * SCALE), name, INK, name_font, anchor="ls")
-        draw.text((MARGIN, middle + 3 * SCALE), note, PALE, small_font, anchor="lt")
-        for x, images in zip((left, right), pair, strict=True):
+    head, left, block = 44 * SCALE, 190 * SCALE, COLUMNS * (width + GAP)
+    starts = (left, left + block + 24 * SCALE)
+    step = max(height + 3 * GAP, 36 * SCALE)
+    canvas = _Canvas(starts[1] + block + MARGIN, head + len(rows) * step + MARGIN)
+    for x, title in zip(starts, ("real", "synthetic"), strict=True):
+        canvas.write(x, head - 10 * SCALE, title, LARGE, weight="bold")
+    for row, (c, pair) in enumerate(zip(rows, tiles, strict=True)):
+        middle = head + row * step + height // 2
+        canvas.write(MARGIN, middle - SCALE, names[c], LARGE, weight="bold")
+        note = f"{real_counts[c]:,} real + {synthetic_counts[c]:,} synthetic"
+        canvas.write(MARGIN, middle + 14 * SCALE, note, SMALL, "soft")
+        for x, images in zip(starts, pair, strict=True):
             for column, image in enumerate(images):
-                canvas.paste(Image.fromarray(image), (x + column * (width + GAP), top))
+                canvas.paste(image, x + column * (width + GAP), head + row * step)
             if not len(images):
-                draw.text((x + width // 2, middle), "–", PALE, name_font, anchor="mm")  # noqa: RUF001
-    with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
+                canvas.write(x, middle + 4 * SCALE, "none", SMALL, "soft")
+    canvas.save(path)
+
+
+@styled
+def save_closest_pairs(
+    path: Path,
+    pairs: Sequence[Pair],
+    *,
+    images: Pixels,
+    labels: Integers,
+    real_images: Pixels,
+    real_labels: Integers,
+    classes: Sequence[str],
+    threshold: float,
+) -> None:
+    """Write the picture of the pairs as PNG: synthetic left, training image right, class and distance below.
+
+    `threshold`: below it a pair is a copy, and its distance is red.
+    """
+    height, width = enlarge(real_images[:1], PAIR_TILE).shape[1:3]
+    head, below = 64 * SCALE, 48 * SCALE
+    block = max(2 * width + GAP, 140 * SCALE)
+    columns, rows = PAIR_COLUMNS, max(1, math.ceil(len(pairs) / PAIR_COLUMNS))
+    canvas = _Canvas(2 * MARGIN + columns * block + (columns - 1) * MARGIN, head + rows * (height + below) + MARGIN)
+    title = "synthetic images (left) and the closest training image (right)"
+    canvas.write(MARGIN, 26 * SCALE, title, LARGE, weight="bold")
+    note = f"distance: a copy below {threshold:.2f}, about 1 between unrelated images"
+    canvas.write(MARGIN, 46 * SCALE, note if len(pairs) else "no synthetic images", SMALL, "soft")
+    for position, pair in enumerate(pairs):
+        row, column = divmod(position, columns)
+        left, top = MARGIN + column * (block + MARGIN), head + row * (height + below)
+        for x, image in ((left, images[pair.synthetic]), (left + width + GAP, real_images[pair.real])):
+            canvas.paste(enlarge(image[None], PAIR_TILE)[0], x, top)
+        both = dict.fromkeys((int(labels[pair.synthetic]), int(real_labels[pair.real])))
+        names = short_names(classes, longest=18 // len(both))
+        canvas.write(left, top + height + 17 * SCALE, " / ".join(names[c] for c in both), SMALL, weight="bold")
+        text, ink = (f"{pair.distance:.3f} (copy)", "worse") if pair.is_copy else (f"{pair.distance:.3f}", "soft")
+        canvas.write(left, top + height + 32 * SCALE, text, SMALL, ink)
+    canvas.save(path)
 
 
 def shown_classes(num_classes: int) -> list[int]:
@@ -70,22 +105,29 @@ def shown_classes(num_classes: int) -> list[int]:
     return [round(index) for index in np.linspace(0, num_classes - 1, MAX_ROWS).tolist()]
 
 
-def enlarge(images: Pixels) -> Pixels:
+def enlarge(images: Pixels, tile: int) -> Pixels:
     """uint8 [n, 3, h, w] to [n, H, W, 3], each pixel a block; images larger than a tile stay as they are."""
-    factor = max(1, TILE // max(images.shape[2:]))
+    factor = max(1, tile // max(images.shape[2:]))
     return np.repeat(np.repeat(images.transpose(0, 2, 3, 1), factor, axis=1), factor, axis=2)
 
 
-def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, which is there on every machine and knows most scripts' letters."""
-    import matplotlib
+class _Canvas:
+    """A white figure addressed by pixels from its upper left corner."""
 
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size * SCALE)
+    def __init__(self, width: int, height: int) -> None:
+        from matplotlib.figure import Figure
 
+        self.width, self.height, self.dpi = width, height, 100 * SCALE
+        self.figure = Figure(figsize=(width / self.dpi, height / self.dpi), dpi=self.dpi)
 
-def _widest(
-    name_font: ImageFont.FreeTypeFont, names: list[str], note_font: ImageFont.FreeTypeFont, notes: list[str]
-) -> int:
-    lengths = [name_font.getlength(text) for text in names] + [note_font.getlength(text) for text in notes]
-    return round(max(lengths))
+    def write(self, x: float, y: float, text: str, size: float, ink: str = "ink", **look: Any) -> None:
+        """`text` from x on, its baseline at y."""
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour(ink), **look)
+
+    def paste(self, image: Pixels, x: int, y: int) -> None:
+        """Pixels [H, W, 3] with their upper left corner at (x, y), as they are."""
+        self.figure.figimage(image, x, self.height - y - len(image))
+
+    def save(self, path: Path) -> None:
+        """Write it as PNG."""
+        save_figure(self.figure, path, dpi=self.dpi)
