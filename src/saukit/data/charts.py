@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 40
 MAX_LINES = 40
-MAX_ROWS = 40  # classes with a bar and a name each
+MAX_ROWS = 30  # classes with a bar and a name each
 
 
 def counts_chart(classes: Sequence[str], counts: Sequence[int], groups: ShotGroups) -> list[str]:

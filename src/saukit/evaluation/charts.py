@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 40  # classes with a row and a name each
+MOST_ROWS = 30  # classes with a row and a name each
 MOST_NUMBERS = 20  # classes of a confusion matrix with numbers in its cells
+SMALLEST = 5  # points of a class name
 CELL = (0.18, 0.42, 0.71)  # over light and dark paper, the more opaque the larger the share
 LONGEST_LABEL = 44
 
@@ -95,9 +96,9 @@ def confusion_figure(
     cells[..., :3], cells[..., 3] = CELL, np.sqrt(shares)  # the root shows small shares too
     axes.imshow(cells, interpolation="none")
     bare(axes)
-    if len(order) <= MOST_ROWS:
+    size = min(8.0, 50 * width / len(order))
+    if size >= SMALLEST:
         names = labels(classes, longest=14)
-        size = min(8.0, 50 * width / len(order))
         short = max(len(names[c]) for c in order) <= 3
         axes.set_xticks(range(len(order)), [names[c] for c in order], rotation=0 if short else 90, fontsize=size)
         axes.set_yticks(range(len(order)), [names[c] for c in order], fontsize=size)
@@ -159,6 +160,7 @@ def losses_figure(logs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
         right.set_ylim(0, 100)
         right.grid(False)
         right.tick_params(right=False)
+        axes.tick_params(left=False)
         axes.plot([], [], ":", color=colour("soft"), label="validation accuracy, % (right)")
     add_legend(figure, axes.get_legend_handles_labels()[0])
     return figure

@@ -71,8 +71,9 @@ def answer(document: dict[str, Any]) -> Answer | None:
         sentences.append(f"Against the other real-only methods that may be the best: {'; '.join(others)}.")
     if first["low"] is not None:
         level, tests = 100 - 100 * document["confidence"], found["tests"]
-        correction = f" after Holm's correction for {tests} differences" if tests > 1 else ""
-        sentences.append(f"Clear means significant at {level:.0f} %{correction} of the measure.")
+        between = "between methods with and without synthetic images"
+        correction = f" after Holm's correction for {tests} differences {between}" if tests > 1 else ""
+        sentences.append(f"Clear means significant at {level:.0f} %{correction}.")
     return Answer(tone, headline, sentences)
 
 

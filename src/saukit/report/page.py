@@ -37,7 +37,7 @@ TITLES = {
     "samples": "Samples",
     "audit": "Audit",
     "comparison": "Comparison",
-    "runs": "Other runs",
+    "runs": "Runs",
     "classes": "Classes",
     "models": "Models",
     "configuration": "Configuration",

@@ -43,7 +43,7 @@ def hints(contents: Contents) -> list[str]:
     elif contents.comparison is None:
         best = max(contents.entries, key=lambda method: method["mean"]["balanced_accuracy"] or 0.0)
         found.append(
-            f"Of {len(contents.runs):,} evaluated runs, the best balanced accuracy is "
+            f"Of {len(contents.runs):,} evaluated run{'s' if len(contents.runs) > 1 else ''}, the best balanced accuracy is "
             f"{format_share(best['mean']['balanced_accuracy'])} % ({best['label']}). There is no comparison, so these "
             "numbers have no intervals: `saukit compare` makes one."
         )
