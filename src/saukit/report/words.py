@@ -41,9 +41,10 @@ def hints(contents: Contents) -> list[str]:
     if not contents.entries:
         found.append("There is no evaluated run yet: `saukit train`, then `saukit eval`.")
     elif contents.comparison is None:
+        runs = f"{len(contents.runs):,} evaluated run{'s' if len(contents.runs) > 1 else ''}"
         best = max(contents.entries, key=lambda method: method["mean"]["balanced_accuracy"] or 0.0)
         found.append(
-            f"Of {len(contents.runs):,} evaluated run{'s' if len(contents.runs) > 1 else ''}, the best balanced accuracy is "
+            f"Of {runs}, the best balanced accuracy is "
             f"{format_share(best['mean']['balanced_accuracy'])} % ({best['label']}). There is no comparison, so these "
             "numbers have no intervals: `saukit compare` makes one."
         )
