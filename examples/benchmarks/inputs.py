@@ -16,7 +16,7 @@ import torch
 from saukit.core.artifacts import Manifest
 from saukit.core.seeding import derive_seed, numpy_generator
 from saukit.data.shots import shot_groups
-from saukit.data.sources import CIFAR_MEAN, CIFAR_STD
+from saukit.data.sources.table import CIFAR_MEAN, CIFAR_STD
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
 from saukit.models.dual_branch import DualBranchNet

@@ -24,9 +24,10 @@ import torch
 from inputs import default_root
 
 import saukit
-from saukit.core.artifacts import format_bytes, package_versions, write_json
+from saukit.core.artifacts import package_versions, write_json
 from saukit.core.device import limit_threads, resolve_device
 from saukit.core.plots import bare, colour, new_figure, save_figure, styled
+from saukit.core.words import format_bytes
 
 MIN_ROUNDS = 5
 BAR_COLOURS = {"reference": "#9aa5b1", "between": "#8fb3d9", "saukit": "#2f6db3"}

@@ -30,9 +30,9 @@ from measure import (
 )
 from remote import Calls, Remote
 
-from saukit.core.artifacts import format_bytes
 from saukit.core.device import keep_freed_memory, resolve_amp
 from saukit.core.seeding import torch_generator
+from saukit.core.words import format_bytes
 from saukit.training.methods import class_prototypes
 from saukit.training.trainer import Trainer
 

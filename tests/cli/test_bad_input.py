@@ -29,7 +29,7 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (
             ("make-lt", "--dataset", "cifar-10"),
             2,
-            "unknown dataset 'cifar-10' (did you mean cifar10?): choose one of digits, cifar10",
+            "unknown dataset 'cifar-10' (did you mean cifar10?): use one of digits, cifar10",
         ),
         (
             ("make-lt", "--dataset", "cifar10"),
@@ -46,28 +46,32 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (
             ("make-lt", "--dataset", "folder", "--root", "nowhere"),
             3,
-            "nowhere is not a folder: give the folder with one subfolder a class as --root",
+            "nowhere is not a folder: give the folder with one subfolder per class as --root",
         ),
         (("make-lt", "--root", "nowhere"), 2, "digits is embedded in saukit's dependencies and has no root"),
         (
             ("make-lt", "--imb", "0"),
             2,
-            "imb must be at least 1 (largest / smallest class), or its inverse in (0, 1), got 0",
+            "imb must be above 0 (largest / smallest class, or its inverse), got 0",
         ),
-        (("make-lt", "--imb", "-1"), 2, "imb must be at least 1 (largest / smallest class)"),
+        (("make-lt", "--imb", "-1"), 2, "imb must be above 0 (largest / smallest class, or its inverse), got -1"),
         (
             ("make-lt", "--imb", "nan"),
             2,
-            "imb must be at least 1 (largest / smallest class), or its inverse in (0, 1), got nan",
+            "options: imb: nan is not a number",
         ),
-        (("make-lt", "--imb", "inf"), 2, "imb must be at least 1"),
+        (("make-lt", "--imb", "inf"), 2, "imb must be above 0 (largest / smallest class, or its inverse), got inf"),
         (("make-lt", "--imb", "1000"), 2, "imb 1000 leaves the smallest class without an image"),
         (("make-lt", "--imb", "1000"), 2, "imb can be 142 at most"),
         (("make-lt", "--imb", "ten"), 2, "Invalid value for '--imb'"),
         (("make-lt", "--groups", "20,100"), 2, "groups '20,100': the first number (many above) must not be below"),
-        (("make-lt", "--image-size", "2"), 2, "image_size must be from 4 to 1024 pixels, got 2"),
-        (("make-lt", "--val-fraction", "0.9"), 2, "val_fraction must be from 0 to 0.5, got 0.9"),
-        (("make-lt", "--skip-bad"), 2, "skip_bad is for dataset folder"),
+        (("make-lt", "--image-size", "2"), 2, "image_size must be at least 4 and at most 1024, got 2"),
+        (("make-lt", "--val-fraction", "0.9"), 2, "val_fraction must be at least 0 and at most 0.5, got 0.9"),
+        (
+            ("make-lt", "--skip-bad"),
+            2,
+            "skip_bad has no effect with dataset digits: use dataset folder, or",
+        ),
         (("make-lt", "--colour", "red"), 2, "No such option: --colour"),
         (("make-lt", "--device", "tpu"), 2, "unknown device 'tpu': use auto, cpu, cuda or cuda:0"),
         (
@@ -260,7 +264,7 @@ def test_unreadable_images_are_all_listed_and_nothing_is_written(cli: Cli, pictu
     assert outcome.code == 3
     assert "2 images cannot be read; nothing was written" in outcome.error
     assert "leave them out with --skip-bad" in outcome.error
-    assert "cat/000.png (no image that Pillow knows)" in outcome.error and "dog/003.png (" in outcome.error
+    assert "cat/000.png (not an image that Pillow knows)" in outcome.error and "dog/003.png (" in outcome.error
     assert tree(work) == before
 
 

@@ -21,7 +21,6 @@ from saukit.core.artifacts import (
     added_files,
     atomic_path,
     check_disk_space,
-    format_bytes,
     load_tensors,
     package_versions,
     read_manifest,
@@ -35,6 +34,7 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.words import format_bytes
 
 
 def names(folder: Path) -> list[str]:

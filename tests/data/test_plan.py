@@ -5,16 +5,17 @@ import pytest
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, UsageError
-from saukit.data.config import SplitConfig, settled
-from saukit.data.plan import Choice, choose, plan_split, resolve
-from saukit.data.sources import Pixels, Source, open_source
+from saukit.data.config import ResolvedSplitConfig, SplitConfig, settled
+from saukit.data.plan import Choice, choose, plan_split, resolved_for
+from saukit.data.source import Pixels, Source
+from saukit.data.sources.table import open_source
 
 from .conftest import TreeMaker
 
 
 def chosen(config: SplitConfig, source: Source | None = None) -> tuple[Choice, Source]:
-    source = source or open_source(settled(config), None)
-    return choose(resolve(settled(config), source), source, None), source
+    source = source or open_source(config.dataset, None)
+    return choose(resolved_for(settled(config), source), source, None), source
 
 
 def test_parts_are_disjoint_and_the_test_part_is_stratified() -> None:
@@ -54,10 +55,10 @@ def test_profile_none_keeps_every_image_in_the_order_of_the_source() -> None:
 
 def test_the_resolved_configuration_repeats_itself(make_tree: TreeMaker) -> None:
     plan = plan_split(SplitConfig(imb=0.02), None)
-    assert plan.config == SplitConfig(imb=50.0, profile="exp", image_size=8, test_fraction=0.2)
+    assert plan.config == ResolvedSplitConfig(imb=50.0, profile="exp", image_size=8, test_fraction=0.2)
     assert plan_split(plan.config, None) == plan
     root = make_tree({"cat": 9, "dog": 8, "eel": 7})
-    plan = plan_split(SplitConfig("folder", counts={"2": 3, "cat": 4}), root)
+    plan = plan_split(SplitConfig(dataset="folder", counts={"2": 3, "cat": 4}), root)
     assert plan.config.counts == {"cat": 4, "eel": 3} and plan.config.profile == "counts"
     assert plan.train_counts == (4, 6, 3) and plan.test_counts == (2, 2, 1)
     assert plan_split(plan.config, root) == plan
@@ -66,27 +67,27 @@ def test_the_resolved_configuration_repeats_itself(make_tree: TreeMaker) -> None
 def test_a_class_with_one_image_cannot_give_one_to_the_test_set(make_tree: TreeMaker) -> None:
     root = make_tree({"cat": 5, "dog": 1, "eel": 2})
     with pytest.raises(DataError, match=r"each class needs at least 2 readable images .*too few in: dog \(1\); add"):
-        plan_split(SplitConfig("folder"), root)
+        plan_split(SplitConfig(dataset="folder"), root)
 
 
 def test_one_image_is_enough_where_there_is_a_test_folder(make_tree: TreeMaker) -> None:
     make_tree({"cat": 5, "dog": 1}, under="train")
     root = make_tree({"cat": 5, "dog": 1}, under="test")
-    plan = plan_split(SplitConfig("folder"), root)
+    plan = plan_split(SplitConfig(dataset="folder"), root)
     assert (plan.train_counts, plan.test_counts, plan.config.test_fraction) == ((5, 1), (5, 1), None)
     with pytest.raises(UsageError, match="has a test set of its own: leave test_fraction out"):
-        plan_split(SplitConfig("folder", test_fraction=0.1), root)
+        plan_split(SplitConfig(dataset="folder", test_fraction=0.1), root)
 
 
 def test_no_class_that_can_give_to_the_validation_part(make_tree: TreeMaker) -> None:
     root = make_tree({"cat": 2, "dog": 2})
     with pytest.raises(DataError, match="no class has two images, so none can give one to the validation part"):
-        plan_split(SplitConfig("folder", val_fraction=0.1), root)
+        plan_split(SplitConfig(dataset="folder", val_fraction=0.1), root)
 
 
 def test_unreadable_images_are_never_chosen() -> None:
-    source = open_source(settled(SplitConfig()), None)
-    config = resolve(settled(SplitConfig(imb=5)), source)
+    source = open_source("digits", None)
+    config = resolved_for(settled(SplitConfig(imb=5)), source)
     ok = np.ones(1797, bool)
     ok[::3] = False
     pixels = dataclasses.replace(source.load(8, Reporter()), train_ok=ok)

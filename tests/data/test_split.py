@@ -19,7 +19,7 @@ from saukit.core.config import load_config
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.workspace import Workspace
-from saukit.data.config import SplitConfig
+from saukit.data.config import ResolvedSplitConfig, SplitConfig
 from saukit.data.split import SplitResult, load_split, load_test, make_split
 
 from .conftest import TreeMaker
@@ -78,7 +78,7 @@ def test_the_same_command_twice_does_nothing(workspace: Workspace) -> None:
 
 def test_the_saved_configuration_makes_the_same_split(workspace: Workspace, tmp_path: Path) -> None:
     first = make(CONFIG, workspace)
-    saved = load_config(SplitConfig, workspace.split / "config.yaml")
+    saved = load_config(ResolvedSplitConfig, workspace.split / "config.yaml")
     assert saved == first.config
     assert make(saved, Workspace(tmp_path / "other")).manifest.digest == first.manifest.digest
     assert make(replace(CONFIG, seed=1), Workspace(tmp_path / "third")).manifest.digest != first.manifest.digest
@@ -222,7 +222,7 @@ def test_a_failed_command_leaves_no_workspace(workspace: Workspace) -> None:
 
 def test_a_folder_goes_in_as_it_is(workspace: Workspace, make_tree: TreeMaker, tmp_path: Path) -> None:
     root = make_tree({"cat": 12, "dog": 6, "eel": 2})
-    result = make(SplitConfig("folder", test_fraction=0.25), workspace, root)
+    result = make(SplitConfig(dataset="folder", test_fraction=0.25), workspace, root)
     split, test = load_split(workspace), load_test(workspace)
     assert split.class_counts.tolist() == [9, 4, 1] and np.bincount(test.labels).tolist() == [3, 2, 1]
     assert split.flip and split.classes == ("cat", "dog", "eel") and result.summary["root"] == str(root)
@@ -234,12 +234,12 @@ def test_a_folder_goes_in_as_it_is(workspace: Workspace, make_tree: TreeMaker, t
     assert str(root) not in config and "image_size: 8" in config and "profile: none" in config
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
-    assert make(SplitConfig("folder", test_fraction=0.25), workspace, copy).state == "complete"
+    assert make(SplitConfig(dataset="folder", test_fraction=0.25), workspace, copy).state == "complete"
     (copy / "cat" / "000.png").unlink()
     with pytest.raises(
         UsageError, match=rf"made from other files \({root}, or they have changed since\): replace it with"
     ):
-        make(SplitConfig("folder", test_fraction=0.25), workspace, copy)
+        make(SplitConfig(dataset="folder", test_fraction=0.25), workspace, copy)
 
 
 def test_unreadable_images_stop_the_split_or_are_counted(
@@ -251,11 +251,11 @@ def test_unreadable_images_stop_the_split_or_are_counted(
     with pytest.raises(
         DataError, match=r"(?s)23 images cannot be read; nothing was written.*--skip-bad.*cat/000.png"
     ) as told:
-        make(SplitConfig("folder"), workspace, root)
-    assert str(told.value).count("no image that Pillow knows") == 20 and str(told.value).endswith("and 3 more")
+        make(SplitConfig(dataset="folder"), workspace, root)
+    assert str(told.value).count("not an image that Pillow knows") == 20 and str(told.value).endswith("and 3 more")
     assert not workspace.root.exists()
-    result = make(SplitConfig("folder", skip_bad=True), workspace, root)
-    assert result.summary["skipped"] == 23 and "23 images cannot be read, left out" in capsys.readouterr().err
+    result = make(SplitConfig(dataset="folder", skip_bad=True), workspace, root)
+    assert result.summary["skipped"] == 23 and "23 images cannot be read, skipped" in capsys.readouterr().err
     split, test = load_split(workspace), load_test(workspace)
     assert split.class_counts.tolist() == [6, 24] and np.bincount(test.labels).tolist() == [1, 6]
     assert min(part.source_indices.min() for part in (split.train, test)) >= 23  # positions in the whole folder
@@ -266,7 +266,7 @@ def test_the_chosen_size_of_a_folder_is_told(
 ) -> None:
     make_tree({"cat": 3}, size=(30, 20))
     root = make_tree({"dog": 3}, size=(16, 16))
-    make(SplitConfig("folder"), workspace, root)
+    make(SplitConfig(dataset="folder"), workspace, root)
     assert "image size 64: the images differ in size (30 x 20, 16 x 16 ...)" in capsys.readouterr().err
     assert load_split(workspace).image_size == (64, 64)
 
@@ -282,10 +282,10 @@ def test_golden_choice_of_cifar10(workspace: Workspace, imb: int) -> None:
     root = os.environ.get("SAUKIT_DATA")
     if not root or not (Path(root) / "cifar-10-batches-py").is_dir():
         pytest.skip("SAUKIT_DATA holds no CIFAR-10")
-    make(SplitConfig("cifar10", imb=imb), workspace, Path(root))
+    make(SplitConfig(dataset="cifar10", imb=imb), workspace, Path(root))
     split = load_split(workspace)
     digest = hashlib.sha256(split.train.source_indices.astype("<i8").tobytes()).hexdigest()
     assert (len(split.train.labels), digest[:16]) == GOLDEN[imb]
     assert split.mean == (0.4914, 0.4822, 0.4465) and len(load_test(workspace).labels) == 10000
     # carried to another machine, the same command needs no source
-    assert make(SplitConfig("cifar10", imb=imb), workspace, None).state == "complete"
+    assert make(SplitConfig(dataset="cifar10", imb=imb), workspace, None).state == "complete"

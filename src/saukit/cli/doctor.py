@@ -24,9 +24,10 @@ def command(
 
       saukit doctor
     """
-    from saukit.core.artifacts import format_bytes, package_versions
+    from saukit.core.artifacts import package_versions
     from saukit.core.errors import EnvironmentFault
     from saukit.core.extras import EXTRAS, missing_packages
+    from saukit.core.words import format_bytes
 
     reporter = Reporter(quiet=quiet, json_output=json)
     problems = [problem for package in ("torch", "torchvision", "diffusers") if (problem := _import_problem(package))]
@@ -68,7 +69,8 @@ def _threads() -> dict[str, int]:
     """Threads that a command computes with, the cores it may use, and the machine's."""
     import torch
 
-    from saukit.core.device import limit_threads, usable_cores
+    from saukit.core.device import limit_threads
+    from saukit.core.machine import usable_cores
 
     limit_threads()
     return {"used": torch.get_num_threads(), "usable_cores": usable_cores(), "cores": os.cpu_count() or 1}
@@ -77,8 +79,8 @@ def _threads() -> dict[str, int]:
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    from saukit.core.artifacts import format_bytes
     from saukit.core.device import describe_device, resolve_amp
+    from saukit.core.words import format_bytes
 
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     rows = []

@@ -6,16 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saukit.core.artifacts import format_bytes
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter, format_duration, format_share
+from saukit.core.words import format_bytes
 from saukit.data.charts import counts_chart
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.evaluation.config import Selection
 
 if TYPE_CHECKING:
     from saukit.core.workspace import State
-    from saukit.data.plan import SplitPlan
     from saukit.data.split import SplitResult
     from saukit.deploy.export import ExportResult
     from saukit.deploy.predict import PredictResult
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
     from saukit.training.trainer import TrainingResult
 
 AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
-
-
-def show_split_plan(plan: SplitPlan, reporter: Reporter) -> None:
-    """What make-lt would write."""
-    from saukit.cli.options import DryRun
-
-    DryRun("make-lt", plan.config, plan.summary).show(reporter)
-    for line in counts_chart(plan.classes, plan.train_counts, plan.groups):
-        reporter.result(line)
 
 
 def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.words import format_bytes
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
@@ -277,17 +278,6 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
             f"{folder} needs about {format_bytes(needed_bytes)} but {format_bytes(free)} are free on its disk; "
             "free some space, or give another --workspace"
         )
-
-
-def format_bytes(count: float | None) -> str:
-    """`count` bytes for a person: 38 KiB, 1.2 GiB; a dash for a number that is not there."""
-    if count is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import platform
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from saukit.core.config import Amp
 from saukit.core.errors import EnvironmentFault, UsageError
+from saukit.core.machine import usable_cores
 
 # Dense fp16 peaks of the tensor cores in TFLOP/s, accumulating in float32, from NVIDIA's data sheets and white papers
 # (half of the sheet's figure where that is with sparsity); bf16 has the same, where there is bf16. By the name that
@@ -180,50 +179,6 @@ def keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3)
     library.mallopt(mmap_threshold, 32 * 2**20)
     library.mallopt(trim_threshold, 2**31 - 1)
-
-
-def usable_cores(membership: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use, at least 1: the scheduler's affinity, and the quota of its control groups.
-
-    `membership` names the process's control groups, `mounts` holds their hierarchies; both may be missing.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota(membership, mounts)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
-
-
-def _cpu_quota(membership: Path, mounts: Path) -> float | None:
-    """Cores that the control groups (version 1 or 2) grant this process; None without a limit.
-
-    A group's quota holds for all groups below it. In a container the path may be the host's, of which only the root
-    can be seen, so groups that are not there are passed over.
-    """
-    quotas = []
-    for line in _text(membership).splitlines():
-        fields = line.split(":", 2)  # hierarchy, controllers (none in version 2), path
-        if len(fields) < 3 or (fields[1] and "cpu" not in fields[1].split(",")):
-            continue
-        _, controllers, path = fields
-        names = [name for name in path.split("/") if name]
-        for hierarchy in {mounts / controllers, mounts / "cpu"} if controllers else {mounts}:
-            for depth in range(len(names) + 1):
-                group = hierarchy.joinpath(*names[:depth])
-                if controllers:
-                    quota_and_period = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
-                else:
-                    quota_and_period = _text(group / "cpu.max")
-                # No limit is -1 in version 1 and "max" in version 2.
-                if limited := re.fullmatch(r"\s*([1-9]\d*)\s+([1-9]\d*)\s*", quota_and_period):
-                    quotas.append(int(limited[1]) / int(limited[2]))
-    return min(quotas, default=None)
-
-
-def _text(path: Path) -> str:
-    """A small file's text; nothing if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,11 +1,13 @@
-"""Optional packages: imported where they are used, with the remedy in the error where they are not installed."""
+"""What may be missing: optional packages, imported where they are used with the fix in the error, and the network."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from saukit.core.errors import EnvironmentFault
 
+OFFLINE = "SAUKIT_OFFLINE"
 EXTRAS = {
     "clip": ("transformers",),
     "text2image": ("transformers", "accelerate", "peft"),
@@ -24,3 +26,8 @@ def require_extra(extra: str, *, purpose: str) -> None:
     missing = missing_packages(extra)
     if missing:
         raise EnvironmentFault(f"{purpose} needs {' and '.join(missing)}: pip install 'saukit[{extra}]'")
+
+
+def is_offline() -> bool:
+    """Whether SAUKIT_OFFLINE forbids downloads."""
+    return os.environ.get(OFFLINE, "") not in ("", "0")

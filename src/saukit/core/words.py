@@ -18,7 +18,7 @@ def name_problem(what: str, name: str) -> str | None:
     return f"{what} {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
 
 
-def listed(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
+def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
     """The first items of a list, and how many more there are."""
     texts = [str(item) for item in items]
     more = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
@@ -28,3 +28,14 @@ def listed(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -
 def command_in(workspace: Path, command: str) -> str:
     """`command` as it is typed for a workspace: with -w, unless that is the default one."""
     return command if workspace == DEFAULT_WORKSPACE else f"{command} -w {shlex.quote(str(workspace))}"
+
+
+def format_bytes(count: float | None) -> str:
+    """`count` bytes for a person: 38 KiB, 1.2 GiB; a dash for a number that is not there."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

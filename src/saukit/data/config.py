@@ -1,120 +1,165 @@
-"""What `saukit make-lt` can be told, and which of it contradicts itself."""
+"""The configuration of `saukit make-lt`. Imports no numpy."""
 
 from __future__ import annotations
 
 import difflib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from saukit.core.config import from_mapping, to_mapping
 from saukit.core.errors import UsageError
+from saukit.core.options import check, option, resolved_as
 from saukit.data.shots import parse_rule
+from saukit.data.source import IMAGE_SIZES
+from saukit.data.sources.table import TABLE
 
 Profile = Literal["exp", "step", "pareto", "counts", "none"]
 
-# The names of the source table (data/sources.py); here so that `--help` knows them without loading anything.
-DATASETS = ("digits", "cifar10", "cifar100", "fashion-mnist", "svhn", "folder")
-WITHOUT_TEST_SET = ("digits",)  # a folder may or may not have one: only a look at it tells
 DEFAULT_IMB = 100.0
 DEFAULT_TEST_FRACTION = 0.2
-IMAGE_SIZES = (4, 1024)
-MAX_VAL_FRACTION = 0.5
 
 
-@dataclass(frozen=True)
+def parse_counts(items: Sequence[str]) -> dict[str, int]:
+    """`cat=50`, `dog=7` (or `cat=50,dog=7`) as a mapping. Raises: UsageError for anything else."""
+    counts = {}
+    for item in (piece for text in items for piece in text.split(",") if piece):
+        name, _, number = item.rpartition("=")
+        if not name or not number.isdecimal():
+            raise UsageError(f"{item!r} is not a count: write CLASS=N, such as --counts cat=50 dog=7")
+        counts[name] = int(number)
+    return counts
+
+
+def _dataset_problems(name: str) -> list[str]:
+    if name in TABLE:
+        return []
+    close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return [f"unknown dataset {name!r}{hint}: use one of {', '.join(TABLE)}"]
+
+
+def _groups_problems(rule: str) -> list[str]:
+    try:
+        parse_rule(rule)
+    except UsageError as error:
+        return [str(error)]
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """A long-tailed split. Every default of `make-lt` lives here; None is "as the source suggests".
 
-    imb: largest / smallest class; a value in (0, 1) is its inverse. None: 100 for exp, step and pareto.
+    imb: largest / smallest class; a value in (0, 1) is its inverse.
     profile: None is `counts` with counts, `none` (keep every image) for a folder, else `exp`.
-    counts: training images a class, by class name or index; classes that are not named keep all they have.
-    image_size: pixels a side. None: the source's own; a folder of unequal or large images gets 64.
-    test_fraction: share of each class that becomes the test set where the source has none. None: 0.2.
+    counts: training images per class, by class name or index; classes that are not named keep all they have.
+    image_size: pixels per side. None: the source's own; a folder of unequal or large images gets 64.
+    test_fraction: share of each class that becomes the test set where the source has none.
     val_fraction: share of the split's own training images that becomes the validation part.
-    groups: auto, thresholds, thirds, or "100,20" for many > 100 and few < 20 training images.
-    skip_bad: leave unreadable images of a folder out, instead of stopping.
     """
 
-    dataset: str = "digits"
-    imb: float | None = None
-    profile: Profile | None = None
-    counts: dict[str, int] | None = None
-    protocol: Literal["ldam"] = "ldam"
-    image_size: int | None = None
-    test_fraction: float | None = None
-    val_fraction: float = 0.0
-    groups: str = "auto"
-    skip_bad: bool = False
-    seed: int = 0
+    dataset: str = option(
+        "digits",
+        f"{', '.join(list(TABLE)[:-1])}, or {list(TABLE)[-1]}.",
+        check=_dataset_problems,
+        displaces=("counts", "image_size", "test_fraction"),
+    )
+    imb: float | None = option(
+        None,
+        "Largest / smallest class; 0.01 means 100.",
+        shown="100",
+        above=0,
+        note="largest / smallest class, or its inverse",
+        needs={"profile": ("exp", "step", "pareto")},
+    )
+    profile: Profile | None = option(
+        None, "How counts fall; `none` keeps every image.", shown="exp; folder: none", displaces=("counts",)
+    )
+    counts: dict[str, int] | None = option(
+        None,
+        "Images of some classes: --counts cat=50 dog=7.",
+        needs={"profile": "counts"},
+        displaces=("profile", "imb"),
+        cli_type=list[str] | None,
+        parse=parse_counts,
+        metavar="CLASS=N ...",
+        shown="all",
+        check=lambda counts: [] if counts else ["counts names no class: write CLASS=N, such as cat=50"],
+    )
+    protocol: Literal["ldam"] = option("ldam", "How images are chosen: ldam is LDAM-DRW's, the de-facto standard.")
+    image_size: int | None = option(
+        None,
+        "Side in pixels to resize and crop to.",
+        shown="the images' own",
+        least=IMAGE_SIZES[0],
+        most=IMAGE_SIZES[1],
+    )
+    test_fraction: float | None = option(
+        None,
+        "Share of each class for testing, where there is no test set.",
+        shown=str(DEFAULT_TEST_FRACTION),
+        above=0,
+        below=1,
+        needs={"dataset.test_set": (False, None)},
+    )
+    val_fraction: float = option(0.0, "Share of the real training images for validation.", least=0, most=0.5)
+    groups: str = option(
+        "auto", "Shot groups: auto, thresholds, thirds, or bounds like 100,20.", check=_groups_problems
+    )
+    skip_bad: bool = option(
+        False, "Skip unreadable images, and count them.", needs={"dataset.own_files": True}, flags=("--skip-bad",)
+    )
+    seed: int = option(0, "Seed of the split; the training seed is another.", least=0, most=2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSplitConfig(SplitConfig):
+    """A split with nothing left open: what config.yaml holds.
+
+    `imb` is None without a ratio (profiles counts and none), `test_fraction` where the source has a test set.
+    """
+
+    profile: Profile
+    image_size: int
 
 
 def settled(config: SplitConfig) -> SplitConfig:
     """`config` with every default filled in that needs no look at the source; doing it twice changes nothing.
 
-    Raises: UsageError for a value out of its range, or for options that contradict each other.
+    Raises: UsageError that lists every value out of its limits and every option without effect.
     """
-    if config.dataset not in DATASETS:
-        close = difflib.get_close_matches(config.dataset.lower(), DATASETS, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"unknown dataset {config.dataset!r}{hint}: choose one of {', '.join(DATASETS)}")
-    low, high = IMAGE_SIZES
-    if config.image_size is not None and not low <= config.image_size <= high:
-        raise UsageError(f"image_size must be from {low} to {high} pixels, got {config.image_size}")
-    if not 0 <= config.val_fraction <= MAX_VAL_FRACTION:
-        raise UsageError(f"val_fraction must be from 0 to {MAX_VAL_FRACTION}, got {config.val_fraction:g}")
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
-    if config.skip_bad and config.dataset != "folder":
-        raise UsageError(f"skip_bad is for dataset folder; {config.dataset} has no image files of its own")
-    if config.protocol != "ldam":
-        raise UsageError(f"unknown protocol {config.protocol!r}: the one there is, is ldam")
-    parse_rule(config.groups)
-    profile = _profile(config)
-    imb = None
+    config = from_mapping(SplitConfig, to_mapping(config), where="the split")
+    if problems := _dataset_problems(config.dataset):
+        raise UsageError(problems[0])
+    own_files = TABLE[config.dataset].own_files
+    by_ratio: Profile = "none" if own_files and config.imb is None else "exp"
+    profile = config.profile or ("counts" if config.counts is not None else by_ratio)
+    config = replace(config, profile=profile)
+    problems = []
+    if profile == "counts" and config.counts is None:
+        problems.append("profile counts needs counts: write CLASS=N, such as --counts cat=50")
+    check(config, *problems, tables={"dataset": TABLE})
     if profile in ("exp", "step", "pareto"):
-        imb = DEFAULT_IMB if config.imb is None else ratio(config.imb)
-    return replace(config, profile=profile, imb=imb, test_fraction=_test_fraction(config))
+        config = replace(config, imb=ratio(DEFAULT_IMB if config.imb is None else config.imb))
+    return config
+
+
+def resolve(config: SplitConfig, *, image_size: int, test_set: bool) -> ResolvedSplitConfig:
+    """The settled `config` with nothing left open, for a source of this size, with or without a test set of its own.
+
+    Raises: UsageError for a test_fraction where there is a test set.
+    """
+    if test_set and config.test_fraction is not None:
+        raise UsageError(f"this {config.dataset} has a test set of its own: leave test_fraction out")
+    values = {"image_size": image_size} | ({} if test_set else {"test_fraction": DEFAULT_TEST_FRACTION})
+    return resolved_as(ResolvedSplitConfig, config, values)
 
 
 def ratio(imb: float) -> float:
-    """`imb` as largest / smallest class, at least 1: 0.01 and 100 are the same.
-
-    Raises: UsageError for zero, a negative value, NaN or infinity.
-    """
-    if not (math.isfinite(imb) and imb > 0):
-        raise UsageError(f"imb must be at least 1 (largest / smallest class), or its inverse in (0, 1), got {imb:g}")
+    """`imb` above 0 as largest / smallest class, at least 1: 0.01 and 100 are the same."""
     if imb >= 1:
         return float(imb)
     inverse = 1 / imb
     whole = round(inverse)
     return float(whole) if abs(inverse - whole) <= 1e-9 * whole else inverse  # 1 / (1 / 49) is not 49
-
-
-def _profile(config: SplitConfig) -> Profile:
-    if config.counts is not None and config.profile not in (None, "counts"):
-        raise UsageError(f"counts and profile {config.profile!r} contradict each other: leave one out")
-    if config.counts is not None and config.imb is not None:
-        raise UsageError("counts and imb contradict each other: leave one out")
-    if config.counts is not None and not config.counts:
-        raise UsageError("counts names no class: give it as CLASS=NUMBER, such as cat=50")
-    if config.counts is not None:
-        return "counts"
-    if config.profile is None:
-        return "none" if config.dataset == "folder" and config.imb is None else "exp"
-    if config.profile == "counts":
-        raise UsageError("profile counts needs counts: give them as CLASS=NUMBER, such as cat=50")
-    if config.profile not in ("exp", "step", "pareto", "none"):
-        raise UsageError(f"unknown profile {config.profile!r}: choose exp, step, pareto, counts or none")
-    if config.profile == "none" and config.imb is not None:
-        raise UsageError("profile none keeps every image, so imb means nothing: leave one of the two out")
-    return config.profile
-
-
-def _test_fraction(config: SplitConfig) -> float | None:
-    if config.test_fraction is not None and not 0 < config.test_fraction < 1:
-        raise UsageError(f"test_fraction must be above 0 and below 1, got {config.test_fraction:g}")
-    if config.dataset in WITHOUT_TEST_SET and config.test_fraction is None:
-        return DEFAULT_TEST_FRACTION
-    if config.test_fraction is not None and config.dataset not in (*WITHOUT_TEST_SET, "folder"):
-        raise UsageError(f"{config.dataset} has a test set of its own: leave test_fraction out")
-    return config.test_fraction

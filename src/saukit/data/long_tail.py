@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.seeding import numpy_generator
+from saukit.core.words import shortened
+from saukit.data.types import Integers
 
 PARETO_ALPHA = 6.0
 # 49 * (1 / 49) is 0.999..., and truncating that would lose the image which the ratio grants.
 ROUNDING = 1e-9
-
-Integers = npt.NDArray[np.int64]
 
 
 def profile_counts(profile: str, n_max: int, imb: float, num_classes: int) -> Integers:
@@ -89,7 +88,7 @@ def named_classes(requested: Mapping[str, int], classes: Sequence[str]) -> dict[
         positions |= {str(index): index for index in range(len(classes))}
     unknown = [repr(key) for key in requested if str(key) not in positions]
     if unknown:
-        raise UsageError(f"counts name unknown classes {', '.join(unknown)}: there are {_listed(classes)}")
+        raise UsageError(f"counts name unknown classes {', '.join(unknown)}: there are {shortened(classes)}")
     found = {key: positions[str(key)] for key in requested}
     twice = sorted({classes[index] for index in found.values() if list(found.values()).count(index) > 1})
     if twice:
@@ -143,8 +142,3 @@ def _fit(profile: str, imb: float, available: Integers) -> Integers:
         else:
             high = middle - 1
     return profile_counts(profile, low, imb, num_classes)
-
-
-def _listed(names: Sequence[str], limit: int = 20) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

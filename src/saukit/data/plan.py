@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from saukit.core.errors import DataError, UsageError
-from saukit.data.config import DEFAULT_TEST_FRACTION, SplitConfig, settled
+from saukit.core.errors import DataError
+from saukit.core.words import shortened
+from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.long_tail import (
     class_counts,
     fitting_counts,
@@ -20,17 +20,18 @@ from saukit.data.long_tail import (
     stratified_part,
 )
 from saukit.data.shots import ShotGroups, shot_groups
-from saukit.data.sources import Integers, Pixels, Source, open_source
+from saukit.data.source import Pixels, Source
+from saukit.data.sources.table import open_source
+from saukit.data.types import Integers
 
 BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
-LISTED = 20
 
 
 @dataclass(frozen=True)
 class SplitPlan:
     """What `make_split` would write: `config` with every field resolved, and images of each class and part."""
 
-    config: SplitConfig
+    config: ResolvedSplitConfig
     classes: tuple[str, ...]
     train_counts: tuple[int, ...]
     val_counts: tuple[int, ...]
@@ -70,28 +71,23 @@ def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
 
     Raises: UsageError or DataError, as `make_split` would, except for images that only decoding shows to be bad.
     """
-    source = open_source(settled(config), root)
-    resolved = resolve(settled(config), source)
+    config = settled(config)
+    source = open_source(config.dataset, root)
+    resolved = resolved_for(config, source)
     return plan_of(resolved, source, choose(resolved, source, None))
 
 
-def resolve(config: SplitConfig, source: Source) -> SplitConfig:
-    """The settled `config` with what only the source tells."""
-    if source.test_labels is not None and config.test_fraction is not None:
-        raise UsageError(f"this {config.dataset} has a test set of its own: leave test_fraction out")
-    fraction = config.test_fraction
-    if source.test_labels is None and fraction is None:
-        fraction = DEFAULT_TEST_FRACTION
-    counts = config.counts
-    if counts is not None:
-        found = named_classes(counts, source.classes)
-        counts = {source.classes[index]: counts[key] for key, index in sorted(found.items(), key=lambda item: item[1])}
-    size = source.image_size if config.image_size is None else config.image_size
-    return replace(config, image_size=size, test_fraction=fraction, counts=counts)
+def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
+    """The settled `config` with what only the source shows, and counts by the names of its classes, in their order."""
+    if config.counts is not None:
+        found = named_classes(config.counts, source.classes)
+        named = {source.classes[index]: config.counts[key] for key, index in sorted(found.items(), key=lambda i: i[1])}
+        config = replace(config, counts=named)
+    return resolve(config, image_size=source.image_size, test_set=source.test_labels is not None)
 
 
-def choose(config: SplitConfig, source: Source, pixels: Pixels | None) -> Choice:
-    """Which images go where, among those that can be read (all, as long as `pixels` is not known)."""
+def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None) -> Choice:
+    """Which images go where, among those that can be read (all, while `pixels` is None)."""
     num_classes = len(source.classes)
     pool = np.arange(len(source.train_labels)) if pixels is None else np.flatnonzero(pixels.train_ok)
     if source.test_labels is None:
@@ -112,7 +108,7 @@ def choose(config: SplitConfig, source: Source, pixels: Pixels | None) -> Choice
         if config.counts is not None:
             counts = named_counts(config.counts, source.classes, available)
         else:
-            assert config.imb is not None and config.profile is not None
+            assert config.imb is not None
             counts = fitting_counts(config.profile, config.imb, available)
         train = pool[select_ldam(labels, counts, config.seed)]
     val = train[:0]
@@ -136,15 +132,13 @@ def _need_images(classes: tuple[str, ...], labels: Integers, least: int, purpose
         )
 
 
-def plan_of(config: SplitConfig, source: Source, choice: Choice) -> SplitPlan:
+def plan_of(config: ResolvedSplitConfig, source: Source, choice: Choice) -> SplitPlan:
     """The plan for a choice of images."""
     labels = source.train_labels
-    test_labels = labels if source.test_labels is None else source.test_labels
     counts = [
-        tuple(int(count) for count in class_counts(part, len(source.classes)))
-        for part in (labels[choice.train], labels[choice.val], test_labels[choice.test])
+        tuple(class_counts(part, len(source.classes)).tolist())
+        for part in (labels[choice.train], labels[choice.val], source.test_pool[1][choice.test])
     ]
-    assert config.image_size is not None
     images = sum(map(sum, counts))
     return SplitPlan(
         config=config,
@@ -155,9 +149,3 @@ def plan_of(config: SplitConfig, source: Source, choice: Choice) -> SplitPlan:
         groups=shot_groups(counts[0], config.groups),
         bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
     )
-
-
-def shortened(items: Sequence[str], separator: str = ", ") -> str:
-    """The first items of a long list, and how many more there are."""
-    more = f"{separator}and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return separator.join(items[:LISTED]) + more

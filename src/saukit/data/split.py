@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from saukit.core.artifacts import (
     CONFIG_NAME,
@@ -35,13 +34,16 @@ from saukit.core.config import load_config, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.plots import save_figure
+from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
 from saukit.data.charts import counts_figure
-from saukit.data.config import SplitConfig, settled
+from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.long_tail import class_counts
-from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolve, shortened
+from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
-from saukit.data.sources import TABLE, Channels, Images, Integers, Pixels, Source, check_root, open_source
+from saukit.data.source import Channels, Pixels, Source
+from saukit.data.sources.table import TABLE, check_root, open_source
+from saukit.data.types import Images, Integers
 
 __all__ = ["Part", "Split", "SplitPlan", "SplitResult", "load_split", "load_test", "make_split", "plan_split"]
 
@@ -101,12 +103,12 @@ class Split:
 class SplitResult:
     """What `make_split` did: "new" if it wrote the split, "complete" if the same one was there already.
 
-    summary: of `SplitPlan`, and skipped (unreadable images left out), mean, std, flip; root and source_files (a hash
+    summary: of `SplitPlan`, and skipped (unreadable images skipped), mean, std, flip; root and source_files (a hash
     of names and sizes in a folder) are for information, and to notice another folder under the same configuration.
     """
 
     state: Literal["new", "complete"]
-    config: SplitConfig
+    config: ResolvedSplitConfig
     manifest: Manifest
 
     @property
@@ -167,96 +169,75 @@ def make_split(
         recover_folder(workspace.split)
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready
-        source = open_source(config, root)
-        resolved = resolve(config, source)
-        ready = _existing(resolved, workspace, source, force=force)
-        if ready is not None:
+        source = open_source(config.dataset, root)
+        resolved = resolved_for(config, source)
+        if (ready := _existing(resolved, workspace, source, force=force)) is not None:
             return ready
-        choice = choose(resolved, source, None)  # before any decoding, so that a bad ratio is told at once
+        choice = choose(resolved, source, None)  # before any decoding, so that a bad ratio is an error at once
         plan = plan_of(resolved, source, choice)
         check_disk_space(workspace.root, plan.bytes)
-        assert resolved.image_size is not None
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
         pixels = source.load(resolved.image_size, reporter)
         if pixels.bad:
-            _refuse_or_tell(pixels, resolved, reporter)
+            _refuse_or_warn(pixels, resolved, reporter)
             choice = choose(resolved, source, pixels)
             plan = plan_of(resolved, source, choice)
         manifest = _write(workspace, plan, source, choice, pixels, check_root(config.dataset, root))
     return SplitResult("new", resolved, manifest)
 
 
-def _refuse_or_tell(pixels: Pixels, config: SplitConfig, reporter: Reporter) -> None:
-    listed = shortened([f"{file} ({reason})" for file, reason in pixels.bad], "\n  ")
+def _refuse_or_warn(pixels: Pixels, config: SplitConfig, reporter: Reporter) -> None:
+    files = shortened((f"{file} ({reason})" for file, reason in pixels.bad), "\n  ")
     count = f"{len(pixels.bad)} image{'s' if len(pixels.bad) > 1 else ''} cannot be read"
     if not config.skip_bad:
-        raise DataError(
-            f"{count}; nothing was written. Mend or remove them, or leave them out with --skip-bad:\n  {listed}"
-        )
-    reporter.warn(f"{count}, left out:\n  {listed}")
+        raise DataError(f"{count}; nothing was written. Fix or remove them, or skip them with --skip-bad:\n  {files}")
+    reporter.warn(f"{count}, skipped:\n  {files}")
 
 
 def _write(
     workspace: Workspace, plan: SplitPlan, source: Source, choice: Choice, pixels: Pixels, root: Path | None
 ) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
-    config = plan.config
-    labels = source.train_labels
-    test_labels = labels if source.test_labels is None else source.test_labels
-    assert config.image_size is not None
+    config, row = plan.config, TABLE[plan.config.dataset]
+    parts = {
+        "train": ("train", source.train_labels, choice.train),
+        "test": (*source.test_pool, choice.test),
+        "val": ("train", source.train_labels, choice.val),
+    }
     with staged_folder(workspace.split) as staging:
-        train = pixels.read("train", choice.train, config.image_size)
-        mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(train)
-        metadata = {
-            "source": config.dataset,
-            "classes": list(plan.classes),
-            "mean": list(mean),
-            "std": list(std),
-            "flip": source.flip,
-            "groups_rule": plan.groups.rule,
-            "groups": {name: list(members) for name, members in plan.groups.members.items()},
-        }
-        _save_part(staging, "train", train, labels[choice.train], choice.train, metadata)
-        del train
-        parts = {"test": (choice.test, test_labels)}
-        if len(choice.val):
-            parts["val"] = (choice.val, labels)
-        for name, (positions, of) in parts.items():
-            own_test = name == "test" and source.test_labels is not None
-            images = pixels.read("test" if own_test else "train", positions, config.image_size)
-            _save_part(staging, name, images, of[positions], positions, metadata)
+        mean, std = row.mean, row.std
+        for name, (of, labels, positions) in parts.items():
+            if name == "val" and not len(positions):
+                continue
+            images = pixels.read(of, positions, config.image_size)
+            if mean is None or std is None:
+                mean, std = _statistics(images)  # the training part comes first
+            metadata = {
+                "part": name,
+                "source": config.dataset,
+                "classes": list(plan.classes),
+                "mean": list(mean),
+                "std": list(std),
+                "flip": row.flip,
+                "groups_rule": plan.groups.rule,
+                "groups": {group: list(members) for group, members in plan.groups.members.items()},
+            }
+            tensors = {"images": images, "labels": labels[positions], "source_indices": positions.astype(np.int64)}
+            save_tensors(staging / f"{name}.safetensors", tensors, metadata)
+            del images, tensors  # before the next part is read
         chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
         save_figure(chart, staging / CHART_NAME)
         write_text(staging / CONFIG_NAME, to_yaml(config))
         summary = {
             **plan.summary,
             "skipped": len(pixels.bad),
-            "mean": list(mean),
-            "std": list(std),
-            "flip": source.flip,
+            **{name: metadata[name] for name in ("mean", "std", "flip")},
             "root": None if root is None else str(root),
             "source_files": source.fingerprint,
         }
-        return write_manifest(
-            staging,
-            kind=KIND,
-            files=[path.name for path in staging.iterdir()],
-            inputs={},
-            summary=summary,
-            device="cpu",
-        )
-
-
-def _save_part(
-    folder: Path, name: str, images: Images, labels: Integers, positions: Integers, metadata: Mapping[str, Any]
-) -> None:
-    tensors: dict[str, npt.NDArray[Any]] = {
-        "images": images,
-        "labels": labels,
-        "source_indices": positions.astype(np.int64),
-    }
-    save_tensors(folder / f"{name}.safetensors", tensors, {**metadata, "part": name})
+        files = [path.name for path in staging.iterdir()]
+        return write_manifest(staging, kind=KIND, files=files, inputs={}, summary=summary, device="cpu")
 
 
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
@@ -294,18 +275,18 @@ def _channels(values: list[float]) -> Channels:
 def _same_without_looking(config: SplitConfig, workspace: Workspace, root: Path | None) -> SplitResult | None:
     """The split that is there, if `config` names its configuration without a look at the source; so a workspace
     that was carried to another machine needs no source to say that there is nothing to do."""
-    if config.dataset == "folder" or not (workspace.split / CONFIG_NAME).exists():
+    row = TABLE[config.dataset]
+    if row.image_size is None or row.test_set is None or not (workspace.split / CONFIG_NAME).exists():
         return None
-    known = TABLE[config.dataset]
-    if known.dataset is None:
+    if row.embedded:
         check_root(config.dataset, root)
-    resolved = replace(config, image_size=config.image_size or known.image_size)
-    if load_config(SplitConfig, workspace.split / CONFIG_NAME) != resolved:
+    resolved = resolve(config, image_size=row.image_size, test_set=row.test_set)
+    if load_config(ResolvedSplitConfig, workspace.split / CONFIG_NAME) != resolved:
         return None
     return _complete(resolved, workspace)
 
 
-def _existing(config: SplitConfig, workspace: Workspace, source: Source, *, force: bool) -> SplitResult | None:
+def _existing(config: ResolvedSplitConfig, workspace: Workspace, source: Source, *, force: bool) -> SplitResult | None:
     """The split that is there, if it is complete and the one that `config` and `source` describe."""
     started = (workspace.split / CONFIG_NAME).exists()
     if started and (force or not (workspace.split / MANIFEST_NAME).exists()):
@@ -321,7 +302,7 @@ def _existing(config: SplitConfig, workspace: Workspace, source: Source, *, forc
     return ready
 
 
-def _complete(config: SplitConfig, workspace: Workspace) -> SplitResult | None:
+def _complete(config: ResolvedSplitConfig, workspace: Workspace) -> SplitResult | None:
     manifest = read_manifest(workspace.split, kind=KIND)
     return None if manifest is None else SplitResult("complete", config, manifest)
 

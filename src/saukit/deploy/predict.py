@@ -1,6 +1,6 @@
 """The stage `predict`: a trained classifier's opinion of image files, read and predicted a batch at a time.
 
-Files are read as `data/folder.py` reads a folder for training, so that a prediction sees the pixels training saw.
+Files are read as a folder is read for training, so that a prediction sees the pixels training saw.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 
 from saukit.core.console import Reporter
-from saukit.core.device import usable_cores
 from saukit.core.errors import DataError, UsageError
+from saukit.core.machine import usable_cores
 from saukit.core.workspace import Workspace
-from saukit.data.folder import EXTENSIONS, decode_image, image_files, why_unreadable
+from saukit.data.decoding import decode_image, why_unreadable
+from saukit.data.image_files import EXTENSIONS, image_files
 from saukit.deploy.config import PredictConfig
 from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model

@@ -18,7 +18,6 @@ from saukit.core.artifacts import (
     Manifest,
     atomic_path,
     check_disk_space,
-    format_bytes,
     sha256_file,
     sync_folder,
     write_json,
@@ -28,6 +27,7 @@ from saukit.core.console import Reporter, format_duration
 from saukit.core.device import Precision, describe_device
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
+from saukit.core.words import format_bytes
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split
 from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path

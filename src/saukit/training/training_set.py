@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import format_bytes
 from saukit.core.seeding import torch_generator
+from saukit.core.words import format_bytes
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
 

@@ -2,7 +2,7 @@
 
     DIR/cat/0001.png  DIR/cat/more/0002.jpg  DIR/dog/a.webp ...
 
-Which files are images, how they become 8-bit RGB and how they are cropped and resized is `saukit.data.folder`'s, the
+Which files are images, how they become 8-bit RGB and how they are cropped and resized is `saukit.data`'s, the
 same as for a split's own images. A class name that holds a "/" (Fashion-MNIST's T-shirt/top) has a "_" in its place.
 
 Image i of a class is its i-th file in natural order (img2 before img10). The constructor reads every file once, which
@@ -28,10 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.console import Reporter
-from saukit.core.device import usable_cores
 from saukit.core.errors import DataError
-from saukit.data.folder import EXTENSIONS, decode_image, image_files, subfolders, why_unreadable
-from saukit.data.plan import shortened
+from saukit.core.machine import usable_cores
+from saukit.core.words import shortened
+from saukit.data.decoding import decode_image, why_unreadable
+from saukit.data.image_files import EXTENSIONS, image_files, subfolders
 
 CHUNK = 32  # files that a thread takes at once
 
@@ -141,8 +142,8 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
     folders = {path.name: path for path in subfolders(folder)}
     if unknown := [name for name in folders if name not in label_of]:
         raise DataError(
-            f"{folder} has folders that are no class of the split: {shortened(list(map(_printable, unknown)))}; "
-            f"rename or remove them. Folders of the split's classes: {shortened(list(label_of))}"
+            f"{folder} has folders that are no class of the split: {shortened(map(_printable, unknown))}; "
+            f"rename or remove them. Folders of the split's classes: {shortened(label_of)}"
         )
     listed: list[tuple[Path, int]] = []
     ignored = Counter[str]()
@@ -155,7 +156,7 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
         kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(
             f"{folder} holds no image ({kinds}) in a folder of a class; "
-            f"folders of the split's classes: {shortened(list(label_of))}"
+            f"folders of the split's classes: {shortened(label_of)}"
         )
     if ignored:
         kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))

@@ -6,7 +6,6 @@ an image has to reach is `saukit.synthesis.judging.selection`'s.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.extras import require_extra
+from saukit.core.extras import is_offline, require_extra
 from saukit.core.workspace import require
-from saukit.data.sources import OFFLINE
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
@@ -214,7 +212,7 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
     from transformers.utils import logging
 
     # A folder is never looked up on the Hub; transformers itself heeds HF_HUB_OFFLINE.
-    local = Path(model).is_dir() or os.environ.get(OFFLINE, "") not in ("", "0")
+    local = Path(model).is_dir() or is_offline()
     # Their annotations are missing, or do not know of output_loading_info.
     load: Any = CLIPModel.from_pretrained
     hide_bars: Any = logging.disable_progress_bar

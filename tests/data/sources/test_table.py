@@ -15,12 +15,12 @@ from sklearn.datasets import load_digits
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
-from saukit.data.config import SplitConfig, settled
-from saukit.data.sources import Source, open_source
+from saukit.data.source import Source
+from saukit.data.sources.table import TABLE, open_source
 
 
 def opened(dataset: str, root: Path | None = None) -> Source:
-    return open_source(settled(SplitConfig(dataset)), root)
+    return open_source(dataset, root)
 
 
 def read(source: Source, part: str, positions: list[int], size: int) -> np.ndarray[Any, Any]:
@@ -36,7 +36,7 @@ def test_digits_are_exact() -> None:
         assert (np.round(images[:, channel] * (16 / 255)) == bunch.images).all()
     assert sorted(np.unique(images)) == [round(value * 255 / 16) for value in range(17)]
     assert (source.train_labels == bunch.target).all() and source.test_labels is None
-    assert not source.flip and source.classes == tuple("0123456789")
+    assert source.classes == tuple("0123456789")
 
 
 def test_another_size_is_resized_bicubically() -> None:
@@ -51,6 +51,13 @@ def test_digits_refuse_a_root_but_not_the_environment(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match=r"digits is embedded .* leave out --root /elsewhere"):
         opened("digits", Path("/elsewhere"))
     assert len(opened("digits", Path("/data")).train_labels) == 1797
+
+
+@pytest.mark.parametrize("dataset", ["digits"])
+def test_what_the_table_says_is_what_opening_shows(dataset: str) -> None:
+    row, source = TABLE[dataset], opened(dataset)
+    assert row.image_size == source.image_size and row.test_set == (source.test_labels is not None)
+    assert not row.flip  # a mirrored digit is another one, or none
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "svhn", "folder"])
@@ -136,7 +143,7 @@ def test_fashion_mnist_is_read_with_its_names(tmp_path: Path) -> None:
     arrays = write_fashion(tmp_path)
     source = opened("fashion-mnist", tmp_path)
     assert source.classes[0] == "T-shirt/top" and len(source.classes) == 10
-    assert source.flip and source.mean is None
+    assert TABLE["fashion-mnist"].flip and TABLE["fashion-mnist"].mean is None
     assert source.test_labels is not None and source.test_labels.tolist() == [index % 10 for index in range(20)]
     images = read(source, "test", [7, 3], 28)
     assert (images == arrays["t10k"][[7, 3], None]).all() and images.shape == (2, 3, 28, 28)
@@ -177,7 +184,7 @@ def test_svhn_is_read_channels_first_and_is_never_mirrored(tmp_path: Path, monke
         monkeypatch.setitem(torchvision.datasets.SVHN.split_list, name, record)
     source = opened("svhn", tmp_path)
     assert source.train_labels.tolist() == [int(label) % 10 for label in labels[:, 0]]
-    assert not source.flip and source.classes == tuple("0123456789")
+    assert source.classes == tuple("0123456789")
     assert (read(source, "train", [4], 32)[0] == images[..., 4].transpose(2, 0, 1)).all()
 
 
@@ -191,5 +198,5 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path, monkeypatch: pyte
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
     source = opened("cifar100", tmp_path)
-    assert source.classes == tuple(names) and source.mean == (0.4914, 0.4822, 0.4465)
+    assert source.classes == tuple(names) and TABLE["cifar100"].mean == (0.4914, 0.4822, 0.4465)
     assert (read(source, "test", [42], 32)[0] == data[42].reshape(3, 32, 32)).all()

@@ -1,0 +1,76 @@
+"""What a data source is: a row of the table in `sources/table.py`, and what opening it gives.
+
+A `Source` knows its labels at once; its pixels are loaded only when a split is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saukit.core.console import Reporter
+    from saukit.data.types import Flags, Images, Integers
+
+Channels = tuple[float, float, float]
+IMAGE_SIZES = (4, 1024)  # pixels per side that a split may have
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The decoded images of a source.
+
+    read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", or "test" where there is one.
+    train_ok, test_ok: which images could be read, bool [N]; bad: (file, reason) of those that could not.
+    """
+
+    read: Callable[[str, Integers, int], Images]
+    train_ok: Flags
+    test_ok: Flags
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before anything is chosen from it.
+
+    train_labels int64 [N]; test_labels int64 [M], None if the source has no test set of its own.
+    image_size: pixels per side that its images suggest, with the reason where that was a decision.
+    fingerprint: identifies files that may change under the same name; None where the name says it all.
+    load(image_size, reporter) decodes the images.
+    """
+
+    classes: tuple[str, ...]
+    train_labels: Integers
+    test_labels: Integers | None
+    image_size: int
+    load: Callable[[int, Reporter], Pixels]
+    size_reason: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def test_pool(self) -> tuple[str, Integers]:
+        """The part that a test set is taken from, and its labels."""
+        return ("train", self.train_labels) if self.test_labels is None else ("test", self.test_labels)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A row of the table of sources: what is known of one before it is opened.
+
+    open(name, root): the source in the folder `root`; raises DataError if it cannot be read. `embedded`: it has none.
+    image_size: pixels per side. test_set: whether it has a test set of its own. None: only opening it shows that.
+    flip: whether a mirrored image keeps its class. mean, std: the customary ones, or None: computed from the split.
+    own_files: image files of the user's, which are kept as imbalanced as they are, and may be damaged.
+    """
+
+    open: Callable[[str, Path], Source]
+    image_size: int | None
+    flip: bool
+    mean: Channels | None = None
+    std: Channels | None = None
+    test_set: bool | None = True
+    embedded: bool = False
+    own_files: bool = False

@@ -1,0 +1,207 @@
+"""A folder of images as a source: one subfolder per class, either in `train/` and `test/`, or in one tree."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saukit.core.errors import DataError, EnvironmentFault
+from saukit.core.machine import available_memory, usable_cores
+from saukit.core.words import format_bytes
+from saukit.data.image_files import EXTENSIONS, image_files, subfolders
+from saukit.data.source import IMAGE_SIZES, Pixels, Source
+
+if TYPE_CHECKING:
+    from saukit.core.console import Reporter
+    from saukit.data.types import Images, Integers
+
+VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
+DEFAULT_SIZE = 64
+LARGEST_NATIVE_SIZE = 224
+COPIES_IN_MEMORY = 3  # all decoded images, the part being written, and its serialised form
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The image files of one folder of class subfolders, in the order of classes and of their paths.
+
+    ignored: how many files of each other extension lie in it.
+    """
+
+    files: tuple[Path, ...]
+    labels: Integers
+    classes: tuple[str, ...]
+    ignored: Counter[str]
+
+
+def open_folder(name: str, root: Path) -> Source:
+    """The images in `root` as a source; reads names and image sizes, decodes nothing yet.
+
+    Raises: DataError for a folder that is not there, has fewer than two classes, or has empty
+    ones, and for train and test parts with different classes.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: give the folder with one subfolder per class as --root")
+    train, test = _layout(root)
+    test_files = test.files if test else ()
+    files = (*train.files, *test_files)
+    size, reason = _suggested_size(files)
+    ignored = train.ignored + (test.ignored if test else Counter())
+
+    def load(image_size: int, reporter: Reporter) -> Pixels:
+        if ignored:
+            kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))
+            reporter.say(f"files without an image extension are ignored: {kinds}")
+        return _decode_all(root, train.files, test_files, image_size, reporter)
+
+    return Source(
+        classes=train.classes,
+        train_labels=train.labels,
+        test_labels=test.labels if test else None,
+        image_size=size,
+        load=load,
+        size_reason=reason,
+        fingerprint=_fingerprint(root, files),
+    )
+
+
+def _layout(root: Path) -> tuple[Tree, Tree | None]:
+    """The trees of training and test images; None for the latter if there is one tree alone."""
+    folders = {path.name: path for path in subfolders(root)}
+    split = {name for name in ("train", "test") if name in folders and _holds_classes(folders[name])}
+    if split == {"train", "test"}:
+        train, test = _scan(folders["train"], root), _scan(folders["test"], root)
+        problems = [
+            f"{', '.join(sorted(set(one.classes) - set(other.classes)))} only in {name}/"
+            for name, one, other in (("train", train, test), ("test", test, train))
+            if set(one.classes) - set(other.classes)
+        ]
+        if problems:
+            raise DataError(f"train and test of {root} must have the same classes: {'; '.join(problems)}")
+        return train, test
+    if split and set(folders) <= {"train", "test"} | VALIDATION_NAMES:
+        missing = "test" if "train" in split else "train"
+        raise DataError(
+            f"{root} has {', '.join(f'{name}/' for name in sorted(folders))} but no {missing}/ with class folders: "
+            f"add or rename one, or give {root / next(iter(split))} as --root to split that with --test-fraction"
+        )
+    return _scan(root, root), None
+
+
+def _scan(folder: Path, root: Path) -> Tree:
+    class_folders = subfolders(folder)
+    if len(class_folders) < 2:
+        raise DataError(f"{folder} needs at least two subfolders, one per class; it has {len(class_folders)}")
+    odd = [repr(path.name) for path in class_folders if path.name.encode("utf-8", "ignore").decode() != path.name]
+    if odd:
+        raise DataError(f"folder names that are not UTF-8 cannot name classes: {', '.join(odd)}; rename them")
+    import numpy as np
+
+    files: list[Path] = []
+    labels: list[int] = []
+    empty, ignored = [], Counter[str]()
+    for label, class_folder in enumerate(class_folders):
+        images, others = image_files(class_folder)
+        ignored += others
+        if not images:
+            empty.append(class_folder.relative_to(root).as_posix())
+        files += images
+        labels += [label] * len(images)
+    if empty:
+        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        raise DataError(f"class folders of {root} without an image ({kinds}): {', '.join(empty)}; fill or remove them")
+    return Tree(tuple(files), np.array(labels, np.int64), tuple(path.name for path in class_folders), ignored)
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether `folder` has subfolders and no image of its own; a class may well be called `train`."""
+    own = any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
+    return not own and bool(subfolders(folder))
+
+
+def _suggested_size(files: Sequence[Path]) -> tuple[int, str | None]:
+    """The size that all images share if they are square and not large, else `DEFAULT_SIZE` and why."""
+    from PIL import Image
+
+    first: tuple[int, int] | None = None
+    for path in files:
+        try:
+            with Image.open(path) as file:
+                size = file.size
+        except Exception:  # decoding will tell, and list it
+            continue
+        first = first or size
+        if size != first:
+            return DEFAULT_SIZE, f"the images differ in size ({_times(first)}, {_times(size)} ...)"
+    if first is None:
+        return DEFAULT_SIZE, None
+    width, height = first
+    if width == height and IMAGE_SIZES[0] <= width <= LARGEST_NATIVE_SIZE:
+        return width, None
+    return DEFAULT_SIZE, f"the images are {_times(first)}"
+
+
+def _fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """SHA-256 over the files' relative names and sizes: cheap, and the same in a copy of the folder."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\n" % path.stat().st_size)
+    return digest.hexdigest()
+
+
+def _decode_all(root: Path, train: Sequence[Path], test: Sequence[Path], size: int, reporter: Reporter) -> Pixels:
+    import numpy as np
+
+    from saukit.data.decoding import decode_image, why_unreadable
+
+    files = (*train, *test)
+    _check_memory(len(files), size)
+    images = np.zeros((len(files), 3, size, size), np.uint8)
+    readable = np.ones(len(files), bool)
+    reasons: dict[int, str] = {}
+
+    def decode(start: int) -> int:
+        for index in range(start, min(start + CHUNK, len(files))):
+            try:
+                images[index] = decode_image(files[index], size)
+            except MemoryError:
+                raise
+            except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
+                readable[index] = False
+                reasons[index] = why_unreadable(error)
+        return min(start + CHUNK, len(files))
+
+    with reporter.progress("decoding", len(files)) as line, ThreadPoolExecutor(usable_cores()) as pool:
+        try:
+            for done in pool.map(decode, range(0, len(files), CHUNK)):
+                line.update(done)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+    def read(part: str, positions: Integers, image_size: int) -> Images:
+        assert image_size == size
+        return images[positions if part == "train" else positions + len(train)]
+
+    bad = tuple((files[index].relative_to(root).as_posix(), reasons[index]) for index in sorted(reasons))
+    return Pixels(read, readable[: len(train)], readable[len(train) :], bad)
+
+
+def _check_memory(count: int, size: int) -> None:
+    needed, available = COPIES_IN_MEMORY * count * 3 * size * size, available_memory()
+    if available is not None and needed > available:
+        raise EnvironmentFault(
+            f"{count} images of {size} x {size} need about {format_bytes(needed)} of memory, but "
+            f"{format_bytes(available)} are free: give a smaller --image-size, or a smaller folder"
+        )
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,55 @@
+"""The table of data sources. Another one is a row, and a file beside this one if it is of another kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from saukit.core.errors import UsageError
+from saukit.data.source import Channels, Known, Source
+from saukit.data.sources.digits import open_digits
+from saukit.data.sources.folder import open_folder
+from saukit.data.sources.torchvision_sets import TorchvisionSet
+
+DATA_ROOT = "SAUKIT_DATA"
+CIFAR_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR_STD: Channels = (0.2470, 0.2435, 0.2616)
+FASHION = tuple(f"FashionMNIST/raw/{name}-ubyte" for name in (
+    "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"
+))  # fmt: skip
+SVHN = TorchvisionSet(
+    "SVHN", ("train_32x32.mat", "test_32x32.mat"), {"split": "train"}, {"split": "test"}, tuple("0123456789")
+)
+
+# fmt: off
+TABLE: dict[str, Known] = {
+    "digits": Known(open_digits, 8, flip=False, test_set=False, embedded=True),
+    "cifar10": Known(TorchvisionSet("CIFAR10", ("cifar-10-batches-py",)), 32, True, CIFAR_MEAN, CIFAR_STD),
+    "cifar100": Known(TorchvisionSet("CIFAR100", ("cifar-100-python",)), 32, True, CIFAR_MEAN, CIFAR_STD),
+    "fashion-mnist": Known(TorchvisionSet("FashionMNIST", FASHION), 28, True),
+    "svhn": Known(SVHN, 32, flip=False),
+    "folder": Known(open_folder, None, flip=True, test_set=None, own_files=True),
+}
+# fmt: on
+
+
+def open_source(name: str, root: Path | None) -> Source:
+    """The source called `name`, its files in `root`.
+
+    Raises: UsageError if `root` is missing or out of place, DataError if the files are not there or damaged.
+    """
+    return TABLE[name].open(name, check_root(name, root) or Path())
+
+
+def check_root(name: str, root: Path | None) -> Path | None:
+    """`root`, or None for embedded data. Raises: UsageError if it is missing or out of place.
+
+    SAUKIT_DATA may be set for other data sets, so embedded data refuses only a root that does not come from there.
+    """
+    if TABLE[name].embedded:
+        if root is not None and str(root) != os.environ.get(DATA_ROOT):
+            raise UsageError(f"{name} is embedded in saukit's dependencies and has no root: leave out --root {root}")
+        return None
+    if root is None:
+        raise UsageError(f"{name} lies in a folder: give it as --root DIR, or set {DATA_ROOT}=DIR")
+    return root

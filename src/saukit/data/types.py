@@ -1,0 +1,10 @@
+"""The arrays of images and labels, by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]

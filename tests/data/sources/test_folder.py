@@ -1,0 +1,167 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError, EnvironmentFault
+from saukit.data.source import Source
+from saukit.data.sources import folder as room
+from saukit.data.sources.folder import open_folder
+
+from ..conftest import TreeMaker
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def opened(root: Path) -> Source:
+    return open_folder("folder", root)
+
+
+def test_one_tree_is_read_in_the_order_of_names(make_tree: TreeMaker) -> None:
+    root = make_tree({"dog": 2, "cat": 3, ".hidden": 1})
+    nested = root / "cat" / "a" / "b"
+    nested.mkdir(parents=True)
+    Image.fromarray(COLOUR).save(nested / "deep.PNG")
+    (root / "cat" / ".trash").mkdir()
+    Image.fromarray(COLOUR).save(root / "cat" / ".trash" / "no.png")
+    (root / "cat" / ".no.png").write_bytes(b"no")
+    (root / "dog" / "notes.txt").write_text("no image")
+    source = opened(root)
+    assert source.classes == ("cat", "dog") and source.train_labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert source.test_labels is None and source.image_size == 8 and source.size_reason is None
+    pixels = source.load(8, Reporter(quiet=True))
+    assert pixels.train_ok.all() and len(pixels.test_ok) == 0 and not pixels.bad
+    first = np.asarray(Image.open(root / "dog" / "001.png")).transpose(2, 0, 1)
+    assert (pixels.read("train", np.array([5]), 8)[0] == first).all()
+    assert (pixels.read("train", np.array([3]), 8)[0] == COLOUR.transpose(2, 0, 1)).all()  # 000 001 002 a/b/deep
+
+
+def test_ignored_files_are_counted(make_tree: TreeMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree({"cat": 1, "dog": 1})
+    for name in ("a.heic", "b.heic", "c.txt"):
+        (root / "cat" / name).write_text("x")
+    opened(root).load(8, Reporter())
+    assert "files without an image extension are ignored: 2 .heic, 1 .txt" in capsys.readouterr().err
+
+
+def test_train_and_test_folders_are_two_parts(make_tree: TreeMaker) -> None:
+    make_tree({"cat": 3, "dog": 2}, under="train")
+    root = make_tree({"cat": 1, "dog": 1}, under="test")
+    source = opened(root)
+    assert source.train_labels.tolist() == [0, 0, 0, 1, 1]
+    assert source.test_labels is not None and source.test_labels.tolist() == [0, 1]
+    expected = np.asarray(Image.open(root / "test" / "dog" / "000.png")).transpose(2, 0, 1)
+    assert (source.load(8, Reporter(quiet=True)).read("test", np.array([1]), 8)[0] == expected).all()
+
+
+def test_a_class_may_be_called_train(make_tree: TreeMaker) -> None:
+    assert opened(make_tree({"bus": 2, "test": 2, "train": 2})).classes == ("bus", "test", "train")
+
+
+def test_train_without_test_is_told(make_tree: TreeMaker) -> None:
+    make_tree({"cat": 3, "dog": 2}, under="train")
+    root = make_tree({"cat": 3, "dog": 2}, under="val")
+    with pytest.raises(DataError, match=r"has train/, val/ but no test/ .*or give .*/train as --root"):
+        opened(root)
+
+
+def test_parts_with_different_classes_are_told(make_tree: TreeMaker) -> None:
+    make_tree({"cat": 3, "dog": 2, "eel": 2}, under="train")
+    root = make_tree({"cat": 3, "dog": 2, "fox": 2}, under="test")
+    with pytest.raises(DataError, match="must have the same classes: eel only in train/; fox only in test/"):
+        opened(root)
+
+
+def test_empty_class_folders_are_all_listed(make_tree: TreeMaker) -> None:
+    root = make_tree({"cat": 1, "dog": 1})
+    (root / "eel").mkdir()
+    (root / "fox").mkdir()
+    (root / "fox" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"class folders of .* without an image .*png.*: eel, fox; fill or remove them"):
+        opened(root)
+
+
+def test_a_root_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder: give the folder with one subfolder per class as --root"):
+        opened(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="needs at least two subfolders, one per class; it has 0"):
+        opened(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_told(make_tree: TreeMaker) -> None:
+    root = make_tree({"cat": 1, "dog": 1})
+    try:
+        (root / "dog").rename(os.fsdecode(os.fsencode(root) + b"/d\xffg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(DataError, match="not UTF-8 cannot name classes"):
+        opened(root)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "reason"),
+    [
+        ([(224, 224), (224, 224)], 224, None),
+        ([(225, 225), (225, 225)], 64, "the images are 225 x 225"),
+        ([(30, 40), (30, 40)], 64, "the images are 30 x 40"),
+        ([(32, 32), (48, 48)], 64, "the images differ in size (32 x 32, 48 x 48 ...)"),
+        ([(2, 2), (2, 2)], 64, "the images are 2 x 2"),
+    ],
+)
+def test_the_size_is_the_images_own_where_they_share_one(
+    make_tree: TreeMaker, sizes: list[tuple[int, int]], size: int, reason: str | None
+) -> None:
+    for name, own in zip(("cat", "dog"), sizes, strict=True):
+        root = make_tree({name: 1}, size=own)
+    source = opened(root)
+    assert source.image_size == size
+    assert source.size_reason == reason
+
+
+def test_unreadable_images_are_all_found(make_tree: TreeMaker) -> None:
+    root = make_tree({"cat": 3, "dog": 3}, size=(32, 32))
+    (root / "cat" / "000.png").write_bytes(b"no image at all")
+    (root / "cat" / "zero.png").touch()
+    half = root / "dog" / "half.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    torn = root / "dog" / "001.png"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    pixels = opened(root).load(32, Reporter(quiet=True))
+    reasons = dict(pixels.bad)
+    assert list(reasons) == ["cat/000.png", "cat/zero.png", "dog/001.png", "dog/half.jpg"]
+    assert reasons["cat/000.png"] == "not an image that Pillow knows" and "truncated" in reasons["dog/half.jpg"]
+    assert pixels.train_ok.tolist() == [False, True, True, False, True, False, True, False]
+
+
+def test_a_decompression_bomb_is_unreadable(make_tree: TreeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_tree({"cat": 1, "dog": 1}, size=(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert [name for name, _ in opened(root).load(8, Reporter(quiet=True)).bad] == ["cat/000.png", "dog/000.png"]
+
+
+def test_more_than_fits_into_memory_is_told_before_decoding(
+    make_tree: TreeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = opened(make_tree({"cat": 2, "dog": 2}))
+    monkeypatch.setattr(room, "available_memory", lambda: 1000)
+    with pytest.raises(
+        EnvironmentFault, match=r"4 images of 64 x 64 need about 144 KiB of memory, but 1000 B are free"
+    ):
+        source.load(64, Reporter(quiet=True))
+
+
+def test_the_fingerprint_follows_names_and_sizes_not_the_place(make_tree: TreeMaker) -> None:
+    first = opened(make_tree({"cat": 2, "dog": 2}, name="one")).fingerprint
+    copy = make_tree({"cat": 2, "dog": 2}, name="two")
+    assert opened(copy).fingerprint == first
+    (copy / "cat" / "000.png").rename(copy / "cat" / "0.png")
+    renamed = opened(copy).fingerprint
+    comment = PngInfo()
+    comment.add_text("note", "longer")
+    Image.fromarray(COLOUR).save(copy / "cat" / "0.png", pnginfo=comment)
+    assert len({first, renamed, opened(copy).fingerprint}) == 3
