@@ -251,7 +251,7 @@ def test_one_image_in_a_class(cli: Cli, pictures: Pictures, work: Path) -> None:
 def test_a_folder_of_one_class(cli: Cli, pictures: Pictures, tmp_path: Path) -> None:
     outcome = cli(*FOLDER, "--root", pictures({"cat": 3}), "-w", tmp_path / "w")
     assert outcome.code == 3
-    assert "needs at least two subfolders, one a class; it has 1" in outcome.error
+    assert "needs at least two subfolders, one per class; it has 1" in outcome.error
 
 
 def test_unreadable_images_are_all_listed_and_nothing_is_written(cli: Cli, pictures: Pictures, work: Path) -> None:
@@ -263,8 +263,8 @@ def test_unreadable_images_are_all_listed_and_nothing_is_written(cli: Cli, pictu
     outcome = cli(*FOLDER, "--root", root, "-w", work, "--force")
     assert outcome.code == 3
     assert "2 images cannot be read; nothing was written" in outcome.error
-    assert "leave them out with --skip-bad" in outcome.error
-    assert "cat/000.png (not an image that Pillow knows)" in outcome.error and "dog/003.png (" in outcome.error
+    assert "skip them with --skip-bad" in outcome.error
+    assert "cat/000.png (unknown image format)" in outcome.error and "dog/003.png (" in outcome.error
     assert tree(work) == before
 
 
@@ -273,7 +273,7 @@ def test_unreadable_images_can_be_left_out_and_are_counted(cli: Cli, pictures: P
     (root / "cat" / "000.png").write_bytes(b"no image")
     outcome = cli(*FOLDER, "--root", root, "-w", tmp_path / "w", "--skip-bad", "--json")
     assert outcome.code == 0
-    assert "warning: 1 image cannot be read, left out: cat/000.png" in outcome.error
+    assert "warning: 1 image cannot be read, skipped: cat/000.png" in outcome.error
     assert outcome.document["skipped"] == 1
     assert outcome.document["train_images"] + outcome.document["test_images"] == 11
 

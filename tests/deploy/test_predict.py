@@ -163,7 +163,7 @@ def test_unreadable_files_are_all_listed(shared_work: Path, digits: Path) -> Non
     with pytest.raises(DataError, match=r"^2 images cannot be read; nothing was written\. .* --skip-bad:\n") as caught:
         predicted(shared_work, digits, config=PredictConfig(batch_size=4))
     assert [line.split("/")[-1].split(" ")[0] for line in str(caught.value).splitlines()[1:]] == ["05.png", "17.png"]
-    assert "17.png (not an image that Pillow knows)" in str(caught.value)
+    assert "17.png (unknown image format)" in str(caught.value)
 
 
 def test_unreadable_files_can_be_left_out(shared_work: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +172,7 @@ def test_unreadable_files_can_be_left_out(shared_work: Path, digits: Path, capsy
     result = predicted(shared_work, digits, config=PredictConfig(skip_bad=True, batch_size=1))
     assert "1 image cannot be read, left out" in capsys.readouterr().err
     assert [path.name for path, _ in result.skipped] == ["17.png"]
-    assert result.document()["skipped"] == [
-        {"image": str(digits / "17.png"), "reason": "not an image that Pillow knows"}
-    ]
+    assert result.document()["skipped"] == [{"image": str(digits / "17.png"), "reason": "unknown image format"}]
     kept = [index for index in range(20) if index != 17]
     assert result.images == tuple(whole.images[index] for index in kept)
     assert (result.labels == whole.labels[kept]).all()
@@ -183,9 +181,7 @@ def test_unreadable_files_can_be_left_out(shared_work: Path, digits: Path, capsy
 
 def test_nothing_is_left_if_no_file_can_be_read(shared_work: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(
-        DataError, match=r"^none of 1 images can be read:\n  .*a.png \(not an image that Pillow knows\)"
-    ):
+    with pytest.raises(DataError, match=r"^none of 1 images can be read:\n  .*a.png \(unknown image format\)"):
         predicted(shared_work, tmp_path, config=PredictConfig(skip_bad=True))
 
 

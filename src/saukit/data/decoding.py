@@ -50,7 +50,7 @@ def why_unreadable(error: Exception) -> str:
     """Why `decode_image` could not read an image, for messages."""
     text = str(error).strip()
     if "cannot identify image file" in text:
-        return "not an image that Pillow knows"
+        return "unknown image format"
     return text or type(error).__name__
 
 
