@@ -85,7 +85,7 @@ def test_counts_may_stand_before_other_options(cli: Cli, pictures: Pictures, tmp
         (("--counts", "cat=17", "dog=9"), "cat=17 (1 to 16 are possible), dog=9 (1 to 8 are possible)"),
         (("--counts", "rat=5"), "counts name unknown classes 'rat': there are cat, dog"),
         (("--counts", "cat=5", "0=5"), "counts name a class twice: cat"),
-        (("--counts", "cat=5", "--imb", "10"), "imb has no effect with profile counts: use profile exp, step or pareto"),
+        (("--counts", "cat=5", "--imb", "10"), "imb has no effect with profile counts"),
         (("--counts", "cat=5", "--profile", "exp"), "counts has no effect with profile exp: use profile counts"),
         (("--profile", "counts"), "profile counts needs counts: write CLASS=N"),
         (("cat=5",), "unexpected argument 'cat=5': class counts follow --counts"),
