@@ -109,6 +109,7 @@ def test_what_is_saved_is_a_hub_model(saved: Path) -> None:
         "image_size": [16, 16],
         "mean": [0.4914, 0.4822, 0.4465],
         "method": "sau",
+        "standardize": False,
         "std": [0.1, 1 / 3, 0.3],
     }
     front = yaml.safe_load((saved / "README.md").read_text().split("---")[1])

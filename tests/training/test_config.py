@@ -113,10 +113,17 @@ def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, s
     assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
 
 
+def test_the_preset_for_photos_trains_a_head_on_a_pretrained_network() -> None:
+    """Its weight decay is that of scikit-learn's C 0.003 on 3,068 images: 1 / (C N), a mean instead of a sum."""
+    config = resolved(TrainConfig(preset="photo-small", method="ce"), image_side=224)
+    assert (config.backbone, config.weights, config.tune) == ("timm/tf_efficientnet_lite0", "pretrained", "head")
+    assert config.weight_decay == pytest.approx(1 / (0.003 * 3068), rel=0.1)
+    assert resolved(TrainConfig(preset="photo-small", method="ce"), image_side=8).backbone == config.backbone
+
+
 def test_exactly_one_length_in_each_preset() -> None:
-    assert {name: (row.epochs is None) != (row.steps is None) for name, row in PRESETS.items()} == dict.fromkeys(
-        EXPECTED, True
-    )
+    assert all((row.epochs is None) != (row.steps is None) for row in PRESETS.values())
+    assert set(PRESETS) == {*EXPECTED, "photo-small"}
 
 
 def test_every_problem_is_listed() -> None:

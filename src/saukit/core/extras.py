@@ -13,6 +13,7 @@ EXTRAS = {
     "text2image": ("transformers", "accelerate", "peft"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorboard": ("tensorboard",),
+    "timm": ("timm",),
 }
 
 

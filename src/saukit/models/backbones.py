@@ -1,4 +1,4 @@
-"""Backbones: images to feature vectors. Another one is a line in `BACKBONES`."""
+"""Backbones: images to feature vectors. Another one is a row of `BACKBONES`; any network of timm is there already."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from saukit.core.extras import require_extra
+
+TIMM = "timm/"  # what names of timm's networks begin with
 
 
 class OptionAShortcut(nn.Module):
@@ -106,28 +110,87 @@ class ResNeXt50(nn.Module):
         return features
 
 
+class TimmNetwork(nn.Module):
+    """A network of timm without its classifier, initialised as timm does or with its pretrained weights."""
+
+    def __init__(self, name: str, *, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm
+
+        self.network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        self.feature_dim = int(getattr(self.network, "head_hidden_size", None) or self.network.num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, H, W] -> features [b, d]."""
+        features: Tensor = self.network(x)
+        return features
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the table of backbones: how to build one, and the smallest image side it makes sense for."""
+    """A row of the table of backbones: how to build one, and the smallest image side it makes sense for.
+
+    `own_init`: a library's network, which keeps its library's initialisation. `mean` and `std` are what its pretrained
+    weights were trained with, None: the split's. `image_side`: pixels that it takes and no others; None: any.
+    """
 
     build: Callable[[], nn.Module]
     smallest_side: int
     about: str
+    own_init: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_side: int | None = None
 
 
-BACKBONES: dict[str, Backbone] = {
-    "resnet32-w64": Backbone(lambda: CifarResNet(5, 64), 16, "ResNet-32 with 64/128/256 channels (SAU, GLMC)"),
-    "resnet32-w16": Backbone(lambda: CifarResNet(5, 16), 16, "the customary ResNet-32 with 16/32/64 channels"),
-    "convnet-small": Backbone(lambda: SmallConvNet(32), 4, "six convolutions for images of 8 to 16 pixels"),
-    "resnext50": Backbone(ResNeXt50, 64, "ResNeXt-50 32x4d (ImageNet-LT)"),
-}
+class _Backbones(dict[str, Backbone]):
+    """The table; a name such as timm/resnet50 is a row that is made when it is asked for (extra timm)."""
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name) or not str(name).startswith(TIMM):
+            return super().__contains__(name)
+        require_extra("timm", purpose=f"backbone {name}")
+        import timm
+
+        return bool(timm.is_model(str(name).removeprefix(TIMM)))
+
+    def __missing__(self, name: str) -> Backbone:
+        if name not in self:
+            raise KeyError(f"backbone {name!r}")
+        import timm
+
+        bare = name.removeprefix(TIMM)
+        known = timm.get_pretrained_cfg(bare)
+        return Backbone(
+            lambda: TimmNetwork(bare),
+            smallest_side=32,
+            about="timm",
+            own_init=True,
+            mean=None if known is None else tuple(known.mean),
+            std=None if known is None else tuple(known.std),
+            image_side=known.input_size[-1] if known is not None and known.fixed_input_size else None,
+        )
+
+
+BACKBONES: dict[str, Backbone] = _Backbones(
+    {
+        "resnet32-w64": Backbone(lambda: CifarResNet(5, 64), 16, "ResNet-32 with 64/128/256 channels (SAU, GLMC)"),
+        "resnet32-w16": Backbone(lambda: CifarResNet(5, 16), 16, "the customary ResNet-32 with 16/32/64 channels"),
+        "convnet-small": Backbone(lambda: SmallConvNet(32), 4, "six convolutions for images of 8 to 16 pixels"),
+        "resnext50": Backbone(ResNeXt50, 64, "ResNeXt-50 32x4d (ImageNet-LT)", own_init=True),
+    }
+)
 
 
 def build_backbone(name: str) -> nn.Module:
-    """A new backbone with He initialisation (He et al. 2015); it has `feature_dim`, the length of its features."""
-    backbone = BACKBONES[name].build()
+    """A new backbone; it has `feature_dim`, the length of its features.
+
+    With He initialisation (He et al. 2015); a library's network with its library's.
+    """
+    row = BACKBONES[name]
+    backbone = row.build()
     for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not row.own_init:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return backbone
 

@@ -49,6 +49,7 @@ class ImageClassifier(
         std: Sequence[float],
         method: str,
         classifier: str = "linear",
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         fields = {
@@ -60,6 +61,7 @@ class ImageClassifier(
             "std": std,
             "projection": False,
             "classifier": classifier,
+            "standardize": standardize,
         }
         self.spec = from_mapping(ModelSpec, fields, where="the classifier")
         self.network = self.spec.build_network()
@@ -79,6 +81,7 @@ class ImageClassifier(
             std=list(spec.std),
             method=spec.method,
             classifier=spec.classifier,
+            standardize=spec.standardize,
         )
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})

@@ -33,11 +33,34 @@ class CosineClassifier(nn.Linear):
         return COSINE_SCALE * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
+class Standardize(nn.Module):
+    """(x - mean) / std of features, with figures that are set once and do not learn."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("std", torch.ones(feature_dim))
+
+    mean: Tensor
+    std: Tensor
+
+    def fit(self, features: Tensor) -> None:
+        """Take mean and standard deviation from features float32 [n, d]; a feature that never varies keeps 1."""
+        self.mean.copy_(features.mean(0))
+        std = features.std(0, correction=0)
+        self.std.copy_(torch.where(std > 0, std, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, d] -> [b, d]."""
+        return (x - self.mean) / self.std
+
+
 class DualBranchNet(nn.Module):
     """A classifier for the synthetic-unaware branch and a projection for the synthetic-aware one.
 
     Inference uses the classifier alone; a method without a contrastive loss has no projection. `class_projection`
-    turns the classifier's weights into one embedding a class, for balanced contrastive learning.
+    turns the classifier's weights into one embedding a class, for balanced contrastive learning. `standardize` puts
+    a standardisation of the features before the heads, for a backbone that does not learn.
     """
 
     def __init__(
@@ -48,19 +71,26 @@ class DualBranchNet(nn.Module):
         projection: bool,
         class_projection: bool = False,
         classifier: Classifier = "linear",
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone)
         feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
+        self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
         head = nn.Linear if classifier == "linear" else CosineClassifier
         self.classifier = head(feature_dim, num_classes)
         self.projection = _projection_head(feature_dim) if projection else None
         self.class_projection = _class_projection_head(feature_dim) if class_projection else None
         self._is_compiled = False
 
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images [b, 3, H, W] -> features [b, d]; features of the backbone [b, d] are taken as they are."""
+        features: Tensor = self.standardize(self.backbone(images) if images.dim() == 4 else images)
+        return features
+
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [b, 3, H, W] -> logits [b, K]."""
-        logits: Tensor = self.classifier(self.backbone(images))
+        """Normalised images [b, 3, H, W], or features of the backbone [b, d] -> logits [b, K]."""
+        logits: Tensor = self.classifier(self.features(images))
         return logits
 
     def project(self, images: Tensor) -> Tensor:
@@ -75,7 +105,7 @@ class DualBranchNet(nn.Module):
         """
         if self.projection is None:
             raise RuntimeError("this network was built without a projection")
-        features = torch.cat([self.backbone(view) for view in views])
+        features = torch.cat([self.features(view) for view in views])
         for layer in self.projection:
             if isinstance(layer, nn.BatchNorm1d):
                 features = torch.cat([layer(view) for view in features.chunk(len(views))])
@@ -96,7 +126,7 @@ class DualBranchNet(nn.Module):
     def frozen_logits(self, images: Tensor) -> Tensor:
         """As `forward`, but only the classifier learns: the backbone runs in eval mode and without gradient."""
         with self.inference():
-            features = self.backbone(images)
+            features = self.features(images)
         logits: Tensor = self.classifier(features)
         return logits
 

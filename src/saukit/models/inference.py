@@ -14,6 +14,7 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import ModelSpec
 
 BATCH_SIZE = 512
+BATCH_PIXELS = 2**21  # 512 images of 64 x 64, 41 of 224 x 224
 FLOAT32 = Precision("off", "cpu")
 
 
@@ -34,13 +35,15 @@ class Predictions:
 def predict(
     network: DualBranchNet,
     spec: ModelSpec,
-    images: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32],
     *,
     device: torch.device,
     precision: Precision = FLOAT32,
     batch_size: int = BATCH_SIZE,
 ) -> Predictions:
     """Features and logits of images uint8 [n, 3, H, W], by backbone and classifier alone, in eval mode.
+
+    What the backbone made of images, float32 [n, d], is taken in their place.
 
     `network` is moved to `device`; its mode, training or eval, is afterwards what it was. The one way from pixels to
     predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
@@ -49,10 +52,12 @@ def predict(
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     features = np.empty((len(images), network.classifier.in_features), np.float32)
     logits = np.empty((len(images), network.classifier.out_features), np.float32)
+    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, images[:1].size // 3)))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         with network.inference(), precision.autocast():
-            found = network.backbone(normalise(torch.from_numpy(images[part]).to(device), mean, std))
+            batch = torch.from_numpy(images[part]).to(device)
+            found = network.features(normalise(batch, mean, std) if batch.dim() == 4 else batch)
             features[part] = found.float().cpu().numpy()
             logits[part] = network.classifier(found).float().cpu().numpy()
     return Predictions(features, logits)

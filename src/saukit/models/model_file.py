@@ -29,6 +29,7 @@ class ModelSpec:
     projection: bool
     class_projection: bool = False
     classifier: Classifier = "linear"
+    standardize: bool = False
 
     def build_network(self) -> DualBranchNet:
         """A new network of this kind, its weights at random. Raises: KeyError for an unknown backbone."""
@@ -40,6 +41,7 @@ class ModelSpec:
             projection=self.projection,
             class_projection=self.class_projection,
             classifier=self.classifier,
+            standardize=self.standardize,
         )
 
 

@@ -23,7 +23,7 @@ Method = Literal[
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
-PresetName = Literal["paper", "ldam", "fast", "small"]
+PresetName = Literal["paper", "ldam", "fast", "small", "photo-small"]
 
 SAU = {"method": ("sau", "sau-aware")}
 
@@ -41,9 +41,21 @@ class TrainConfig:
     method: Method = option("sau", "Loss and batches; mixup-cutmix and sau-aware are SAU with one branch off.")
     synthetic: bool | None = option(None, "Train on the synthetic cache too.", shown="if there is one")
     preset: Literal["auto", PresetName] = option(
-        "auto", "Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU."
+        "auto",
+        "Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU, "
+        "photo-small a frozen pretrained network.",
     )
-    backbone: str | None = option(None, "resnet32-w64, resnet32-w16, convnet-small or resnext50.", preset=True)
+    backbone: str | None = option(
+        None, "resnet32-w64, resnet32-w16, convnet-small, resnext50, or timm/NAME (extra timm).", preset=True
+    )
+    weights: str | None = option(
+        None,
+        "What the backbone starts from: pretrained (timm's), a safetensors file, run:NAME or none.",
+        shown="pretrained for timm/NAME, else none",
+    )
+    tune: Literal["all", "head"] | None = option(
+        None, "Train the whole network, or a linear head on the frozen backbone's features.", preset=True
+    )
     epochs: int | None = option(None, "Passes over the training set.", preset=True, least=1, excludes=("steps",))
     steps: int | None = option(None, "Optimizer steps, however many images there are.", preset=True, least=1)
     batch_size: int | None = option(None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images")
@@ -104,6 +116,8 @@ class ResolvedTrainConfig(TrainConfig):
     synthetic: bool
     preset: PresetName
     backbone: str
+    weights: str
+    tune: Literal["all", "head"]
     batch_size: int
     drop_last: bool
     lr: float
@@ -132,6 +146,7 @@ class Preset:
     schedule: Schedule
     warmup: float
     drop_last: bool = True
+    tune: Literal["all", "head"] = "all"
 
 
 SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the small convolutional network is used
@@ -144,6 +159,8 @@ PRESETS: dict[PresetName, Preset] = {
     "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),
     # A budget for a processor; minutes, not days.
     "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
+    # Photos in minutes on a CPU: the weight decay is what regularises a linear head on standardised features.
+    "photo-small": Preset("timm/tf_efficientnet_lite0", None, 500, 256, 0.01, 0.1, "cosine-step", 0.05, tune="head"),
 }
 
 
@@ -168,12 +185,27 @@ def resolve(
     values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
     if config.epochs is not None or config.steps is not None:
         del values["epochs"], values["steps"]
-    if tiny:
+    if tiny and values["tune"] == "all":
         values["backbone"] = "convnet-small"
     values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
     config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
+    name = config.backbone or values["backbone"]
+    values["weights"] = "pretrained" if name.startswith("timm/") else "none"
     resolved = resolved_as(ResolvedTrainConfig, config, values)
     problems = []
+    if resolved.weights == "pretrained" and not resolved.backbone.startswith("timm/"):
+        problems.append(f"{resolved.backbone} has no pretrained weights: use --weights none, a file or run:NAME")
+    if resolved.tune == "head":
+        single = [name for name, row in methods.items() if row.views_per_step == 1]
+        if resolved.method not in single:
+            problems.append(
+                f"tune head trains on features of one view per image, and {resolved.method} needs other views: "
+                f"use method {', '.join(single)}, or tune all"
+            )
+        if resolved.weights == "none":
+            problems.append(
+                "tune head trains on a frozen backbone, and weights none has learned nothing: give --weights"
+            )
     if resolved.backbone not in backbones:
         problems.append(f"unknown backbone {resolved.backbone!r}: use one of {', '.join(backbones)}")
     if resolved.cuda_graph and device_type != "cuda":

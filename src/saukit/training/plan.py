@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from saukit.core.artifacts import sha256_file
 from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, UsageError
-from saukit.core.workspace import Workspace
+from saukit.core.workspace import Workspace, require
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
-from saukit.models.model_file import ModelSpec
+from saukit.models.model_file import MODEL_NAME, ModelSpec
 from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name, resolve
 from saukit.training.methods import METHODS, MethodEntry
 from saukit.training.training_set import batches_per_epoch
@@ -31,6 +33,7 @@ class TrainingPlan:
     cache: SyntheticImages | None
     device: torch.device
     inputs: dict[str, str]
+    weights_path: Path | None = None
 
     @property
     def training_images(self) -> int:
@@ -62,16 +65,18 @@ class TrainingPlan:
     @property
     def model_spec(self) -> ModelSpec:
         """What the trained model's file will say of it."""
+        backbone = BACKBONES[self.config.backbone]
         return ModelSpec(
             method=self.config.method,
             backbone=self.config.backbone,
             classes=self.split.classes,
             image_size=self.split.image_size,
-            mean=self.split.mean,
-            std=self.split.std,
+            mean=backbone.mean or self.split.mean,
+            std=backbone.std or self.split.std,
             projection=self.method.projection,
             class_projection=self.method.class_projection,
             classifier=self.method.classifier,
+            standardize=self.config.tune == "head",
         )
 
     @property
@@ -120,10 +125,16 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
         amp=resolve_amp(config.amp, device),
     )
     backbone = resolved.backbone
-    if min(split.image_size) < BACKBONES[backbone].smallest_side:
+    row, size = BACKBONES[backbone], f"{split.image_size[0]} x {split.image_size[1]}"
+    if row.image_side is not None and split.image_size != (row.image_side, row.image_side):
         raise UsageError(
-            f"backbone {backbone} needs images of at least {BACKBONES[backbone].smallest_side} pixels, "
-            f"this split has {split.image_size[0]} x {split.image_size[1]}: use --backbone convnet-small"
+            f"backbone {backbone} takes images of {row.image_side} pixels, this split has {size}: "
+            f"make one with `saukit make-lt --image-size {row.image_side}`"
+        )
+    if min(split.image_size) < row.smallest_side:
+        raise UsageError(
+            f"backbone {backbone} needs images of at least {row.smallest_side} pixels, this split has {size}: "
+            "use --backbone convnet-small"
         )
     if resolved.select == "val" and split.val is None:
         raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
@@ -134,7 +145,24 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
         )
     cache = load_cache(workspace, split) if resolved.synthetic else None
     inputs = {"split": split.manifest.digest} | ({} if cache is None else {"synth": cache.manifest.digest})
-    return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs)
+    path = _weights_path(resolved.weights, workspace)
+    if path is not None:
+        inputs["weights"] = sha256_file(path / MODEL_NAME if path.is_dir() else path)
+    return TrainingPlan(resolved, name or default_run_name(resolved), split, cache, device, inputs, path)
+
+
+def _weights_path(weights: str, workspace: Workspace) -> Path | None:
+    """The file, or the run's folder, that `weights` names; None for none and pretrained."""
+    if weights in ("none", "pretrained"):
+        return None
+    if weights.startswith("run:"):
+        folder = workspace.run(weights.removeprefix("run:"))
+        require(folder, kind="run", command=f"saukit train --name {weights.removeprefix('run:')}")
+        return folder
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise DataError(f"no weights at {path}: give a safetensors file, run:NAME, pretrained or none as --weights")
+    return path
 
 
 def learning_rate(step: int, plan: TrainingPlan) -> float:

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
+from saukit.models.pretrained import load_pretrained, load_weights
 from saukit.training.methods import MethodEntry, StepContext, logit_offsets
 from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
-from saukit.training.views import Views
+from saukit.training.views import FeatureViews, Views
 
 MOMENTUM = 0.9
 WARM_UP_STEPS = 3
@@ -59,7 +60,7 @@ class TrainingStep:
         # A tensor that stays where it is, because a recorded step reads the learning rate from its address.
         self.learning_rate = torch.zeros((), device=context.logit_offsets.device)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
+            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
             lr=self.learning_rate,
             momentum=MOMENTUM,
             weight_decay=context.config.weight_decay,
@@ -164,6 +165,9 @@ def build_step(plan: TrainingPlan) -> TrainingStep:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         network = plan.model_spec.build_network()
+    start_from(network.backbone, plan)
+    if config.tune == "head":
+        network.backbone.requires_grad_(False)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         network.compile_backbone()
@@ -172,7 +176,11 @@ def build_step(plan: TrainingPlan) -> TrainingStep:
     )
     context = StepContext(
         network=network,
-        views=Views(torch.tensor(split.mean, device=device), torch.tensor(split.std, device=device), flip=config.flip),
+        views=(FeatureViews if config.tune == "head" else Views)(
+            torch.tensor(plan.model_spec.mean, device=device),
+            torch.tensor(plan.model_spec.std, device=device),
+            flip=config.flip,
+        ),
         precision=Precision(config.amp, device.type),
         config=config,
         class_counts=all_counts,
@@ -182,6 +190,14 @@ def build_step(plan: TrainingPlan) -> TrainingStep:
         generator=torch.Generator(device),
     )
     return TrainingStep(plan.method, context)
+
+
+def start_from(backbone: nn.Module, plan: TrainingPlan) -> None:
+    """Give a new backbone the weights that the configuration says it starts from."""
+    if plan.config.weights == "pretrained":
+        load_pretrained(backbone, plan.config.backbone)
+    elif plan.weights_path is not None:
+        load_weights(backbone, plan.weights_path)
 
 
 class _RecordedStep:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
+from saukit.models.dual_branch import Standardize
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
+from saukit.training.features import FrozenFeatures, frozen_features
 from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
 from saukit.training.methods import class_prototypes
@@ -93,6 +95,8 @@ def fit(
             with suited_threads(plan.split.image_size, device):
                 trainer = Trainer(plan)
                 trainer.announce(reporter)
+                if plan.config.tune == "head":
+                    trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
                 if (folder / CHECKPOINT_NAME).exists():
                     trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
@@ -105,6 +109,7 @@ class Trainer:
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.method = plan, plan.method
+        self.features: FrozenFeatures | None = None
         self.training_set = build_training_set(plan.split, plan.cache, plan.device)
         self.step = build_step(plan)
         self.network = self.step.network
@@ -115,6 +120,15 @@ class Trainer:
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self._orders: dict[tuple[bool, bool], BatchOrder] = {}
         self._is_prepared = not (plan.config.compile or plan.config.cuda_graph)
+
+    def use_features(self, features: FrozenFeatures) -> None:
+        """Train on what the frozen backbone made of the images, standardised over the real ones."""
+        self.features = features
+        images = torch.from_numpy(features.train).to(self.plan.device)
+        self.training_set = replace(self.training_set, images=images, residence="device")
+        assert isinstance(self.network.standardize, Standardize)
+        self.network.standardize.fit(images[: self.training_set.real_count])
+        self._orders = {}
 
     def prepare(self) -> float:
         """Compile and record what the configuration asks for; seconds it took, 0.0 if there is nothing to do.
@@ -282,8 +296,9 @@ class Trainer:
     def _validate(self, part: Part) -> float:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
         plan = self.plan
+        images = part.images if self.features is None or self.features.val is None else self.features.val
         found = predict(
-            self.network, plan.model_spec, part.images, device=plan.device, precision=self.step.context.precision
+            self.network, plan.model_spec, images, device=plan.device, precision=self.step.context.precision
         )
         correct = (found.logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
         accuracy = float(np.mean([correct[part.labels == label].mean() for label in np.unique(part.labels)]))
@@ -319,7 +334,7 @@ class Trainer:
     def _share_of_peak(self, images_per_second: float) -> float | None:
         """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
         plan, method = self.plan, self.method
-        if (peak := peak_flops(plan.device, plan.config.amp)) is None:
+        if (peak := peak_flops(plan.device, plan.config.amp)) is None or plan.config.tune == "head":
             return None
         flops = step_flops(
             plan.config.backbone,

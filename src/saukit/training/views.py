@@ -132,6 +132,14 @@ class Views:
         return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
 
 
+class FeatureViews(Views):
+    """What a frozen backbone made of an image is its only view, float32 [b, d]."""
+
+    def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The features as they are."""
+        return images
+
+
 def _channels_last(pixels: Tensor) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 

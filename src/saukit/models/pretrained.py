@@ -1,0 +1,72 @@
+"""Weights that a backbone starts from: a safetensors file, an earlier run, or a library's pretrained ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.models.backbones import TIMM, TimmNetwork
+from saukit.models.model_file import MODEL_NAME, load_model
+
+LISTED = 4
+HEADS = ("classifier.", "head.", "fc.", "head_dist.")  # of the classes that the weights were trained on
+
+
+def load_pretrained(backbone: nn.Module, name: str) -> None:
+    """Give `backbone`, called timm/..., its pretrained weights, from timm's cache or the Hub.
+
+    Raises: EnvironmentFault that names the ways on if they cannot be loaded.
+    """
+    try:
+        state = TimmNetwork(name.removeprefix(TIMM), pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EnvironmentFault(
+            f"the pretrained weights of {name} cannot be loaded ({reason}): "
+            "check the network, or give --weights FILE.safetensors, or --weights none"
+        ) from error
+    backbone.load_state_dict(state)
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Give `backbone` the weights of a safetensors file, or those of a run's model.
+
+    The file has the network's own names, as timm and torchvision write them; a classifier in it is passed over.
+    Raises: DataError with what does not fit, CorruptArtifactError if the file is not one of safetensors.
+    """
+    found = _read(path)
+    network = backbone.network if hasattr(backbone, "network") else backbone
+    assert isinstance(network, nn.Module)
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in found]
+    other = [name for name, value in found.items() if name in wanted and value.shape != wanted[name].shape]
+    unknown = [name for name in found if name not in wanted and not name.startswith(HEADS)]
+    if missing or other or unknown:
+        parts = [
+            f"{word} {', '.join(names[:LISTED])}" + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            for word, names in (("missing:", missing), ("another shape:", other), ("not in the network:", unknown))
+            if names
+        ]
+        matched = len(wanted) - len(missing) - len(other)
+        raise DataError(
+            f"the weights in {path} do not fit the backbone: {matched} of {len(wanted)} tensors match; "
+            f"{'; '.join(parts)}; give the weights of this --backbone"
+        )
+    network.load_state_dict({name: found[name] for name in wanted})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():  # a run's folder
+        path = path / MODEL_NAME
+        network, _ = load_model(path)
+        inner = network.backbone.network if hasattr(network.backbone, "network") else network.backbone
+        assert isinstance(inner, nn.Module)
+        return dict(inner.state_dict())
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptArtifactError(f"{path} is not a safetensors file ({error}): give another --weights") from None

@@ -1,0 +1,208 @@
+"""A linear head on a frozen backbone: `--tune head`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.preprocessing import StandardScaler
+from support import tiny
+
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.split import load_split, make_split
+from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.evaluate import evaluate
+from saukit.models.classifier import load_classifier
+from saukit.training import features as room
+from saukit.training import trainer as training_room
+from saukit.training.estimate import estimate_seconds
+from saukit.training.plan import plan_training
+from saukit.training.trainer import Trainer, fit
+
+timm = pytest.importorskip("timm")
+CPU = torch.device("cpu")
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def photo_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits at 32 pixels with a validation part, and random weights of a tiny network of timm beside it."""
+    root = tmp_path_factory.mktemp("photos")
+    counts = {str(digit): 12 - digit for digit in range(10)}
+    config = SplitConfig(dataset="digits", counts=counts, image_size=32, val_fraction=0.3)
+    make_split(config, Workspace(root / "work"), root=None, force=False, reporter=QUIET)
+    torch.manual_seed(0)
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, root / "weights.safetensors")
+    return root
+
+
+@pytest.fixture
+def work(photo_work: Path, tmp_path: Path) -> Path:
+    shutil.copytree(photo_work / "work", tmp_path / "work")
+    return tmp_path / "work"
+
+
+def train(work: Path, weights: Path | str, name: str = "run", **fields: Any) -> Path:
+    given = {"backbone": "timm/test_efficientnet", "weights": str(weights), "tune": "head", "steps": 8, **fields}
+    return fit(tiny(**given), Workspace(work), name=name, device=CPU, force=False, resume=True, reporter=QUIET).folder
+
+
+@pytest.fixture
+def weights(photo_work: Path) -> Path:
+    return photo_work / "weights.safetensors"
+
+
+def timm_features(weights: Path, images: np.ndarray) -> np.ndarray:
+    """By timm alone, one image after the other."""
+    network = timm.create_model("test_efficientnet")
+    network.load_state_dict(load_file(weights))
+    network.reset_classifier(0)
+    config = timm.get_pretrained_cfg("test_efficientnet")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    with torch.inference_mode():
+        rows = [network.eval()(((torch.from_numpy(image) / 255 - mean) / std)[None])[0] for image in images]
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("method", ["ce", "balanced-softmax", "logit-adjustment", "ldam-drw", "crt", "class-balanced"])
+def test_the_model_is_a_linear_head_on_standardised_features(work: Path, weights: Path, method: str) -> None:
+    folder = train(work, weights, method=method)
+    split = load_split(Workspace(work))
+    state = load_file(folder / "model.safetensors")
+    features = timm_features(weights, split.train.images)
+    scale = StandardScaler().fit(features)
+    assert state["standardize.mean"].numpy() == pytest.approx(scale.mean_, abs=1e-4)
+    assert state["standardize.std"].numpy() == pytest.approx(scale.scale_, rel=1e-3, abs=1e-5)
+    assert torch.equal(state["backbone.network.conv_stem.weight"], load_file(weights)["conv_stem.weight"])
+
+    classifier = load_classifier(folder)
+    images = split.train.images[:7]
+    with torch.no_grad():
+        found = classifier(torch.from_numpy(images).float() / 255).numpy()
+    standard = (timm_features(weights, images) - state["standardize.mean"].numpy()) / state["standardize.std"].numpy()
+    weight = state["classifier.weight"].numpy()
+    if method == "ldam-drw":  # a cosine classifier
+        standard /= np.linalg.norm(standard, axis=1, keepdims=True)
+        expected = 30 * standard @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T
+    else:
+        expected = standard @ weight.T + state["classifier.bias"].numpy()
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_head_learns(work: Path, weights: Path) -> None:
+    folder = train(work, weights, steps=200, batch_size=32, lr=0.02)
+    split = load_split(Workspace(work))
+    with torch.no_grad():
+        logits = load_classifier(folder)(torch.from_numpy(split.train.images).float() / 255)
+    assert (logits.argmax(1).numpy() == split.train.labels).mean() > 0.9
+    document = evaluate(EvalConfig(run="run"), Workspace(work), device=CPU, force=False, reporter=QUIET).document
+    assert document["top1"] > 0.2
+
+
+def test_features_are_computed_once_for_every_method_and_seed(
+    work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(work, weights, "first")
+    computed: list[int] = []
+    original = room.predict
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        computed.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(room, "predict", counted)
+    train(work, weights, "second", method="balanced-softmax", seed=1)
+    assert computed == []
+    (kept,) = (work / "features").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[-5] ^= 1
+    kept.write_bytes(bytes(content))
+    again = train(work, weights, "again")
+    assert computed  # a changed byte is noticed
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = (train(work, weights, "whole") / "model.safetensors").read_bytes()
+    original = Trainer.advance
+
+    def advance(trainer: Trainer) -> None:
+        if trainer.step_count == 5:
+            raise KeyboardInterrupt
+        original(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_room, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(Trainer, "advance", advance)
+        with pytest.raises(KeyboardInterrupt):
+            train(work, weights, "cut")
+    assert (work / "runs/cut/checkpoint.pt").exists()
+    assert (train(work, weights, "cut") / "model.safetensors").read_bytes() == expected
+
+
+def test_the_validation_part_chooses_a_step(work: Path, weights: Path) -> None:
+    folder = train(work, weights, select="val")
+    assert '"val_balanced_accuracy"' in (folder / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_run_starts_from_another_ones_weights(work: Path, weights: Path) -> None:
+    train(work, weights, "first")
+    second = train(work, "run:first", "second", tune="all", steps=0 + 1, lr=1e-9, weight_decay=0.0)
+    state = load_file(second / "model.safetensors")
+    assert state["backbone.network.conv_stem.weight"].numpy() == pytest.approx(
+        load_file(weights)["conv_stem.weight"].numpy(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        (
+            {"method": "sau"},
+            UsageError,
+            "tune head trains on features of one view per image, and sau needs",
+        ),
+        (
+            {"weights": "none"},
+            UsageError,
+            "tune head trains on a frozen backbone, and weights none",
+        ),
+        ({"weights": "nowhere.safetensors"}, DataError, "no weights at nowhere.safetensors: give a safetensors file"),
+        ({"weights": "run:none"}, DataError, "saukit train"),
+        ({"backbone": "convnet-small", "weights": "pretrained"}, UsageError, "convnet-small has no pretrained weights"),
+        ({"backbone": "timm/no_such"}, UsageError, "unknown backbone 'timm/no_such'"),
+        ({"backbone": "timm/test_vit"}, UsageError, "takes images of 160 pixels, this split has 32 x 32"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    work: Path, weights: Path, fields: dict[str, str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        train(work, fields.pop("weights", weights), **fields)
+    assert message in str(caught.value)
+    assert not (work / "runs").exists()
+
+
+def test_without_the_extra_the_remedy_is_named(work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saukit.core import extras
+
+    monkeypatch.setattr(extras, "missing_packages", lambda extra: ["timm"] if extra == "timm" else [])
+    with pytest.raises(EnvironmentFault, match=r"pip install 'saukit\[timm\]'"):
+        train(work, weights)
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_dry_run_counts_the_features(work: Path, weights: Path, measure: bool) -> None:
+    config = tiny(backbone="timm/test_efficientnet", weights=str(weights), tune="head", steps=8)
+    plan = plan_training(config, Workspace(work), name=None, device=CPU)
+    assert 0.01 < estimate_seconds(plan, measure=measure) < 60
+    assert not (work / "features").exists() and not (work / "runs").exists()
