@@ -26,14 +26,46 @@ def imported(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise AssertionError(f"line {node.lineno}: a relative import hides its room")
-            if node.module == "saukit":
-                yield from (f"saukit.{alias.name}" for alias in node.names)
-            elif node.module is not None and node.module.startswith("saukit."):
-                yield node.module
+            if node.module is not None and node.module.split(".")[0] == "saukit":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("saukit."):
             parts = node.value.split(".")
             if parts[1] in ROOMS and all(part.isidentifier() for part in parts):  # import_module("saukit.data.split")
                 yield node.value
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(["saukit", *(part for part in parts if part != "__init__")])
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def module_of(name: str) -> str:
+    """The module that an imported name is, or is of."""
+    return name if name in NAMES else module_of(name.rpartition(".")[0])
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of modules each of which imports every other, by one way or another."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*graph[start]]
+        while ahead:
+            module = ahead.pop()
+            if module not in seen:
+                seen.add(module)
+                ahead += graph[module]
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    return {
+        frozenset(other for other in reach[module] if module in reach[other])
+        for module in graph
+        if module in reach[module]
+    }
 
 
 def violations(source: str, room: str | None) -> list[str]:
@@ -84,6 +116,25 @@ def test_training_never_imports_evaluation() -> None:
         assert not [name for name in imported(path.read_text(encoding="utf-8")) if "evaluation" in name.split(".")]
 
 
+def test_a_circle_is_found_however_long() -> None:
+    assert [module_of(name) for name in ("saukit.__version__", "saukit.core.errors.DataError")] == [
+        "saukit",
+        "saukit.core.errors",
+    ]
+    chain = {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set[str]()}
+    assert circles(chain) == set()
+    assert circles({**chain, "d": {"b"}}) == {frozenset("bcd")}
+    assert circles({**chain, "b": {"a", "c"}, "d": {"c"}}) == {frozenset("ab"), frozenset("cd")}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    # Imports inside functions and for the type checker alone count too.
+    imports = {module_name(path): {*map(module_of, imported(path.read_text(encoding="utf-8")))} for path in MODULES}
+    assert circles({name: found - {name} for name, found in imports.items()}) == set()
+    importers = [name for name, found in imports.items() if "saukit" in found]
+    assert importers == [], "the package passes on names of its modules: import them from there"
+
+
 def test_help_loads_nothing_heavy() -> None:
     script = """
 import contextlib, io, json, sys
@@ -103,3 +154,37 @@ print(json.dumps({"modules": sorted(sys.modules), "texts": texts, "commands": co
     assert "saukit.cli.main" in found["modules"]
     loaded = {name.split(".")[0] for name in found["modules"]}
     assert sorted(loaded.intersection(HEAVY)) == []
+
+
+def test_every_module_can_be_imported_on_windows(tmp_path: Path) -> None:
+    # What others import is loaded first, as on a system that has it all; then saukit meets what Windows lacks.
+    script = """
+import importlib, os, signal, sys
+from pathlib import Path
+names = sys.argv[2:]
+def load():
+    for name in names:
+        importlib.import_module(name)
+load()
+for name in names:
+    sys.modules.pop(name)
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for name in ("O_DIRECTORY", "O_NOFOLLOW", "fchmod", "fork", "getuid", "sched_getaffinity", "sysconf", "uname"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGPIPE"):
+    delattr(signal, name)
+load()
+
+from saukit.core import artifacts, device, interrupts, machine
+import torch
+assert device.peak_memory(torch.device("cpu")) is None
+assert machine.usable_cores() >= 1
+machine.available_memory()
+with interrupts.StopRequest():
+    artifacts.write_text(Path(sys.argv[1]), "written")
+"""
+    written = tmp_path / "file.txt"
+    done = subprocess.run([sys.executable, "-c", script, str(written), *sorted(NAMES)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert written.read_text() == "written"
