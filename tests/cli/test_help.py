@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import Cli, program
+from support import Cli
 
 import saukit
 from saukit.cli import doctor
@@ -121,9 +121,3 @@ def test_a_command_lowers_the_threads_to_the_cores(cli: Cli, monkeypatch: pytest
         assert (outcome.code, torch.get_num_threads()) == (0, 2)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.slow
-def test_a_closed_pipe_is_no_traceback() -> None:
-    outcome = program("--version")
-    assert (outcome.code, outcome.out, outcome.err) == (0, f"saukit {saukit.__version__}\n", "")

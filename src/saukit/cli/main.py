@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
+from saukit.cli.streams import shell_streams
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.interrupts import typed_command
 from saukit.core.version import __version__
@@ -55,19 +55,17 @@ def main(
 
 def run() -> None:
     """Run the program; exit codes as README.md lists them."""
-    try:
-        with typed_command(sys.argv[1:]):
-            app()
-    except SaukitError as error:
-        _fail(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (MemoryError, OSError, RuntimeError) as error:
-        fault = _environment_fault(error)
-        if fault is None:
-            raise
-        _fail(fault)
+    with shell_streams():
+        try:
+            with typed_command(sys.argv[1:]):
+                app()
+        except SaukitError as error:
+            _fail(error)
+        except (MemoryError, OSError, RuntimeError) as error:
+            fault = _environment_fault(error)
+            if fault is None:
+                raise
+            _fail(fault)
 
 
 def _fail(error: SaukitError) -> NoReturn:

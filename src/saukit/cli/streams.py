@@ -1,0 +1,83 @@
+"""stdout and stderr as a shell expects them of a program such as cat."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn, TextIO, cast
+
+from saukit.core.errors import EnvironmentFault
+
+
+class _ReaderGone(BaseException):
+    """Nobody reads the pipe any more; not an Exception, so that no library makes an exit code of its own of it."""
+
+
+class _Stream:
+    """A text stream; None is one that was closed before the program began."""
+
+    def __init__(self, stream: TextIO | None, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._stream, attribute)
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            raise EnvironmentFault(f"cannot write to {self._name}: it is closed")
+        with self._told():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with self._told():
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
+                raise _ReaderGone from None
+            raise
+
+
+@contextlib.contextmanager
+def shell_streams() -> Iterator[None]:
+    """While entered, a character that a terminal cannot show becomes "?", and a closed pipe ends the process.
+
+    That is by SIGPIPE, with exit code 141 in the shell, as it ends cat.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    sys.stdout = cast(TextIO, _Stream(sys.stdout, "stdout"))
+    if sys.stderr is not None:
+        sys.stderr = cast(TextIO, _Stream(sys.stderr, "stderr"))
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except _ReaderGone:
+        _end()
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _end() -> NoReturn:
+    """End as a process whose reader is gone; what is left in the buffers goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
+    sys.exit(141)
