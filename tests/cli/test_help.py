@@ -84,7 +84,7 @@ def test_doctor_as_json(cli: Cli, tmp_path: Path) -> None:
     assert 1 <= threads["used"] == torch.get_num_threads() <= threads["usable_cores"] <= threads["cores"]
     assert document["free_disk_bytes"] > 0
     extras_there = {name: type(there) for name, there in document["extras"].items()}
-    assert extras_there == dict.fromkeys(("clip", "text2image", "onnx", "tensorboard"), bool)
+    assert extras_there == dict.fromkeys(extras.EXTRAS, bool)
     assert not (tmp_path / "not").exists()
 
 
