@@ -36,7 +36,7 @@ def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
     assert re.search(r"│ sau\+synth +│( +\d+\.\d ± \d+\.\d │){6}", outcome.out)
     rows = re.findall(r"│ sau\+synth │ \S+ +│ +[+-]\d+\.\d │ +too few seeds │ +- │", outcome.out)
     assert len(rows) == 6  # an interval needs three
-    assert "Too few seeds to tell whether synthetic images help" in outcome.out
+    assert "Too few seeds to say whether synthetic images help" in outcome.out
     assert "points of balanced accuracy at 4 steps of batch size 16" in outcome.out
     assert "last step (4 runs); test images chose none, and each run was evaluated on them once" in outcome.out
     folder = work / "comparisons" / "main"

@@ -13,7 +13,7 @@ from saukit.evaluation.charts import (
     confusion_figure,
     interval_figure,
     losses_figure,
-    mean_rows,
+    mean_intervals,
     per_class_figure,
 )
 
@@ -115,6 +115,6 @@ def test_a_comparison_has_a_panel_per_measure_that_is_there() -> None:
     axes: Any
     (axes,) = comparison_figure({"methods": [method]}).axes
     assert axes.get_title("left") == "balanced accuracy, %"
-    (row,) = mean_rows([method], "balanced_accuracy")
+    (row,) = mean_intervals([method], "balanced_accuracy")
     assert row.singles == (40, 60) and (row.low, row.value, row.high) == pytest.approx((40, 50, 60))
-    assert (row.text, row.colour) == ("50.0 ± 10.0", "real") and mean_rows([method], "few") == []
+    assert (row.text, row.colour) == ("50.0 ± 10.0", "real") and mean_intervals([method], "few") == []

@@ -161,7 +161,7 @@ def test_the_markdown_tells_a_person(compared: Path) -> None:
         difference = sau["difference"][measure]
         points = f"{100 * difference['mean']:+.1f}"
         assert f"| sau+synth | {told} | {points} | too few seeds | - |" in text
-    for words in ("**Too few seeds to tell whether synthetic images help", "do not cover another sample of the split",
+    for words in ("**Too few seeds to say whether synthetic images help", "do not cover another sample of the split",
                   "Intervals cover what the training seed decides",
                   "test images chose none", "last step (4 runs)", "training seeds: 0, 1",
                   "392 real + 62 synthetic", f"split: {document['split']['digest'][:16]}"):  # fmt: skip

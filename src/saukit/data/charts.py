@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from saukit.core.plots import LONGEST_NAME, add_legend, colour, labels, new_figure, styled
 from saukit.data.shots import ShotGroups
 
@@ -14,6 +17,11 @@ if TYPE_CHECKING:
 BAR_WIDTH = 40
 MAX_LINES = 40
 MAX_ROWS = 30  # classes with a bar and a name each
+
+
+def by_falling_count(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
+    """The classes, those with most images first; of equals in their own order."""
+    return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
 
 
 def counts_chart(classes: Sequence[str], counts: Sequence[int], groups: ShotGroups) -> list[str]:
@@ -45,7 +53,7 @@ def counts_figure(
     """The training images of each class by falling count, coloured by shot group, with `synthetic` ones on top."""
     from matplotlib.patches import Patch
 
-    order = sorted(range(len(classes)), key=lambda c: -counts[c])
+    order = by_falling_count(counts)
     real = [counts[c] for c in order]
     total = [counts[c] + (0 if synthetic is None else synthetic[c]) for c in order]
     rows = len(order) <= MAX_ROWS

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.plots import NARROW, add_legend, bare, colour, labels, new_figure, styled
+from saukit.data.charts import by_falling_count
 from saukit.evaluation.summary import MEASURES
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ MOST_NUMBERS = 20  # classes of a confusion matrix with numbers in its cells
 SMALLEST = 5  # points of a class name
 CELL = (0.18, 0.42, 0.71)  # over light and dark paper, the more opaque the larger the share
 LONGEST_LABEL = 44
-
-
-def by_falling_count(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
-    """The classes, those with most real training images first."""
-    return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
 
 
 @styled
@@ -215,15 +211,15 @@ def interval_figure(rows: Sequence[Row], *, zero: bool = False) -> Figure:
 @styled
 def comparison_figure(document: Mapping[str, Any]) -> Figure:
     """The methods of compare.json: balanced accuracy and few-shot accuracy beside each other."""
-    measures = [name for name in ("balanced_accuracy", "few") if mean_rows(document["methods"], name)]
+    measures = [name for name in ("balanced_accuracy", "few") if mean_intervals(document["methods"], name)]
     figure, panels = new_figure(0.7 + 0.42 * len(document["methods"]), columns=len(measures))
     for axes, name in zip(panels, measures, strict=True):
-        interval_axes(axes, mean_rows(document["methods"], name))
+        interval_axes(axes, mean_intervals(document["methods"], name))
         axes.set_title(f"{'few-shot' if name == 'few' else MEASURES[name]} accuracy, %")
     return figure
 
 
-def mean_rows(methods: Sequence[Mapping[str, Any]], measure: str) -> list[Row]:
+def mean_intervals(methods: Sequence[Mapping[str, Any]], measure: str) -> list[Row]:
     """A row per method with its mean of the measure, one standard deviation, and its seeds, all in %."""
     rows = []
     for method in methods:

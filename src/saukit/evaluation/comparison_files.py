@@ -15,7 +15,7 @@ from saukit.core.artifacts import write_text
 from saukit.core.console import format_duration, format_share
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import MIN_SEEDS
-from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
+from saukit.evaluation.summary import MEASURES, best_of
 
 TABLE_NAME, MARKDOWN_NAME, CHART_NAME = "compare.csv", "compare.md", "compare.png"
 METHOD_COLUMNS = (
@@ -50,7 +50,7 @@ def answer(document: dict[str, Any]) -> Answer | None:
     if unrecognised := _unrecognised(document["judged"], len(document["split"]["classes"])):
         tone, headline = "worse", unrecognised
     elif first["seeds"] < MIN_SEEDS:
-        headline = f"Too few seeds to tell whether synthetic images help: {gain}"
+        headline = f"Too few seeds to say whether synthetic images help: {gain}"
     elif any(change["clear"] and change["mean"] < 0 for change in changes.values()):
         tone, headline = "worse", f"Synthetic images did not help: {gain}"
     elif all(change["clear"] for change in changes.values()):
@@ -117,7 +117,7 @@ def described(difference: Mapping[str, Any]) -> str:
 
 def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:
     """One row per method: its label, and mean ± standard deviation of each measure in %; `bold` surrounds the best."""
-    best = {measure: _best(document, measure) for measure in MEASURES}
+    best = best_of(document["methods"])
     rows = []
     for method in document["methods"]:
         cells = []
@@ -226,13 +226,6 @@ def comparison_markdown(document: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _best(document: dict[str, Any], measure: str) -> float | None:
-    means = [method["mean"][measure] for method in document["methods"] if method["mean"][measure] is not None]
-    if len(document["methods"]) < 2 or not means:
-        return None
-    return float(min(means) if measure in LESS_IS_BETTER else max(means))
 
 
 def _unrecognised(judged: Mapping[str, Any] | None, num_classes: int) -> str | None:

@@ -78,6 +78,15 @@ def method_entry(label: str, config: Mapping[str, Any], runs: Sequence[Evaluated
     }
 
 
+def best_of(methods: Sequence[Document]) -> dict[str, float | None]:
+    """The best mean of each measure among several methods; None for a single one, and for an absent group."""
+    best: dict[str, float | None] = {}
+    for name in MEASURES:
+        values = [value for method in methods if (value := method["mean"][name]) is not None]
+        best[name] = (min if name in LESS_IS_BETTER else max)(values, default=None) if len(methods) > 1 else None
+    return best
+
+
 def differences(
     pairs: Sequence[tuple[Document, Document]], *, confidence: float
 ) -> list[dict[str, dict[str, Any] | None]]:

@@ -22,7 +22,7 @@ from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
 from saukit.core.workspace import Workspace
 from saukit.evaluation.comparison_files import answer, difference_text, tone
-from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
+from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES, best_of
 from saukit.report import sections, words
 from saukit.report.collect import Contents, LeftOut, collect
 from saukit.report.config import ReportConfig
@@ -126,7 +126,7 @@ def _variables(contents: Contents, title: str | None) -> dict[str, Any]:
         "split": sections.split_section(contents),
         "samples": sections.samples_section(contents),
         **parts,
-        "best_of": sections.best_of,
+        "best_of": best_of,
         "commands": _commands(contents),
         "protocol": words.protocol(contents),
         "artefacts": [entry for entry in manifests if entry[1].kind != "run"],

@@ -10,17 +10,16 @@ from markupsafe import Markup
 
 from saukit.core.console import format_share
 from saukit.core.plots import svg
-from saukit.data.charts import MAX_ROWS, counts_figure
+from saukit.data.charts import by_falling_count, counts_figure
 from saukit.data.long_tail import class_counts
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.charts import (
     Row,
-    by_falling_count,
     calibration_figure,
     confusion_figure,
     interval_figure,
     losses_figure,
-    mean_rows,
+    mean_intervals,
     per_class_figure,
 )
 from saukit.evaluation.comparison_files import difference_text, points, tone
@@ -50,7 +49,6 @@ def split_section(contents: Contents) -> Document:
     )
     return {
         "figure": _inline(counts_figure(split.classes, counts.tolist(), split.groups, synthetic), title),
-        "many": split.num_classes > MAX_ROWS,
         "rows": [
             (split.classes[c], split.groups.of_class(c), int(counts[c]), int(made[c])) for c in by_falling_count(counts)
         ],
@@ -123,7 +121,7 @@ def comparison_section(document: Document | None) -> Document | None:
         return None
     charts, changes = [], []
     for measure, title in SHOWN.items():
-        if rows := mean_rows(document["methods"], measure):
+        if rows := mean_intervals(document["methods"], measure):
             charts.append((f"{title}, %", _inline(interval_figure(rows), f"{title} of each method in %")))
         rows = [
             _difference_row(method["label"], found, points(found["mean"]))
@@ -201,15 +199,6 @@ def ranked(contents: Contents) -> list[Document]:
         first = [*([found["ours"], found["theirs"]] if found else []), document["baseline"]]
     rest = sorted(entries, key=lambda label: -(entries[label]["mean"]["balanced_accuracy"] or 0.0))
     return [entries[label] for label in dict.fromkeys([*first, *rest])]
-
-
-def best_of(methods: Sequence[Document]) -> dict[str, float | None]:
-    """The best mean of each measure; of the calibration error the smallest."""
-    best: dict[str, float | None] = {}
-    for name in MEASURES:
-        values = [value for method in methods if (value := method["mean"][name]) is not None]
-        best[name] = (min if name in LESS_IS_BETTER else max)(values, default=None)
-    return best
 
 
 def setting(value: Any) -> str:
