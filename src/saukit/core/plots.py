@@ -83,8 +83,9 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 def new_figure(height: float, *, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` x `height` inches with axes beside each other; needs no display."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    figure = Figure(figsize=(width * columns, height), layout=ConstrainedLayoutEngine(wspace=0.05))
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
