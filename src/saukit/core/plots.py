@@ -107,14 +107,16 @@ def svg(figure: Figure, title: str) -> str:
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
     text = text[text.index("</defs>", text.index("<style")) + len("</defs>") :]
-    text = re.sub(r'<g id="tip: ([^"]*)">', r"<g><title>\1</title>", text)
-    used = set(re.findall(r"#(\w+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    for name, (light, _) in PALETTE.items():
-        text = text.replace(light, f"var(--{name})")
-    text = re.sub(r" ?font-family: [^;\"]+;", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
-    text = re.sub(r"\s*\n\s*", "\n", text)
+    used = set(re.findall(r'(?:href="|url\()#(\w+)', text))
+
+    def for_the_page(tag: re.Match[str]) -> str:
+        kept = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", tag[0])
+        for name, (light, _) in PALETTE.items():
+            kept = kept.replace(light, f"var(--{name})")
+        kept = re.sub(r" ?font-family: [^;\"]+;", "", kept)
+        return re.sub(r"\s+", " ", re.sub(r"(\d+\.\d\d)\d+", r"\1", kept))
+
+    text = re.sub(r"\n\s*", "", re.sub(r"<[^>]+>", for_the_page, text))
     return f'<svg class="plot" role="img" {box[0]}><title>{escape(title)}</title>{text}'
 
 
