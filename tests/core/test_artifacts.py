@@ -34,7 +34,6 @@ from saukit.core.artifacts import (
     write_text,
 )
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
-from saukit.core.words import format_bytes
 
 
 def names(folder: Path) -> list[str]:
@@ -592,21 +591,6 @@ def test_disk_space_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Mo
         f"{folder} needs about 10 MiB but 11 MiB are free on its disk; free some space, or give another --workspace"
     )
     assert asked == [tmp_path, tmp_path]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (38 * 1024, "38 KiB"),
-        (1.2 * 1024**3, "1.2 GiB"),
-        (5 * 1024**4, "5.0 TiB"),
-    ],
-)
-def test_bytes_for_a_person(count: float, text: str) -> None:
-    assert format_bytes(count) == text
 
 
 def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from saukit.core import console as console_module
-from saukit.core.console import ProgressLine, Reporter, format_duration, format_share
+from saukit.core.console import ProgressLine, Reporter
 
 PATH = r"/data/[bold]/:car:/[red]x[/red]\[a]"  # markup, an emoji's name, and a backslash
 DOCUMENT = {"top1": 0.5, "classes": ["größe", PATH], "few": None}
@@ -138,27 +138,3 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     monkeypatch.setattr(console_module, "time", Time)
     return advance
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (42.4, "42 s"),
-        (60, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3599, "59 min 59 s"),
-        (3599.6, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (47 * 3600, "47 h 00 min"),
-        (48 * 3600, "2.0 days"),
-        (3.4 * 86400, "3.4 days"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(("share", "text"), [(None, "-"), (0.0, "0.0"), (0.8366, "83.7"), (1.0, "100.0")])
-def test_an_absent_share_is_a_dash_and_zero_is_zero(share: float | None, text: str) -> None:
-    assert format_share(share) == text

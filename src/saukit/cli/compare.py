@@ -26,7 +26,8 @@ from saukit.cli.options import (
     was_given,
 )
 from saukit.core.config import load_config, to_mapping, to_yaml
-from saukit.core.console import Reporter, format_duration
+from saukit.core.console import Reporter
+from saukit.core.words import format_duration
 from saukit.evaluation.config import DEFAULT_COMPARISON, GRAMMAR, IN_A_SPEC, CompareConfig, overlay
 from saukit.training.config import TrainConfig
 

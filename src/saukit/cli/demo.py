@@ -18,7 +18,8 @@ from saukit.cli.options import (
     open_workspace,
 )
 from saukit.cli.report import FILE_NAME
-from saukit.core.console import Reporter, format_duration
+from saukit.core.console import Reporter
+from saukit.core.words import format_duration
 from saukit.data.config import SplitConfig
 from saukit.evaluation.config import DEFAULT_COMPARISON, CompareConfig
 from saukit.report.config import ReportConfig

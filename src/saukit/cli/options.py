@@ -16,6 +16,7 @@ import typer
 from saukit.core.config import from_mapping, load_config
 from saukit.core.console import Reporter
 from saukit.core.options import Option, displaced, options_of, without_effect
+from saukit.core.words import DEFAULT_WORKSPACE
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 COMMON = "Common options"
-DEFAULT_WORKSPACE = Path("saukit_work")
 
 
 def _common(kind: Any, default: Any, *flags: str, **facts: Any) -> tuple[Any, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saukit.core.config import to_mapping
-from saukit.core.console import Reporter, format_duration, format_share
-from saukit.core.words import format_bytes
+from saukit.core.console import Reporter
+from saukit.core.words import format_bytes, format_duration, format_share, shortened
 from saukit.data.charts import counts_chart
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.evaluation.config import Selection
@@ -203,16 +203,12 @@ def _show_groups(groups: ShotGroups, classes: list[str], counts: list[int], repo
         f"shot groups ({groups.rule})",
         ["group", "classes", "real training images"],
         [
-            [name, _shortened([classes[c] for c in rows]), f"{sum(counts[c] for c in rows):,}"]
+            [name, shortened((classes[c] for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
             for name in GROUP_NAMES
             if (rows := groups.members.get(name))
         ],
         text_columns=2,
     )
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 12 else f"{len(names)} classes: {', '.join(names[:6])}, ..."
 
 
 def _show_state(state: State, folder: Path, reporter: Reporter) -> None:

@@ -24,7 +24,8 @@ from saukit.cli.options import (
     was_given,
 )
 from saukit.core.config import Amp, load_config
-from saukit.core.console import Reporter, format_duration
+from saukit.core.console import Reporter
+from saukit.core.words import format_duration
 from saukit.synthesis.config import FilterName, GeneratorName, Sampler, SynthConfig, idle_fields
 
 if TYPE_CHECKING:

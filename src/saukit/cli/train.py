@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from saukit.cli.options import Call, stage_command
-from saukit.core.console import format_duration
 from saukit.core.errors import UsageError
+from saukit.core.words import format_duration
 from saukit.training.config import TrainConfig
 
 

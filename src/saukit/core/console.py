@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from saukit.core.words import format_duration
+
 PLAIN_INTERVAL_SECONDS = 60.0
 
 
@@ -119,19 +121,3 @@ class ProgressLine:
         elif not self._quiet and time.monotonic() - self._last_plain >= PLAIN_INTERVAL_SECONDS:
             self._last_plain = time.monotonic()
             self._console.print(escape(f"{self._label} {done}/{self._total}  {note}"))
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds for a person: 42 s, 3 min 20 s, 2 h 05 min, 3.4 days."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def format_share(value: float | None) -> str:
-    """A share in [0, 1] as a percentage with one decimal; a dash for a number that is not there."""
-    return "-" if value is None else f"{100 * value:.1f}"

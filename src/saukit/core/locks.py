@@ -22,9 +22,11 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 def hold(path: Path, artifact: Path) -> Iterator[None]:
     """Hold the lock file `path` as the one writer of `artifact`; the file goes when the lock is given back.
 
+    If that leaves a folder empty which was not there before, it goes too.
     Raises: LockHeldError that names the process which holds it; EnvironmentFault if the lock file is a symbolic link,
     or its folder cannot be written to.
     """
+    created = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
@@ -40,6 +42,9 @@ def hold(path: Path, artifact: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows removes it on release
             path.unlink(missing_ok=True)
         lock.release()
+        if created:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _acquired(path: Path, artifact: Path) -> BaseFileLock:

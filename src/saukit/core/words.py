@@ -21,8 +21,9 @@ def name_problem(what: str, name: str) -> str | None:
 def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
     """The first items of a list, and how many more there are."""
     texts = [str(item) for item in items]
-    more = [f"and {len(texts) - limit} more"] if len(texts) > limit else []
-    return separator.join([*texts[:limit], *more])
+    shown = separator.join(texts[:limit])
+    before_last = " " if separator == ", " else separator
+    return shown if len(texts) <= limit else f"{shown}{before_last}and {len(texts) - limit} more"
 
 
 def command_in(workspace: Path, command: str) -> str:
@@ -39,3 +40,19 @@ def format_bytes(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds for a person: 42 s, 3 min 20 s, 2 h 05 min, 3.4 days."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def format_share(value: float | None) -> str:
+    """A share in [0, 1] as a percentage with one decimal; a dash for a number that is not there."""
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -9,8 +9,7 @@ one untouched.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from saukit.core.artifacts import (
 )
 from saukit.core.config import load_config, to_yaml
 from saukit.core.console import Reporter
-from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.errors import DataError, UsageError
 from saukit.core.plots import save_figure
 from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
@@ -131,23 +130,17 @@ def load_split(workspace: Workspace) -> Split:
     """
     manifest = require(workspace.split, kind=KIND, command=COMMAND)
     train, metadata = _load_part(workspace.split, "train")
-    has_val = "val.safetensors" in manifest.files
-    try:
-        return Split(
-            source=metadata["source"],
-            classes=tuple(metadata["classes"]),
-            train=train,
-            val=_load_part(workspace.split, "val")[0] if has_val else None,
-            mean=_channels(metadata["mean"]),
-            std=_channels(metadata["std"]),
-            flip=metadata["flip"],
-            groups=_groups(metadata["groups_rule"], metadata["groups"]),
-            manifest=manifest,
-        )
-    except KeyError as error:
-        raise CorruptArtifactError(
-            f"{workspace.split}/train.safetensors has no {error}; remake it with --force"
-        ) from None
+    return Split(
+        source=metadata["source"],
+        classes=tuple(metadata["classes"]),
+        train=train,
+        val=_load_part(workspace.split, "val")[0] if "val.safetensors" in manifest.files else None,
+        mean=_channels(metadata["mean"]),
+        std=_channels(metadata["std"]),
+        flip=metadata["flip"],
+        groups=_groups(metadata["groups_rule"], metadata["groups"]),
+        manifest=manifest,
+    )
 
 
 def load_test(workspace: Workspace) -> Part:
@@ -165,13 +158,13 @@ def make_split(
     missing or unreadable; EnvironmentFault if memory or disk do not suffice. An earlier split is then as it was.
     """
     config = settled(config)
-    with _no_empty_folder(workspace.root), workspace.lock(workspace.split):
+    with workspace.lock(workspace.split):
         recover_folder(workspace.split)
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready
         source = open_source(config.dataset, root)
         resolved = resolved_for(config, source)
-        if (ready := _existing(resolved, workspace, source, force=force)) is not None:
+        if (ready := _existing(resolved, workspace, source.fingerprint, force=force)) is not None:
             return ready
         choice = choose(resolved, source, None)  # before any decoding, so that a bad ratio is an error at once
         plan = plan_of(resolved, source, choice)
@@ -241,12 +234,8 @@ def _write(
 
 
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
-    path = folder / f"{name}.safetensors"
-    tensors, metadata = load_tensors(path)
-    try:
-        return Part(tensors["images"], tensors["labels"], tensors["source_indices"]), metadata
-    except KeyError as error:
-        raise CorruptArtifactError(f"{path} has no {error}; remake the split with --force") from None
+    tensors, metadata = load_tensors(folder / f"{name}.safetensors")  # its hash is the manifest's: all is there
+    return Part(tensors["images"], tensors["labels"], tensors["source_indices"]), metadata
 
 
 def _statistics(images: Images) -> tuple[Channels, Channels]:
@@ -283,38 +272,23 @@ def _same_without_looking(config: SplitConfig, workspace: Workspace, root: Path 
     resolved = resolve(config, image_size=row.image_size, test_set=row.test_set)
     if load_config(ResolvedSplitConfig, workspace.split / CONFIG_NAME) != resolved:
         return None
-    return _complete(resolved, workspace)
+    return _existing(resolved, workspace, None, force=False)
 
 
-def _existing(config: ResolvedSplitConfig, workspace: Workspace, source: Source, *, force: bool) -> SplitResult | None:
-    """The split that is there, if it is complete and the one that `config` and `source` describe."""
+def _existing(
+    config: ResolvedSplitConfig, workspace: Workspace, fingerprint: str | None, *, force: bool
+) -> SplitResult | None:
+    """The split that is there, if it is complete and the one that `config` and its source's files describe."""
     started = (workspace.split / CONFIG_NAME).exists()
     if started and (force or not (workspace.split / MANIFEST_NAME).exists()):
         return None
     if existing_state(workspace.split, config, kind=KIND, another="another --workspace") != "complete":
         return None
-    ready = _complete(config, workspace)
-    if ready is not None and source.fingerprint != ready.summary["source_files"]:
+    manifest = read_manifest(workspace.split, kind=KIND, verify=False)
+    assert manifest is not None
+    if fingerprint != manifest.summary["source_files"]:
         raise UsageError(
-            f"{workspace.split} was made from other files ({ready.summary['root']}, or they have changed since): "
+            f"{workspace.split} was made from other files ({manifest.summary['root']}, or they have changed since): "
             "replace it with --force, or give another --workspace"
         )
-    return ready
-
-
-def _complete(config: ResolvedSplitConfig, workspace: Workspace) -> SplitResult | None:
-    manifest = read_manifest(workspace.split, kind=KIND)
-    return None if manifest is None else SplitResult("complete", config, manifest)
-
-
-@contextlib.contextmanager
-def _no_empty_folder(root: Path) -> Iterator[None]:
-    """If the block fails, leave no workspace behind that was not there before."""
-    existed = root.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
-                root.rmdir()
-        raise
+    return SplitResult("complete", config, manifest)

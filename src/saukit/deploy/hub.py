@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest
 from saukit.core.config import load_config
-from saukit.core.console import format_share
+from saukit.core.words import format_share, shortened
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.evaluate import RESULTS_NAME
 from saukit.models.model_file import ModelSpec
@@ -134,9 +134,8 @@ def _limits(spec: ModelSpec, results: Mapping[str, Any] | None) -> list[str]:
     ]
     rare = [] if results is None else [row for row in results["per_class"] if row["train_images"] < 20]
     if rare:
-        named = ", ".join(f"{_shown(row['class'])} ({row['train_images']})" for row in rare[:20])
-        more = f" and {len(rare) - 20} more" if len(rare) > 20 else ""
-        lines.append(f"Trained on fewer than 20 real images: {named}{more}.")
+        named = shortened(f"{_shown(row['class'])} ({row['train_images']})" for row in rare)
+        lines.append(f"Trained on fewer than 20 real images: {named}.")
     return lines
 
 

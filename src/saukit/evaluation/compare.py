@@ -15,10 +15,11 @@ import torch
 
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, read_manifest, write_json, write_manifest
 from saukit.core.config import to_mapping
-from saukit.core.console import ProgressLine, Reporter, format_duration, format_share
+from saukit.core.console import ProgressLine, Reporter
 from saukit.core.errors import LockHeldError
 from saukit.core.interrupts import StopRequest
 from saukit.core.plots import save_figure
+from saukit.core.words import format_duration, format_share
 from saukit.core.workspace import State, Workspace, existing_state, prepare
 from saukit.data.split import Split
 from saukit.evaluation.charts import comparison_figure

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saukit.core.artifacts import write_text
-from saukit.core.console import format_duration, format_share
+from saukit.core.words import format_duration, format_share
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import MIN_SEEDS
 from saukit.evaluation.summary import MEASURES, best_of

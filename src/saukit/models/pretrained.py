@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.words import shortened
 from saukit.models.backbones import TIMM, TimmNetwork
 from saukit.models.model_file import MODEL_NAME, load_model
 
@@ -47,7 +48,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     unknown = [name for name in found if name not in wanted and not name.startswith(HEADS)]
     if missing or other or unknown:
         parts = [
-            f"{word} {', '.join(names[:LISTED])}" + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            f"{word} {shortened(names, limit=LISTED)}"
             for word, names in (("missing:", missing), ("another shape:", other), ("not in the network:", unknown))
             if names
         ]

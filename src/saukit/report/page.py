@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 import shlex
@@ -16,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from saukit.core.artifacts import Manifest, write_text
-from saukit.core.console import format_duration, format_share
 from saukit.core.errors import UsageError
 from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
+from saukit.core.words import format_duration, format_share, shortened
 from saukit.core.workspace import Workspace
 from saukit.evaluation.comparison_files import answer, difference_text, tone
 from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES, best_of
@@ -193,15 +194,10 @@ def _environment() -> Environment:
         difference=difference_text,
         tone=tone,
         setting=sections.setting,
-        first_names=_first_names,
+        first_names=functools.partial(shortened, limit=MOST_NAMES),
         commands=_commands_marked,
     )
     return environment
-
-
-def _first_names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MOST_NAMES])
-    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"
 
 
 def _commands_marked(text: str) -> Markup:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from saukit.core.console import format_share
 from saukit.core.plots import svg
+from saukit.core.words import format_share
 from saukit.data.charts import by_falling_count, counts_figure
 from saukit.data.long_tail import class_counts
 from saukit.data.shots import GROUP_NAMES

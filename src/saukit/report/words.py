@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saukit.core.console import format_share
+from saukit.core.words import format_share
 from saukit.evaluation.comparison_files import points
 from saukit.report.collect import Contents, Document
 

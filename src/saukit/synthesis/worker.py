@@ -23,11 +23,11 @@ from saukit.core.artifacts import (
     write_json,
     write_manifest,
 )
-from saukit.core.console import Reporter, format_duration
+from saukit.core.console import Reporter
 from saukit.core.device import Precision, describe_device
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
-from saukit.core.words import format_bytes
+from saukit.core.words import format_bytes, format_duration
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split
 from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
-from saukit.core.console import Reporter, format_duration
+from saukit.core.console import Reporter
 from saukit.core.device import describe_device, peak_flops, peak_memory, reset_peak_memory, suited_threads, synchronise
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
+from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters

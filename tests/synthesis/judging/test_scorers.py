@@ -72,7 +72,7 @@ def test_a_run_of_other_classes_is_refused(network: DualBranchNet, tmp_path: Pat
     folder = written_run(tmp_path / "judge", network)
     with pytest.raises(DataError, match=r"judge knows cat, dog, eel; this split has cat, eel, dog: train one on this"):
         classifier_scorer(folder, "judge", ("cat", "eel", "dog"), CPU)
-    with pytest.raises(DataError, match=r"this split has 9 \(0, 1, 2, 3, 4, \.\.\.\).* `saukit train --name judge --f"):
+    with pytest.raises(DataError, match=r"this split has 0, 1, 2, 3, 4 and 4 more.* `saukit train --name judge --f"):
         classifier_scorer(folder, "judge", tuple("012345678"), CPU)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from saukit.core.errors import UsageError
+from saukit.core.words import shortened
 
 PLACE = "{class}"
 TEMPLATES = (
@@ -168,14 +169,8 @@ def _unknown(given: Mapping[str, object], classes: Sequence[str]) -> Iterator[st
     for name in given:
         if name not in classes:
             close = difflib.get_close_matches(name, classes, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the classes are {_some(classes)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"the classes are {shortened(classes, limit=10)}"
             yield f"unknown class {name!r} ({hint})"
-
-
-def _some(names: Sequence[str], limit: int = 10) -> str:
-    """Names for a message; of many, the first few."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _filled(template: str, text: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
+from saukit.core.words import shortened
 from saukit.core.workspace import require
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
@@ -68,8 +69,9 @@ def classifier_scorer(run_folder: Path, name: str, classes: Sequence[str], devic
     require(run_folder, kind="run", command=command)
     network, spec = load_model(run_folder / MODEL_NAME)
     if spec.classes != tuple(classes):
+        known, here = (shortened(names, limit=5) for names in (spec.classes, classes))
         raise DataError(
-            f"the classifier of {run_folder} knows {_listed(spec.classes)}; this split has {_listed(classes)}: "
+            f"the classifier of {run_folder} knows {known}; this split has {here}: "
             f"train one on this split with `{command} --force`"
         )
     return ClassifierScorer(network, spec, name, device)
@@ -221,7 +223,7 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
     try:
         network, report = load(model, use_safetensors=True, local_files_only=local, output_loading_info=True)
         if report["missing_keys"]:
-            raise ValueError(f"it lacks the weights {_listed(sorted(report['missing_keys']))}")
+            raise ValueError(f"it lacks the weights {shortened(sorted(report['missing_keys']), limit=5)}")
         processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local)
         tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local)
         # Without its files it is made all the same, and knows nothing but the marks of beginning and end.
@@ -264,8 +266,3 @@ def _own(scores: Floats, labels: Labels) -> Floats:
     if labels.shape != (len(scores),):
         raise ValueError(f"{len(scores)} images need as many labels, got {labels.shape}")
     return scores[np.arange(len(scores)), labels]
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{len(names)} ({shown}, ...)" if len(names) > 5 else shown

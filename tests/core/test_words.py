@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from saukit.core.words import command_in, format_bytes, format_duration, format_share, name_problem, shortened
+
+
+def test_a_long_list_says_how_many_more() -> None:
+    assert shortened([]) == ""
+    assert shortened(range(3)) == "0, 1, 2"
+    assert shortened(range(23)) == ", ".join(map(str, range(20))) + " and 3 more"
+    assert shortened((name for name in "abc"), "\n  ", limit=2) == "a\n  b\n  and 1 more"
+
+
+@pytest.mark.parametrize("name", ["sau+synth", "ce-seed1", "a", "7", "A.b_c"])
+def test_names_of_folders(name: str) -> None:
+    assert name_problem("run name", name) is None
+    assert name_problem("run name", f"/{name}") == (
+        f"run name '/{name}': use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+    )
+
+
+def test_a_command_names_the_workspace_unless_it_is_the_default() -> None:
+    assert command_in(Path("saukit_work"), "saukit train") == "saukit train"
+    assert command_in(Path("my work"), "saukit train") == "saukit train -w 'my work'"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (38 * 1024, "38 KiB"),
+        (1.2 * 1024**3, "1.2 GiB"),
+        (5 * 1024**4, "5.0 TiB"),
+    ],
+)
+def test_bytes_for_a_person(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (60, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (47 * 3600, "47 h 00 min"),
+        (48 * 3600, "2.0 days"),
+        (3.4 * 86400, "3.4 days"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(None, "-"), (0.0, "0.0"), (0.8366, "83.7"), (1.0, "100.0")])
+def test_an_absent_share_is_a_dash_and_zero_is_zero(share: float | None, text: str) -> None:
+    assert format_share(share) == text
