@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import multiprocessing
 import operator
 import os
 import sys
@@ -196,6 +197,19 @@ def test_feed_prints_a_last_line_of_json_and_writes_the_whole_result(
     assert document["images"].startswith(("random uint8 images", "CIFAR-10"))
     assert str(tmp_path) not in out.read_text()
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_threads_compares_one_with_several_as_found_and_busy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "threads.json"
+    load("threads").main(["--quick", "--device", "cpu", "--threads", "1", "--batch-size", "8", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["state"], row["pixels"]) for row in rows] == [("as found", 8), ("all cores busy", 8)]
+    for row in rows:
+        assert row["one_thread"] == pytest.approx(8000 / row["milliseconds"]["one_thread"]["median"], rel=1e-3)
+        assert row["ratio"] == pytest.approx(row["one_thread"] / row["all_threads"], rel=0.01)
+    assert multiprocessing.active_children() == []
 
 
 def test_options_have_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from saukit.core.device import (
     peak_flops,
     resolve_amp,
     resolve_device,
+    suited_threads,
+    using_threads,
 )
 from saukit.core.errors import EnvironmentFault, UsageError
 
@@ -168,6 +170,35 @@ def test_threads_are_lowered_to_the_cores(
     monkeypatch.setattr(torch, "set_num_threads", now.append)
     limit_threads()
     assert now[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "variable", "expected"),
+    [
+        ((8, 8), CPU, None, 1),
+        ((32, 32), CPU, None, 1),
+        ((33, 32), CPU, None, 7),
+        ((224, 224), CPU, None, 7),
+        ((32, 32), CPU, "7", 7),
+        ((32, 32), CUDA, None, 7),
+    ],
+)
+def test_small_images_on_a_cpu_suit_one_thread(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], device: torch.device, variable: str | None, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert suited_threads(size, device) == expected
+
+
+def test_threads_come_back_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="broken"), using_threads(before + 2):
+        assert torch.get_num_threads() == before + 2
+        raise ValueError("broken")
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library than GNU's")

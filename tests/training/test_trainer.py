@@ -26,18 +26,19 @@ import saukit.data.split as split_room
 from saukit.core import extras
 from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
+from saukit.core.device import using_threads
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, Interrupted, SaukitError, UsageError
 from saukit.core.seeding import derive_seed
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
+from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise
 from saukit.models.model_file import load_model
 from saukit.training import methods
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import TrainConfig
-from saukit.training.estimate import estimate_seconds
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
 from saukit.training.trainer import Trainer, fit
@@ -796,14 +797,6 @@ def test_a_network_too_deep_for_the_images_names_the_right_one(split_work: Path)
         train(split_work, tiny(backbone="resnet32-w16"))
 
 
-def test_an_estimate_writes_nothing(split_work: Path) -> None:
-    before = tree(split_work)
-    plan = plan_of(split_work, tiny(method="sau", steps=1000))
-    for measure in (False, True):
-        assert 0 < estimate_seconds(plan, measure=measure) < 1000 * 5
-    assert tree(split_work) == before
-
-
 def test_the_plan_knows_images_steps_and_inputs(shared_work: Path) -> None:
     plan = plan_of(shared_work, tiny(steps=None, epochs=3, batch_size=128))
     assert (plan.name, plan.training_images, plan.steps_per_epoch, plan.total_steps) == ("ce+synth", 454, 3, 9)
@@ -867,6 +860,25 @@ def test_wall_clock_of_a_resumed_run_adds_up(split_work: Path, monkeypatch: pyte
 
 
 # --- speed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, 1), ("2", 2)])
+def test_small_images_train_with_one_thread(
+    split_work: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    seen: list[int] = []
+    forward = DualBranchNet.forward
+    monkeypatch.setattr(
+        DualBranchNet, "forward", lambda network, x: (seen.append(torch.get_num_threads()), forward(network, x))[1]
+    )
+    with using_threads(2):
+        run = train(split_work, tiny())
+        assert torch.get_num_threads() == 2
+    assert seen == [expected] * 4
+    assert run.manifest.device == f"cpu ({expected} thread{'s' if expected > 1 else ''})"
 
 
 def test_the_share_of_the_peak_is_told_where_the_peak_is_known(

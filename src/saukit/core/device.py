@@ -150,21 +150,26 @@ def limit_threads() -> None:
         torch.set_num_threads(threads)
 
 
-@contextlib.contextmanager
-def suited_threads(image_size: tuple[int, int], device: torch.device) -> Iterator[None]:
-    """While entered, one thread if a CPU works on small images, unless OMP_NUM_THREADS sets another number.
+def suited_threads(image_size: tuple[int, int], device: torch.device) -> int:
+    """Threads for work on images of this height and width: one for small ones on a CPU, else those torch has.
 
-    Each of a small network's many short operations waits for its slowest thread: with a second thread it is up to twice
+    Each of a small network's many short operations waits for its slowest thread: a second thread makes it up to twice
     as fast on a quiet processor, and ten to a hundred times slower on a busy one (examples/benchmarks/threads.py). One
-    thread also computes the same bits on every number of cores.
+    thread also computes the same bits on any number of cores. OMP_NUM_THREADS sets another number.
     """
-    threads = torch.get_num_threads()
-    if device.type == "cpu" and max(image_size) <= ONE_THREAD_SIDE and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    small = device.type == "cpu" and max(image_size) <= ONE_THREAD_SIDE and "OMP_NUM_THREADS" not in os.environ
+    return 1 if small else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """While entered, torch computes with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

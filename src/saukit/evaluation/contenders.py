@@ -12,7 +12,7 @@ import torch
 
 from saukit.core.artifacts import CONFIG_NAME, read_manifest
 from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
-from saukit.core.device import describe_device, suited_threads
+from saukit.core.device import describe_device, suited_threads, using_threads
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.options import without_effect
 from saukit.core.workspace import State, Workspace, existing_state
@@ -262,7 +262,7 @@ def _pinned(
 def _seconds(
     runs: Sequence[PlannedRun], workspace: Workspace, split: Split, device: torch.device
 ) -> dict[str, list[float]]:
-    with suited_threads(split.image_size, device):
+    with using_threads(suited_threads(split.image_size, device)):
         here = describe_device(device)
     found: dict[str, list[float]] = {}
     for run in runs:

@@ -15,7 +15,7 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, write_json
 from saukit.core.config import load_config, to_mapping
 from saukit.core.console import Reporter
-from saukit.core.device import suited_threads
+from saukit.core.device import suited_threads, using_threads
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.words import command_in
@@ -80,7 +80,7 @@ def evaluate(
         )
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
-    with suited_threads(split.image_size, device):
+    with using_threads(suited_threads(split.image_size, device)):
         probabilities = predict(network, spec, test.images, device=device).probabilities
     training = load_config(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saukit.core.device import suited_threads, synchronise
+from saukit.core.device import suited_threads, synchronise, using_threads
 from saukit.models import dual_branch
 from saukit.training.features import images_features
 from saukit.training.plan import TrainingPlan
@@ -18,53 +19,68 @@ from saukit.training.step import StepBatch, TrainingStep, build_step
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import Batch
 
-TRIAL_SECONDS = 0.25  # a step that takes as long has enough images to judge a whole batch by
+TRIAL_SECONDS = 0.3  # a step that takes as long has enough images to judge a whole batch by
+THREAD_GAIN = 0.9  # n threads are n ** 0.9 times as fast as one, on a quiet processor
 MEASURED_STEPS = 3
 
 
 def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
-    """Seconds of the whole run on a machine as busy as it is now.
+    """Seconds of the whole run.
 
-    By default within a factor of 1.5 and in about a second: the method's step is timed on a few random images, on a
-    GPU on a whole batch, and nothing is compiled. `measure` times real steps after one to warm up, on the real images.
+    By default those on an otherwise idle machine, within a factor of 1.5 and in about a second: the method's step is
+    timed on a few random images, on a CPU by the time that one thread computes, on a GPU on a whole batch; nothing is
+    compiled. `measure` times real steps of the run, as busy as the machine is, after one to warm up.
     """
-    with suited_threads(plan.split.image_size, plan.device):
-        # On a frozen backbone both are the same: what counts are the features, which are timed on real images.
-        return _measured(plan) if measure and plan.config.tune == "all" else _estimated(plan)
+    threads = suited_threads(plan.split.image_size, plan.device)
+    measure = measure and plan.config.tune == "all"  # of a frozen backbone the features count, timed on real images
+    if measure or plan.device.type == "cuda":
+        with using_threads(threads):
+            return _measured(plan) if measure else _estimated(plan, plan.batch_size)
+    with using_threads(1):
+        return _estimated(plan, min(2, plan.batch_size)) / float(threads**THREAD_GAIN)
 
 
-def _estimated(plan: TrainingPlan) -> float:
+def _estimated(plan: TrainingPlan, images: int) -> float:
+    """Seconds of the whole run from steps on `images` and more images."""
     config = replace(plan.config, compile=False, cuda_graph=False, weights="none")
     step = build_step(replace(plan, config=config, weights_path=None))
-    images = plan.batch_size if plan.device.type == "cuda" else min(2, plan.batch_size)
-    _time_step(step, _random_batch(plan, step, images))  # a process's first step also prepares kernels
-    while (seconds := _time_step(step, _random_batch(plan, step, images))) < TRIAL_SECONDS and images < plan.batch_size:
-        images = min(plan.batch_size, 4 * images)
+    batch_size, limit = plan.batch_size, 3 * TRIAL_SECONDS
+    seconds = _time_step(step, _random_batch(plan, step, images))
+    if seconds < limit:  # a process's first step also prepares kernels
+        seconds = _time_step(step, _random_batch(plan, step, images))
+    per_image = seconds / images
+    while images < batch_size and seconds < limit:
+        more = min(batch_size, max(2 * images, min(4 * images, int(images * TRIAL_SECONDS / seconds))))
+        before, seconds, limit = seconds, _time_step(step, _random_batch(plan, step, more)), TRIAL_SECONDS
+        # A step costs something besides its images, so what an image costs shows in the growth.
+        per_image = max(0.3 * seconds / more, min(seconds / more, (seconds - before) / (more - images)))
+        images = more
+    step_seconds = seconds + per_image * (batch_size - images)
     once = _feature_seconds(plan, step) if config.tune == "head" else 0.0
     views = plan.method.views_per_step * plan.images_of(plan.total_steps)
-    if (
-        plan.method.prototypes
-    ):  # two views of each real image in every epoch; forward is a third of forward and backward
+    if plan.method.prototypes:  # in every epoch two views of each real image, forward: a third of forward and backward
         views += math.ceil(plan.total_steps / plan.steps_per_epoch) * 2 * len(plan.split.train.labels) // 3
-    return once + seconds / (images * plan.method.views_per_step) * views
+    return once + step_seconds / (batch_size * plan.method.views_per_step) * views
 
 
 def _feature_seconds(plan: TrainingPlan, step: TrainingStep) -> float:
     """Seconds that the features of all images take, from a few."""
     images = plan.split.train.images[: 2 if plan.device.type == "cpu" else plan.batch_size]
     images_features(plan, step.network, images)  # prepares kernels
-    started = time.perf_counter()
-    images_features(plan, step.network, images)
-    return (time.perf_counter() - started) / len(images) * plan.training_images
+    return _time(plan.device, lambda: images_features(plan, step.network, images)) / len(images) * plan.training_images
 
 
 def _time_step(step: TrainingStep, batch: StepBatch) -> float:
-    device = batch.samples.labels.device
+    return _time(batch.samples.labels.device, lambda: step(batch, 0.0))
+
+
+def _time(device: torch.device, work: Callable[[], object]) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # without the turns of other processes
     synchronise(device)
-    started = time.perf_counter()
-    step(batch, 0.0)
+    started = clock()
+    work()
     synchronise(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _random_batch(plan: TrainingPlan, step: TrainingStep, images: int) -> StepBatch:

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter
-from saukit.core.device import describe_device, peak_flops, peak_memory, reset_peak_memory, suited_threads, synchronise
+from saukit.core.device import (
+    describe_device,
+    peak_flops,
+    peak_memory,
+    reset_peak_memory,
+    suited_threads,
+    synchronise,
+    using_threads,
+)
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
@@ -93,7 +101,7 @@ def fit(
             (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
         else:
             reset_peak_memory(device)
-            with suited_threads(plan.split.image_size, device):
+            with using_threads(suited_threads(plan.split.image_size, device)):
                 trainer = Trainer(plan)
                 trainer.announce(reporter)
                 if plan.config.tune == "head":
