@@ -74,9 +74,9 @@ def test_unreadable_images(cli: Cli, shared_work: Path, digits: Path, tmp_path: 
     (digits / "bad.jpg").write_text("no image")
     outcome = cli("predict", "ce", digits, "-w", shared_work, "--out", tmp_path / "a.csv")
     assert outcome.code == 3 and outcome.out == "" and not (tmp_path / "a.csv").exists()
-    assert "1 image cannot be read; nothing was written" in outcome.error and "bad.jpg (no image" in outcome.error
+    assert "1 image cannot be read; nothing was written" in outcome.error and "bad.jpg (unknown image" in outcome.error
     outcome = cli("predict", "ce", digits, "-w", shared_work, "--skip-bad", "--json")
-    assert outcome.code == 0 and "1 image cannot be read, left out" in outcome.error
+    assert outcome.code == 0 and "1 image cannot be read, skipped" in outcome.error
     assert [Path(entry["image"]).name for entry in outcome.document["skipped"]] == ["bad.jpg"]
     assert len(outcome.document["predictions"]) == 6
 

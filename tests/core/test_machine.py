@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from saukit.core.machine import available_memory, usable_cores
+from saukit.core.machine import CHUNK, available_memory, in_threads, usable_cores
 
 
 def test_available_memory_is_plausible() -> None:
@@ -69,3 +69,24 @@ def test_usable_cores_without_control_groups(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores(tmp_path / "none", tmp_path / "none") == 1
+
+
+def test_work_in_threads_comes_back_in_order_and_says_how_far_it_is() -> None:
+    heard: list[int] = []
+    items = range(3 * CHUNK + 5)
+    assert in_threads(lambda item: item * item, items, heard.append) == [item * item for item in items]
+    assert heard == [CHUNK, 2 * CHUNK, 3 * CHUNK, 3 * CHUNK + 5]
+    assert in_threads(str, []) == []
+
+
+def test_a_failure_in_a_thread_cancels_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saukit.core.machine.usable_cores", lambda: 1)
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        in_threads(work, range(50 * CHUNK))
+    assert len(begun) < 50

@@ -108,9 +108,9 @@ def test_no_more_than_a_batch_of_images_is_held(
     shared_work: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    read, judge = room.decode_image, inference.predict
+    read, judge = room.decode_or_reason, inference.predict
 
-    def reading(file: Path, size: int) -> np.ndarray:
+    def reading(file: Path, size: int) -> Any:
         events.append("read")
         return read(file, size)
 
@@ -118,7 +118,7 @@ def test_no_more_than_a_batch_of_images_is_held(
         events.append(f"judged {len(arguments[2])}")
         return judge(*arguments, **options)
 
-    monkeypatch.setattr(room, "decode_image", reading)
+    monkeypatch.setattr(room, "decode_or_reason", reading)
     monkeypatch.setattr(inference, "predict", judging)
     predicted(shared_work, digits, config=PredictConfig(batch_size=8))
     assert events == ["read"] * 8 + ["judged 8"] + ["read"] * 8 + ["judged 8"] + ["read"] * 4 + ["judged 4"]
@@ -146,7 +146,7 @@ def test_other_files_of_a_folder_are_counted(tmp_path: Path, capsys: pytest.Capt
     for name in ("a.png", "b.txt", "c.txt", "README"):
         (tmp_path / name).touch()
     find_images([tmp_path], Reporter())
-    assert "that are no images by their names are ignored: 2 .txt, 1 without extension" in capsys.readouterr().err
+    assert " without an image extension are ignored: 2 .txt, 1 without extension" in capsys.readouterr().err
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_unreadable_files_can_be_left_out(shared_work: Path, digits: Path, capsy
     whole = predicted(shared_work, digits)
     (digits / "17.png").write_text("no image")
     result = predicted(shared_work, digits, config=PredictConfig(skip_bad=True, batch_size=1))
-    assert "1 image cannot be read, left out" in capsys.readouterr().err
+    assert "1 image cannot be read, skipped" in capsys.readouterr().err
     assert [path.name for path, _ in result.skipped] == ["17.png"]
     assert result.document()["skipped"] == [{"image": str(digits / "17.png"), "reason": "unknown image format"}]
     kept = [index for index in range(20) if index != 17]
@@ -181,7 +181,7 @@ def test_unreadable_files_can_be_left_out(shared_work: Path, digits: Path, capsy
 
 def test_nothing_is_left_if_no_file_can_be_read(shared_work: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(DataError, match=r"^none of 1 images can be read:\n  .*a.png \(unknown image format\)"):
+    with pytest.raises(DataError, match=r"^none of 1 images can be read: .*a.png \(unknown image format\)"):
         predicted(shared_work, tmp_path, config=PredictConfig(skip_bad=True))
 
 

@@ -15,12 +15,16 @@ they are decoded); an image that has that size stays as it is. Unreadable means 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from saukit.core.console import Reporter
+from saukit.core.errors import DataError
+from saukit.core.words import shortened
 from saukit.data.types import Images
 
 if TYPE_CHECKING:
@@ -46,12 +50,34 @@ def decode_image(file: Path | BinaryIO, size: int) -> Images:
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
 
 
+def decode_or_reason(file: Path | BinaryIO, size: int) -> Images | str:
+    """As `decode_image`, or why the image cannot be read."""
+    try:
+        return decode_image(file, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
+        return why_unreadable(error)
+
+
 def why_unreadable(error: Exception) -> str:
     """Why `decode_image` could not read an image, for messages."""
     text = str(error).strip()
     if "cannot identify image file" in text:
         return "unknown image format"
     return text or type(error).__name__
+
+
+def refuse_or_warn(bad: Sequence[str], *, skip: bool, reporter: Reporter, where: str = "") -> None:
+    """List images that cannot be read: a warning if they are skipped, else an error. Raises: DataError."""
+    if bad:
+        count = f"{len(bad)} image{'s' if len(bad) > 1 else ''}{where} cannot be read"
+        files = shortened(bad, "\n  ")
+        if not skip:
+            raise DataError(
+                f"{count}; nothing was written. Fix or remove them, or skip them with --skip-bad:\n  {files}"
+            )
+        reporter.warn(f"{count}, skipped:\n  {files}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

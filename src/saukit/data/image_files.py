@@ -6,10 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saukit.core.errors import DataError
 
+if TYPE_CHECKING:
+    from saukit.core.console import Reporter
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+KINDS = " ".join(sorted(extension[1:] for extension in EXTENSIONS))  # for messages
 
 
 def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -20,6 +25,13 @@ def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
     found = sorted(_visible_files(folder))
     others = Counter(suffix for path in found if (suffix := path.suffix.lower()) not in EXTENSIONS)
     return [path for path in found if path.suffix.lower() in EXTENSIONS], others
+
+
+def say_ignored(others: Counter[str], reporter: Reporter, *, where: str = "") -> None:
+    """Say how many files of other extensions there are, if any; `where` is such as " in pictures"."""
+    if others:
+        kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in others.most_common(5))
+        reporter.say(f"files{where} without an image extension are ignored: {kinds}")
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -31,12 +31,12 @@ from saukit.core.artifacts import (
 )
 from saukit.core.config import load_config, to_yaml
 from saukit.core.console import Reporter
-from saukit.core.errors import DataError, UsageError
+from saukit.core.errors import UsageError
 from saukit.core.plots import save_figure
-from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
+from saukit.data.decoding import refuse_or_warn
 from saukit.data.long_tail import class_counts
 from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
@@ -173,19 +173,12 @@ def make_split(
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
         pixels = source.load(resolved.image_size, reporter)
         if pixels.bad:
-            _refuse_or_warn(pixels, resolved, reporter)
+            bad = [f"{file} ({reason})" for file, reason in pixels.bad]
+            refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
             choice = choose(resolved, source, pixels)
             plan = plan_of(resolved, source, choice)
         manifest = _write(workspace, plan, source, choice, pixels, check_root(config.dataset, root))
     return SplitResult("new", resolved, manifest)
-
-
-def _refuse_or_warn(pixels: Pixels, config: SplitConfig, reporter: Reporter) -> None:
-    files = shortened((f"{file} ({reason})" for file, reason in pixels.bad), "\n  ")
-    count = f"{len(pixels.bad)} image{'s' if len(pixels.bad) > 1 else ''} cannot be read"
-    if not config.skip_bad:
-        raise DataError(f"{count}; nothing was written. Fix or remove them, or skip them with --skip-bad:\n  {files}")
-    reporter.warn(f"{count}, skipped:\n  {files}")
 
 
 def _write(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,15 @@ import torch
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, UsageError
-from saukit.core.machine import usable_cores
+from saukit.core.machine import in_threads
+from saukit.core.words import shortened
 from saukit.core.workspace import Workspace
-from saukit.data.decoding import decode_image, why_unreadable
-from saukit.data.image_files import EXTENSIONS, image_files
+from saukit.data.decoding import decode_or_reason, refuse_or_warn
+from saukit.data.image_files import KINDS, image_files, say_ignored
 from saukit.deploy.config import PredictConfig
 from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
 
-Images = npt.NDArray[np.uint8]
 PROBABILITY_DIGITS = 6  # float32 holds no more
 
 
@@ -98,7 +97,7 @@ def predict(
 
     `model` is what `locate_model` finds.
     Raises: UsageError for a bad value; DataError without a model or an image, or if files cannot be read and
-    `skip_bad` is not set: then it lists them all.
+    `skip_bad` is not set: then it lists them.
     """
     if config.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
@@ -114,11 +113,11 @@ def predict(
     named: list[Path] = []
     skipped: list[tuple[Path, str]] = []
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
-    with reporter.progress("predict", len(files)) as progress, ThreadPoolExecutor(usable_cores()) as pool:
+    with reporter.progress("predict", len(files)) as progress:
         for start in range(0, len(files), config.batch_size):
             part = files[start : start + config.batch_size]
             pixels = []
-            for file, content in zip(part, pool.map(lambda file: _read(file, height), part), strict=True):
+            for file, content in zip(part, in_threads(lambda file: decode_or_reason(file, height), part), strict=True):
                 if isinstance(content, str):
                     skipped.append((file, content))
                 else:
@@ -128,7 +127,10 @@ def predict(
                 made = inference.predict(classifier.network, classifier.spec, np.stack(pixels), device=device)
                 found.append(most_probable(made.probabilities, config.top))
             progress.update(start + len(part))
-    _refuse_or_tell(skipped, len(files), config, reporter)
+    bad = [f"{file} ({reason})" for file, reason in skipped]
+    if config.skip_bad and len(bad) == len(files):
+        raise DataError(f"none of {len(files)} images can be read: " + shortened(bad))
+    refuse_or_warn(bad, skip=config.skip_bad, reporter=reporter)
     labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped))
 
@@ -148,12 +150,9 @@ def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:
             continue
         images, others = image_files(path)
         files |= dict.fromkeys(images)
-        if others:
-            kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in others.most_common(5))
-            reporter.say(f"files in {path} that are no images by their names are ignored: {kinds}")
+        say_ignored(others, reporter, where=f" in {path}")
     if not files:
-        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
-        raise DataError(f"no images ({kinds}) in {', '.join(map(str, paths))}: give files, or a folder that has some")
+        raise DataError(f"no images ({KINDS}) in {', '.join(map(str, paths))}: give files, or a folder that has some")
     return list(files)
 
 
@@ -163,28 +162,6 @@ def most_probable(
     """Labels int64 [b, top] and probabilities float32 [b, top], the best first; equal ones in the order of classes."""
     labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top].astype(np.int64)
     return labels, np.take_along_axis(probabilities, labels, axis=1)
-
-
-def _read(file: Path, side: int) -> Images | str:
-    """The image as uint8 [3, side, side], or why it cannot be read."""
-    try:
-        return decode_image(file, side)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
-        return why_unreadable(error)
-
-
-def _refuse_or_tell(skipped: Sequence[tuple[Path, str]], count: int, config: PredictConfig, reporter: Reporter) -> None:
-    if not skipped:
-        return
-    listed = "\n  ".join(f"{path} ({reason})" for path, reason in skipped)
-    some = f"{len(skipped)} image{'s' if len(skipped) > 1 else ''} cannot be read"
-    if not config.skip_bad:
-        raise DataError(f"{some}; nothing was written. Mend or leave them out, or add --skip-bad:\n  {listed}")
-    if len(skipped) == count:
-        raise DataError(f"none of {count} images can be read:\n  {listed}")
-    reporter.warn(f"{some}, left out:\n  {listed}")
 
 
 def _text(path: Path) -> str:

@@ -6,15 +6,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.machine import available_memory, usable_cores
+from saukit.core.machine import available_memory, in_threads
 from saukit.core.words import format_bytes
-from saukit.data.image_files import EXTENSIONS, image_files, subfolders
+from saukit.data.image_files import EXTENSIONS, KINDS, image_files, say_ignored, subfolders
 from saukit.data.source import IMAGE_SIZES, Pixels, Source
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
 DEFAULT_SIZE = 64
 LARGEST_NATIVE_SIZE = 224
 COPIES_IN_MEMORY = 3  # all decoded images, the part being written, and its serialised form
-CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,7 @@ def open_folder(name: str, root: Path) -> Source:
     ignored = train.ignored + (test.ignored if test else Counter())
 
     def load(image_size: int, reporter: Reporter) -> Pixels:
-        if ignored:
-            kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))
-            reporter.say(f"files without an image extension are ignored: {kinds}")
+        say_ignored(ignored, reporter)
         return _decode_all(root, train.files, test_files, image_size, reporter)
 
     return Source(
@@ -115,8 +111,7 @@ def _scan(folder: Path, root: Path) -> Tree:
         files += images
         labels += [label] * len(images)
     if empty:
-        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
-        raise DataError(f"class folders of {root} without an image ({kinds}): {', '.join(empty)}; fill or remove them")
+        raise DataError(f"class folders of {root} without an image ({KINDS}): {', '.join(empty)}; fill or remove them")
     return Tree(tuple(files), np.array(labels, np.int64), tuple(path.name for path in class_folders), ignored)
 
 
@@ -159,38 +154,30 @@ def _fingerprint(root: Path, files: Sequence[Path]) -> str:
 def _decode_all(root: Path, train: Sequence[Path], test: Sequence[Path], size: int, reporter: Reporter) -> Pixels:
     import numpy as np
 
-    from saukit.data.decoding import decode_image, why_unreadable
+    from saukit.data.decoding import decode_or_reason
 
     files = (*train, *test)
     _check_memory(len(files), size)
     images = np.zeros((len(files), 3, size, size), np.uint8)
-    readable = np.ones(len(files), bool)
-    reasons: dict[int, str] = {}
 
-    def decode(start: int) -> int:
-        for index in range(start, min(start + CHUNK, len(files))):
-            try:
-                images[index] = decode_image(files[index], size)
-            except MemoryError:
-                raise
-            except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
-                readable[index] = False
-                reasons[index] = why_unreadable(error)
-        return min(start + CHUNK, len(files))
+    def decode(index: int) -> str | None:
+        image = decode_or_reason(files[index], size)
+        if isinstance(image, str):
+            return image
+        images[index] = image
+        return None
 
-    with reporter.progress("decoding", len(files)) as line, ThreadPoolExecutor(usable_cores()) as pool:
-        try:
-            for done in pool.map(decode, range(0, len(files), CHUNK)):
-                line.update(done)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with reporter.progress("decoding", len(files)) as line:
+        reasons = in_threads(decode, range(len(files)), line.update)
 
     def read(part: str, positions: Integers, image_size: int) -> Images:
         assert image_size == size
         return images[positions if part == "train" else positions + len(train)]
 
-    bad = tuple((files[index].relative_to(root).as_posix(), reasons[index]) for index in sorted(reasons))
+    readable = np.array([reason is None for reason in reasons])
+    bad = tuple(
+        (file.relative_to(root).as_posix(), reason) for file, reason in zip(files, reasons, strict=True) if reason
+    )
     return Pixels(read, readable[: len(train)], readable[len(train) :], bad)
 
 
