@@ -15,8 +15,6 @@ from PIL import Image
 from support import MICRO, tiny, tree
 
 import saukit
-from saukit import api
-from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_test
@@ -118,20 +116,6 @@ def test_errors_are_the_packages_own(tmp_path: Path) -> None:
     with pytest.raises(saukit.SaukitError, match="run `saukit make-lt -w") as caught:
         saukit.train(TrainConfig(), tmp_path)
     assert isinstance(caught.value, DataError)
-
-
-def test_the_judge_of_synthetic_images_is_trained_once(
-    split_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (api.JUDGE.method, api.JUDGE.synthetic) == ("balanced-softmax", False)
-    monkeypatch.setattr(api, "JUDGE", tiny(method="balanced-softmax", synthetic=False))
-    judge = api.classifier_training(Workspace(split_work), torch.device("cpu"), Reporter())
-    assert not (split_work / "runs").exists()
-    assert judge() == "balanced-softmax"
-    assert "training the classifier that judges the images" in capsys.readouterr().err
-    before = tree(split_work)
-    assert judge() == "balanced-softmax"
-    assert (tree(split_work), capsys.readouterr().err) == (before, "")
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ import torch
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split
-from saukit.synthesis.config import preset_values
 from saukit.synthesis.generators.diffusion_model import Geometry
+from saukit.synthesis.generators.presets import preset_values
 from saukit.training import methods
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
 
@@ -343,7 +343,7 @@ def quick_sampling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     sampling = load("sampling")
     small = dataclasses.replace(preset_values("tiny", (8, 8)), channels=(16, 32))
     monkeypatch.setattr(sampling, "preset_values", lambda *_: small)
-    monkeypatch.setattr(sampling, "resolve_amp", lambda *_: "off")
+    monkeypatch.setattr(sampling, "AMP", "off")
     monkeypatch.setattr(sampling, "STEPS", 3)
     monkeypatch.setattr(sampling, "QUICK_YARDSTICK_STEPS", 2)
     return sampling

@@ -29,8 +29,9 @@ from ancestral import PASSES_A_STEP, STEPS, draw_ancestral
 from inputs import SEED, Images, Labels
 from measure import MIN_ROUNDS, Bar, Candidate, Document, Timing, begin, finish, measure, option_parser, steady
 
+from saukit.core.config import Amp
 from saukit.core.console import Reporter
-from saukit.core.device import Precision, keep_freed_memory, resolve_amp
+from saukit.core.device import Precision, keep_freed_memory
 from saukit.core.seeding import derive_seed, numpy_generator
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
@@ -38,13 +39,17 @@ from saukit.data.split import Split, load_split, load_test, make_split
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.synthesis.audit.distances import frechet_distance
-from saukit.synthesis.config import PresetName, Sampler, SynthConfig, preset_values, resolve_config
+from saukit.synthesis.config import PresetName, Sampler, SynthConfig
 from saukit.synthesis.generators.diffusion_model import GUIDANCE_INTERVAL, is_guided, solver_times
-from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, build_trainer, without_colour
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
+from saukit.synthesis.generators.grey import without_colour
+from saukit.synthesis.generators.presets import DiffusionConfig, preset_values
+from saukit.synthesis.plan import resolve
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import fit
 
 PRESET: PresetName = "tiny"
+AMP: Amp = "auto"
 IMB = 100.0
 CIFAR_SIDE = 16
 SOLVERS: tuple[tuple[Sampler, int], ...] = (
@@ -197,17 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> Document:
 
 def new_generator(split: Split, preset: PresetName, train_steps: int | None, device: torch.device) -> GeneratorTrainer:
     """saukit's own generator for the split, untrained."""
-    amp = resolve_amp("auto", device)
-    config = resolve_config(
-        SynthConfig(preset=preset, train_steps=train_steps, seed=SEED),
-        image_size=split.image_size,
-        largest_class=int(split.class_counts.max()),
-        training_images=int(split.class_counts.sum()),
-        device_type=device.type,
-        amp=amp,
-    )
-    values = preset_values(preset, split.image_size)
-    return build_trainer(config, values, split, precision=Precision(amp, device.type), device=device)
+    config = resolve(SynthConfig(preset=preset, train_steps=train_steps, amp=AMP, seed=SEED), split, device)
+    assert isinstance(config, DiffusionConfig)
+    return GeneratorTrainer(config, split, device, preset=preset_values(preset, split.image_size))
 
 
 def train(trainer: GeneratorTrainer) -> None:
@@ -247,17 +244,15 @@ def saukit_way(trainer: GeneratorTrainer, sampler: Sampler, steps: int, batch_si
     """saukit's sampler as `saukit synth` calls it, with this solver and this many steps."""
     own = copy.copy(trainer)
     own.config = dataclasses.replace(trainer.config, sampler=sampler, sampler_steps=steps)
-    assert own.config.guidance is not None
     guided = sum(is_guided(t, own.config.guidance) for t in solver_times(steps, sampler=sampler))
     name = f"saukit, {sampler} {steps} steps"
-    return Way(f"{name}, batch {batch_size}, {_named(own.precision)}", own.draw, batch_size, steps + guided, name)
+    return Way(f"{name}, batch {batch_size}, {_named(own.precision)}", own.sample, batch_size, steps + guided, name)
 
 
 def ancestral_way(trainer: GeneratorTrainer, batch_size: int, precision: Precision) -> Way:
     """The reference with the guidance of saukit's sampler, but in every step."""
 
     def draw(labels: Labels, seeds: Labels) -> Images:
-        assert trainer.config.guidance is not None
         images = draw_ancestral(
             trainer.average,
             trainer.geometry,

@@ -15,9 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from saukit.core.artifacts import MANIFEST_NAME
 from saukit.core.console import Reporter
 from saukit.core.device import open_device
 from saukit.core.workspace import Workspace
@@ -30,14 +27,11 @@ from saukit.evaluation import evaluate as evaluation
 from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.judging.judges import TrainClassifier
 from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import TrainingResult, fit
 
 __all__ = ["compare", "evaluate", "load_classifier", "make_lt", "predict", "synth", "train"]
-
-JUDGE = TrainConfig(method="balanced-softmax", synthetic=False)  # its run has the method's name
 
 Place = Workspace | str | Path
 
@@ -64,17 +58,9 @@ def synth(
     resume: bool = True,
     verbose: bool = False,
 ) -> SynthesisResult:
-    """`saukit synth`: fill every class with synthetic images; trains the classifier that judges them, if need be."""
-    opened, where, reporter = _workspace(workspace), open_device(device), _reporter(verbose)
-    return synthesize(
-        config,
-        opened,
-        device=where,
-        force=force,
-        resume=resume,
-        reporter=reporter,
-        train_classifier=classifier_training(opened, where, reporter),
-    )
+    """`saukit synth`: fill every class with synthetic images; trains the classifier that judges them if need be."""
+    where, reporter = open_device(device), _reporter(verbose)
+    return synthesize(config, _workspace(workspace), device=where, force=force, resume=resume, reporter=reporter)
 
 
 def train(
@@ -153,19 +139,6 @@ def predict(
         device=open_device(device),
         reporter=_reporter(verbose),
     )
-
-
-def classifier_training(workspace: Workspace, device: torch.device, reporter: Reporter) -> TrainClassifier:
-    """A function that trains the classifier of real images, or finds that it is there, and gives its run's name."""
-
-    def train_judge() -> str:
-        name = JUDGE.method
-        if (workspace.run(name) / MANIFEST_NAME).exists():
-            return name  # however long it was trained: its owner chose that
-        reporter.say(f"training the classifier that judges the images (run {name}, on real images alone)")
-        return fit(JUDGE, workspace, name=name, device=device, force=False, resume=True, reporter=reporter).name
-
-    return train_judge
 
 
 def _workspace(place: Place) -> Workspace:

@@ -5,6 +5,7 @@ import json
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from saukit.core.seeding import numpy_generator
 from saukit.core.workspace import Workspace
 from saukit.data.split import load_split, load_test
 from saukit.data.synthetic import load_cache
-from saukit.synthesis import stage as generate
+from saukit.synthesis import jobs
 from saukit.synthesis.generators.prompts import TEMPLATES
 from saukit.synthesis.judging.scorers import INCEPTION_NAME
 
@@ -57,7 +58,7 @@ def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, mod
     assert not (split_work / "synth").exists()
     outcome = cli("synth", *FEW, *pipeline, "-w", split_work, "--json")
     assert outcome.code == 0, outcome
-    assert "says nothing of 0, 1, 2, 3, 4, 5, 6: those get the templates" in outcome.error
+    assert "has no prompts for 0, 1, 2, 3, 4, 5, 6: these get the templates" in outcome.error
     assert outcome.document["images"] == 12
     source = outcome.document["generator"]
     assert source["pipeline"] == "StableDiffusionPipeline"
@@ -94,7 +95,7 @@ def test_a_class_conditional_pipeline_needs_the_models_own_numbers(
     texts = ("--template", "a {class}", "--class-ids", numbers)
     refused = cli("synth", *FEW, *dit, *texts, "-w", split_work, "--force")
     assert refused.code == 2
-    assert "templates is for pipelines that draw from text, and" in refused.error and "leave it out" in refused.error
+    assert "templates is for pipelines that sample from text, and" in refused.error and "leave it out" in refused.error
     assert tree(split_work) == before
     numbers.write_text("7: seven\n")
     refused = cli("synth", *FEW, *dit, "--class-ids", numbers, "-w", split_work, "--force")
@@ -167,7 +168,7 @@ def test_a_folder_that_changed_is_not_mixed_with_what_came_before(
             Image.fromarray(pixels).save(tmp_path / "made" / label / f"{number}.png")
     folder = ("--generator", "folder", "--from", tmp_path / "made")
     with monkeypatch.context() as patched:
-        patched.setattr("saukit.synthesis.candidates.save_grid", None)
+        patched.setattr("saukit.synthesis.stage.save_sample_grid", None)
         with pytest.raises(TypeError):
             cli("synth", *FEW, *folder, "-w", split_work)
     Image.new("RGB", (8, 8)).save(tmp_path / "made" / "7" / "0.png")
@@ -190,7 +191,7 @@ def test_the_preflight_names_a_class_that_is_not_drawn(cli: Cli, work: Path, tmp
         "judge", "--preflight", "4", "-w", work, "--force",
     )  # fmt: skip
     assert outcome.code == 0, outcome
-    assert "does not draw these classes so that they are recognised: 7 (0 of 4 recognised" in outcome.error
+    assert "images of these classes are not recognised: 7 (0 of 4 recognised" in outcome.error
     document = json.loads((work / "synth" / "preflight.json").read_text())
     assert document["poor"] == ["7"]
     row = next(row for row in document["per_class"] if row["class"] == "7")
@@ -225,7 +226,7 @@ def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> No
     adopted = shown("--model", str(work / "synth" / "generator"))
     assert (adopted["train_steps"], adopted["sampler_steps"]) == (None, 2)
     bound = cli("synth", "--config", saved, "--filter", "none", "--min-confidence", "0.4", "-w", work)
-    assert bound.code == 2 and "min_confidence is a bound of the filter classifier" in bound.error
+    assert bound.code == 2 and "min_confidence has no effect with filter none" in bound.error
 
     again = cli("synth", "--refilter", "--filter", "none", "-w", work, "--json")
     assert again.code == 0, again
@@ -236,7 +237,7 @@ def test_options_that_lose_what_they_need_go_with_it(cli: Cli, work: Path) -> No
     assert repeats(cli, work)
     back = cli("synth", "--refilter", "--filter", "classifier", "--classifier", "ce", "--max-tries", "2",
                "-w", work)  # fmt: skip
-    assert back.code == 2 and "--refilter draws nothing, so it cannot change max_tries: 4.0 -> 2.0" in back.error
+    assert back.code == 2 and "--refilter samples nothing, so it cannot change max_tries: 4.0 -> 2.0" in back.error
 
 
 def test_another_generator_takes_no_values_of_the_first(cli: Cli, work: Path, tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_job_that_is_stopped_while_it_waits_prints_its_command(
     options = (*FEW, *SHORT, "--amp", "off", "--shard", "1/2", "-w", split_work)
     workspace = Workspace(split_work)
     with workspace.lock(workspace.synth), monkeypatch.context() as patched:
-        patched.setattr(generate.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+        patched.setattr(jobs, "time", SimpleNamespace(sleep=lambda seconds: signal.raise_signal(signal.SIGINT)))
         stopped = cli("synth", *options)
     assert stopped.code == 130 and "waiting for another job to prepare" in stopped.err
     said = shlex.split(stopped.err.split("continue with: ")[1].strip())

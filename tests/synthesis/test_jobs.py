@@ -15,8 +15,8 @@ from saukit.core.artifacts import sha256_file
 from saukit.core.console import Reporter
 from saukit.core.errors import LockHeldError, UsageError
 from saukit.core.workspace import Workspace
+from saukit.synthesis.jobs import Job
 from saukit.synthesis.stage import SynthesisResult, synthesize
-from saukit.synthesis.worker import Job
 
 Go = Callable[..., SynthesisResult]
 TIMED = ("manifest.json", "source.json")
@@ -29,7 +29,7 @@ from saukit.core.workspace import Workspace
 from saukit.synthesis.generators import diffusion_training as trainer
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
-from saukit.synthesis.worker import Job
+from saukit.synthesis.jobs import Job
 
 torch.set_num_threads(1)
 trainer.CHECKPOINT_SECONDS = 0.0
@@ -137,7 +137,7 @@ def test_nothing_is_completed_and_no_job_is_doubled_while_it_runs(go: Go, worksp
 def test_jobs_cannot_be_forced_over_each_other(go: Go, workspace: Workspace) -> None:
     go("0/2")
     before = hashes_of(workspace.synth)
-    with pytest.raises(UsageError, match=r"--force with --shard would remove what other jobs drew: remove .*synth"):
+    with pytest.raises(UsageError, match=r"--force with --shard would remove what other jobs sampled: remove .*synth"):
         go("1/2", force=True)
     with pytest.raises(UsageError, match=r"interrupted synth: continue it with --resume"):
         go(None)

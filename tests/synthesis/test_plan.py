@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,25 @@ import pytest
 import torch
 
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.options import preset_fields
 from saukit.data.split import Split
-from saukit.synthesis.config import (
-    PRESETS,
-    SynthConfig,
-    auto_preset,
-    default_steps,
-    preset_values,
-    resolve_config,
-    smaller_preset,
-)
-from saukit.synthesis.plan import SynthesisPlan, begin, load_plan, outline, outline_of
+from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
+from saukit.synthesis.generators.presets import PRESETS, auto_preset, default_steps, preset_values
+from saukit.synthesis.plan import SynthesisPlan, begin, load_plan, outline, resolve
+
+CPU = torch.device("cpu")
 
 
-def planned(real: list[int], *, target: int, batch: int = 4, **fields: Any) -> SynthesisPlan:
-    config = SynthConfig(per_class_target=target, sample_batch_size=batch, **fields)
-    names = [f"class {index}" for index in range(len(real))]
-    return begin(outline_of(config, classes=names, image_size=(8, 8), real_counts=np.array(real)))
+def outlined(real: list[int], *, target: int, batch: int = 4, **fields: Any) -> SynthesisPlan:
+    """The outline for a split with `real` training images of each class."""
+    config = ResolvedSynthConfig(per_class_target=target, sample_batch_size=batch, **fields)
+    names = tuple(f"class {index}" for index in range(len(real)))
+    split: Any = SimpleNamespace(classes=names, image_size=(8, 8), class_counts=np.array(real))
+    return outline(config, split)
+
+
+def planned(real: list[int], *, target: int, **fields: Any) -> SynthesisPlan:
+    return begin(outlined(real, target=target, **fields))
 
 
 @pytest.mark.parametrize(("real", "target", "batch"), [([9, 5, 2], 9, 4), ([300, 3, 1], 120, 7), ([4, 4], 6, 64)])
@@ -80,18 +83,19 @@ def test_a_further_round_goes_on_where_the_one_before_it_ended() -> None:
     assert list(second.shards) == [plan.shard_count, plan.shard_count + 1]
     assert longer.generated.tolist() == [0, 5, 12]
     assert not set(second.seeds.tolist()) & set(plan.rounds[0].seeds.tolist())
-    # An image's seed is its class's and its number's, whatever round it is drawn in.
+    # An image's seed is its class's and its number's, whatever round it is sampled in.
     assert second.seeds[0] == planned([9, 1, 2], target=9).rounds[0].seeds[4]
 
 
 def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     plan = planned([9, 5, 2], target=9, batch=3)
-    bare = outline_of(plan.config, classes=plan.classes, image_size=(8, 8), real_counts=plan.real_counts)
-    assert load_plan(tmp_path, bare) is None
+    bare = outlined([9, 5, 2], target=9, batch=3)
+    with pytest.raises(CorruptArtifactError, match=r"plan.json is damaged \(.*No such file"):
+        load_plan(tmp_path, bare)
     longer = replace(plan.with_round(np.array([0, 1, 5])), closed=True)
     longer.save(tmp_path)
     found = load_plan(tmp_path, replace(bare, batch_images=64, shard_images=640))  # the saved sizes count
-    assert found is not None and found.closed
+    assert found.closed
     assert [part.digest for part in found.rounds] == [part.digest for part in longer.rounds]
     assert (found.batch_images, found.shard_images) == (3, longer.shard_images)
 
@@ -105,10 +109,9 @@ def test_a_damaged_plan_is_an_error_with_the_remedy(text: str, tmp_path: Path) -
 
 
 def test_a_folder_limits_the_candidates() -> None:
-    config = SynthConfig(per_class_target=9, sample_batch_size=4)
-    plan = outline_of(config, classes=["a", "b", "c"], image_size=(8, 8), real_counts=np.array([9, 5, 2]))
+    plan = outlined([9, 5, 2], target=9)
     assert begin(plan, capacity=np.array([50, 1, 3])).generated.tolist() == [0, 1, 3]
-    with pytest.raises(DataError, match=r"no image of a class that needs one \(b, c\)"):
+    with pytest.raises(DataError, match=r"no image of a class that needs one \(class 1, class 2\)"):
         begin(plan, capacity=np.array([50, 0, 0]))
 
 
@@ -136,34 +139,33 @@ def test_a_class_without_real_images_is_named() -> None:
 
 
 def test_the_default_target_is_the_largest_class(split: Split) -> None:
-    plan = outline(SynthConfig(), split, torch.device("cpu"))
+    plan = outline(resolve(SynthConfig(), split, CPU), split)
     assert plan.config.per_class_target == max(split.class_counts)
     assert (split.class_counts + plan.wanted).tolist() == [142] * 10
     assert plan.config.preset == "tiny"
-    fields = vars(plan.config)
-    open_fields = ("preset", "amp", "train_steps", "train_batch_size", "guidance", "sampler_steps", "sample_batch_size")
-    assert not {name: fields[name] for name in open_fields if fields[name] in (None, "auto")}
+    open_fields = (*preset_fields(SynthConfig), "amp")
+    assert not [name for name in open_fields if getattr(plan.config, name) in (None, "auto")]
 
 
 def test_resolving_again_changes_nothing(split: Split) -> None:
-    once = outline(SynthConfig(guidance=2.5), split, torch.device("cpu")).config
+    once = resolve(SynthConfig(guidance=2.5), split, CPU)
     assert once.guidance == 2.5
-    assert outline(once, split, torch.device("cpu")).config == once
+    assert resolve(once, split, CPU) == once
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"per_class_target": 0}, "per_class_target must be at least 1 (real + synthetic images of a class), got 0"),
+        ({"per_class_target": 0}, "per_class_target must be at least 1, got 0"),
         ({"per_class_target": -3}, "got -3"),
-        ({"guidance": 0.5}, "guidance must be from 1 to 20 (1 is no guidance), got 0.5"),
-        ({"guidance": float("nan")}, "guidance must be from 1 to 20 (1 is no guidance), got nan"),
-        ({"sampler_steps": 1}, "sampler_steps must be from 2 to 999, got 1"),
+        ({"guidance": 0.5}, "guidance must be at least 1 (none) and at most 20 with generator diffusion, got 0.5"),
+        ({"guidance": float("nan")}, "guidance must be at least 0 and at most 50, got nan"),
+        ({"sampler_steps": 1}, "sampler_steps must be at least 2 with generator diffusion, got 1"),
         ({"train_steps": 0, "train_batch_size": 0}, "train_steps must be at least 1, got 0; train_batch_size must be"),
-        ({"balance": 1.5}, "balance must be from 0 to 1 (0 draws all images, 1 all classes with equal probability)"),
+        ({"balance": 1.5}, "balance must be at least 0 and at most 1, got 1.5"),
         (
             {"variation": 0.0},
-            "variation must be from 0.05 to 1 (the share of noise), got 0.0",
+            "variation must be at least 0.05 and at most 1 (the share of noise)",
         ),
         (
             {"generator": "pipeline"},
@@ -172,15 +174,18 @@ def test_resolving_again_changes_nothing(split: Split) -> None:
         ({"generator": "folder"}, "--generator folder needs --from"),
         (
             {"generator": "folder", "from_folder": "x", "tail": "cbdm", "lora": "y"},
-            "tail is for --generator diffusion, not for folder: leave it out; lora is for --generator pipeline, not",
+            "tail has no effect with generator folder: use generator diffusion, or leave it out; lora has no ef",
         ),
-        ({"prompts": "p.yaml"}, "prompts is for --generator pipeline, not for diffusion"),
-        ({"sample_batch_size": 0}, "sample_batch_size must be from 1 to 65536, got 0"),
+        (
+            {"prompts": "p.yaml"},
+            "prompts has no effect with generator diffusion: use generator pipeline",
+        ),
+        ({"sample_batch_size": 0}, "sample_batch_size must be at least 1 and at most 65536, got 0"),
     ],
 )
 def test_values_out_of_their_limits(split: Split, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        outline(replace(SynthConfig(), **change), split, torch.device("cpu"))
+        resolve(SynthConfig(**change), split, CPU)
     assert message in str(caught.value)
 
 
@@ -191,22 +196,12 @@ def test_presets_by_device_and_size() -> None:
     assert preset_values("tiny", (8, 8)) is PRESETS["tiny"][0]
     assert preset_values("small", (28, 32)) is PRESETS["small"][1]
     assert preset_values("base", (64, 32)) is PRESETS["base"][2]
-    assert [smaller_preset(name) for name in PRESETS] == [None, "tiny", "small"]
 
 
-def test_every_preset_resolves() -> None:
+def test_every_preset_resolves(split: Split) -> None:
     for name in PRESETS:
-        for size in ((8, 8), (32, 32), (64, 64)):
-            config = resolve_config(
-                SynthConfig(preset=name),
-                image_size=size,
-                largest_class=10,
-                training_images=100_000,
-                device_type="cpu",
-                amp="off",
-            )
-            assert config.preset == name
-            assert config.train_steps == preset_values(name, size).train_steps
+        config = resolve(SynthConfig(preset=name), split, CPU)
+        assert (config.preset, config.guidance) == (name, preset_values(name, (8, 8)).guidance)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +215,6 @@ def test_a_small_set_is_not_learned_by_heart(images: int, batch: int | None, ste
 
 
 def test_bytes_are_those_of_the_shards_on_disk(split: Split) -> None:
-    plan = begin(outline(SynthConfig(), split, torch.device("cpu")))
+    plan = begin(outline(resolve(SynthConfig(), split, CPU), split))
     pixels = plan.total * (3 * 8 * 8 + 16)
     assert pixels < plan.bytes <= pixels + plan.total * 12 + 4096 * plan.shard_count

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import MICRO
+from support import MICRO, tiny
 
 from saukit.core.artifacts import load_tensors, sha256_file
 from saukit.core.config import load_config
@@ -17,11 +17,14 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
 from saukit.data.synthetic import load_cache
-from saukit.synthesis import candidates, filling, worker
+from saukit.synthesis import sampling, stage
 from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators import diffusion
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
-from saukit.synthesis.plan import SynthesisPlan, begin, outline
-from saukit.synthesis.stage import SynthesisResult, estimate_seconds, synthesize
+from saukit.synthesis.generators.presets import DiffusionConfig
+from saukit.synthesis.judging import judges
+from saukit.synthesis.plan import SynthesisPlan, begin, outline, resolve
+from saukit.synthesis.stage import SynthesisResult, preview, synthesize
 
 Run = Callable[..., SynthesisResult]
 EXPECTED_FILES = {
@@ -74,7 +77,7 @@ def finished(workspace: Workspace, undisturbed: Path) -> Workspace:
 
 
 def test_the_cache_is_the_plan(finished: Workspace, split: Split, micro: SynthConfig, cpu: torch.device) -> None:
-    plan = begin(outline(micro, split, cpu))
+    plan = begin(outline(resolve(micro, split, cpu), split))
     cache = load_cache(finished, split)
     assert cache.images.shape == (62, 3, 8, 8)
     assert cache.images.dtype == np.uint8
@@ -87,7 +90,7 @@ def test_the_cache_is_the_plan(finished: Workspace, split: Split, micro: SynthCo
     assert summary["images"] == 62
     assert summary["images_per_class"] == dict(zip("0123456789", [0] * 5 + [4, 10, 14, 16, 18], strict=True))
     assert summary["real_per_class"] == dict(zip("0123456789", split.class_counts.tolist(), strict=True))
-    assert load_config(SynthConfig, finished.synth / "config.yaml") == plan.config
+    assert load_config(DiffusionConfig, finished.synth / "config.yaml") == plan.config
 
 
 def test_diffusers_loads_the_generator_and_draws_the_same_images(
@@ -158,15 +161,14 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
     ("owner", "name", "call"),
     [
         (GeneratorTrainer, "train_step", 8),  # the first four measure the time
-        (worker, "save_generator", 1),
+        (diffusion, "save_generator", 1),
         (SynthesisPlan, "save", 1),
-        (filling, "write_shard", 1),
-        (filling, "write_shard", 4),
-        (GeneratorTrainer, "draw", 13),  # the first three measure the time
-        (worker, "save_selection", 1),
-        (candidates, "save_grid", 1),
-        (worker, "write_manifest", 1),
-        (worker, "unfinished", 1),
+        (sampling, "write_shard", 1),
+        (sampling, "write_shard", 4),
+        (GeneratorTrainer, "sample", 13),  # the first three measure the time
+        (stage, "save_selection", 1),
+        (stage, "save_sample_grid", 1),
+        (stage, "write_manifest", 1),
     ],
 )
 def test_a_resumed_cache_is_the_same_to_the_bit(
@@ -179,9 +181,8 @@ def test_a_resumed_cache_is_the_same_to_the_bit(
         kill_at(patched, owner, name, call)
         with pytest.raises(Killed):
             run()
-    if name != "unfinished":
-        with pytest.raises(UsageError, match="interrupted synth: continue it with --resume, or start over"):
-            run()
+    with pytest.raises(UsageError, match="interrupted synth: continue it with --resume, or start over"):
+        run()
     run(resume=True)
     assert hashes_of(workspace.synth) == hashes_of(undisturbed)
 
@@ -193,7 +194,7 @@ def test_a_signal_saves_and_resumes(
     import os
     import signal
 
-    owner, name = {"training": (GeneratorTrainer, "train_step"), "sampling": (GeneratorTrainer, "draw")}[moment]
+    owner, name = {"training": (GeneratorTrainer, "train_step"), "sampling": (GeneratorTrainer, "sample")}[moment]
     original, calls = getattr(owner, name), [0]
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -204,7 +205,7 @@ def test_a_signal_saves_and_resumes(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, interrupted)
-        with pytest.raises(Interrupted, match=r"saukit synth --resume --config .*config.yaml -w ") as caught:
+        with pytest.raises(Interrupted, match=r"continue with: the same call") as caught:
             run()
     assert caught.value.exit_code == 130
     assert (workspace.synth / "generator" / "checkpoint.pt").is_file()
@@ -217,7 +218,7 @@ def test_a_damaged_shard_is_made_again_by_a_resume(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        kill_at(patched, candidates, "save_grid", 1)
+        kill_at(patched, stage, "save_sample_grid", 1)
         with pytest.raises(Killed):
             run()
     (workspace.synth / "shard-00001.safetensors").write_bytes(b"cut off")
@@ -322,7 +323,7 @@ def test_a_refusal_leaves_nothing_behind_and_takes_nothing_away(
 def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = filling.write_shard, [0]
+    original, calls = sampling.write_shard, [0]
 
     def failing(*arguments: Any, **options: Any) -> None:
         calls[0] += 1
@@ -331,7 +332,7 @@ def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
         original(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(filling, "write_shard", failing)
+        patched.setattr(sampling, "write_shard", failing)
         with pytest.raises(EnvironmentFault):
             run()
     assert hashes_of(undisturbed).items() >= {
@@ -341,14 +342,21 @@ def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(
     assert hashes_of(workspace.synth) == hashes_of(undisturbed)
 
 
-def test_an_estimate_writes_nothing(workspace: Workspace, split: Split, micro: SynthConfig, cpu: torch.device) -> None:
-    assert 0 < estimate_seconds(outline(micro, split, cpu), split, cpu, Reporter(quiet=True)) < 60
-    assert not workspace.synth.exists()
+def test_a_preview_writes_nothing_and_counts_the_judge(
+    workspace: Workspace, micro: SynthConfig, cpu: torch.device, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, time = preview(micro, workspace, device=cpu, reporter=reporter)
+    assert (plan.total, time.judge_seconds) == (62, 0)
+    assert 0 < time.train_seconds < 60 and 0 < time.sample_seconds < 60
+    monkeypatch.setattr(judges, "JUDGE", tiny(method="balanced-softmax", synthetic=False))
+    _, judged = preview(replace(micro, audit=True), workspace, device=cpu, reporter=reporter)
+    assert 0 < judged.judge_seconds < judged.total_seconds < 60
+    assert {path.name for path in workspace.root.iterdir()} == {"split"}
 
 
-def test_days_of_work_are_told_with_a_smaller_preset(
+def test_days_of_work_are_a_warning(
     run: Run, micro: SynthConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(worker, "DAY_SECONDS", 0.0)
-    run(replace(micro, preset="small", train_steps=1))
-    assert "--preset tiny is quicker" in capsys.readouterr().err
+    monkeypatch.setattr(stage, "DAY_SECONDS", 0.0)
+    run(replace(micro, train_steps=1))
+    assert "a smaller --preset or --per-class-target is quicker" in capsys.readouterr().err

@@ -76,17 +76,14 @@ def command(
     split = make_split(DEMO_SPLIT, opened, root=None, force=False, reporter=reporter)
     show_split(split, opened.split, steps)
 
-    def judge() -> str:
-        """The classifier that looks at the synthetic images: the baseline's first run, which the table needs anyway."""
-        alone = dataclasses.replace(comparison, methods=("balanced-softmax",), seeds=1)
-        run = plan_comparison(alone, opened, device=where).runs[0]
-        config = run.contender.seeded(run.seed)
-        return fit(config, opened, name=run.name, device=where, force=False, resume=True, reporter=reporter).name
-
     reporter.say("2/4 synth: a diffusion model trained on that split fills the tail")
-    cache = synthesize(
-        DEMO_SYNTH, opened, device=where, force=False, resume=True, reporter=reporter, train_classifier=judge
-    )
+    # Its judge is the baseline's first run, which the table needs anyway.
+    alone = dataclasses.replace(comparison, methods=("balanced-softmax",), seeds=1)
+    judge = plan_comparison(alone, opened, device=where).runs[0]
+    judge_config = judge.contender.seeded(judge.seed)
+    fit(judge_config, opened, name=judge.name, device=where, force=False, resume=True, reporter=reporter)
+    synth = dataclasses.replace(DEMO_SYNTH, classifier=judge.name)
+    cache = synthesize(synth, opened, device=where, force=False, resume=True, reporter=reporter)
     show_synthesis(cache, steps)
 
     reporter.say(f"3/4 compare: {len(comparison.methods)} methods x {seeds} seeds, trained and evaluated")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from saukit.evaluation.compare import ComparisonResult
     from saukit.evaluation.evaluate import EvalResult
     from saukit.report.page import ReportResult
+    from saukit.synthesis.jobs import Job
     from saukit.synthesis.stage import SynthesisResult
-    from saukit.synthesis.worker import Job
     from saukit.training.trainer import TrainingResult
 
 AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
@@ -69,11 +69,10 @@ def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
 
 def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
     """One job's part of a cache."""
-    first = result.plan.rounds[0]
-    mine = [there for index, there in first.shards.items() if index % job.count == job.index]
-    images = sum(there.stop - there.start for there in mine)
+    mine = job.shards(result.plan)
+    images, total = sum(there.stop - there.start for there in mine.values()), result.plan.rounds[0].total
     reporter.result(
-        f"job {job}: {images:,} of {first.total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
+        f"job {job}: {images:,} of {total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
         "saukit synth --resume"
     )
     reporter.document(

@@ -34,7 +34,7 @@ from saukit.evaluation.contenders import ComparisonPlan, Contender, PlannedRun, 
 from saukit.evaluation.evaluate import evaluate
 from saukit.evaluation.statistics import CONFIDENCE
 from saukit.evaluation.summary import differences, measures_of, method_entry, verdict
-from saukit.synthesis.candidates import AUDIT
+from saukit.synthesis.outcome import AUDIT
 from saukit.training.trainer import fit, read_complete
 
 KIND = "comparison"

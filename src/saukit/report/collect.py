@@ -20,7 +20,7 @@ from saukit.evaluation.compare import KIND as COMPARISON_KIND
 from saukit.evaluation.evaluate import RESULTS_NAME
 from saukit.evaluation.summary import method_entry
 from saukit.report.config import ReportConfig
-from saukit.synthesis.candidates import AUDIT, CLOSEST
+from saukit.synthesis.outcome import AUDIT, CLOSEST
 from saukit.training.trainer import METRICS_NAME
 
 Document = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def read_shard(
 ) -> Shard | None:
     """Shard `index` if it is there, loads, and is the one that the round and the generator with that digest make.
 
-    `generator` None: whichever drew it.
+    `generator` None: whichever sampled it.
     """
     path, there = shard_path(folder, index), part.shards[index]
     if not path.exists():
@@ -63,12 +63,6 @@ def read_shard(
         and np.array_equal(shard.seeds, part.seeds[there])
     )
     return shard if fits else None
-
-
-def read_candidates(folder: Path, plan: SynthesisPlan) -> Iterator[Shard]:
-    """Every shard of the plan, in order. Raises: CorruptArtifactError if one is damaged."""
-    for index in range(plan.shard_count):
-        yield load_shard(shard_path(folder, index), plan.image_size)[0]
 
 
 def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:

@@ -1,53 +1,56 @@
-"""How long `synth` will take, from a few measured steps."""
+"""How long `synth` will take, from a few measured steps; nothing is written."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from saukit.synthesis.generators.diffusion_model import is_guided, solver_times
-from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
+import torch
+
+from saukit.core.words import format_duration
+from saukit.core.workspace import Workspace
+from saukit.synthesis.generators.protocol import ImageGenerator, Trainable
+from saukit.synthesis.judging.judges import judge_to_train
 from saukit.synthesis.plan import SynthesisPlan
+from saukit.training.estimate import estimate_seconds as training_seconds
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds that the whole of `synth` takes from the beginning."""
+    """Seconds of the parts of `synth` from the beginning; 0 for a part that is not needed."""
 
+    judge_seconds: float
     train_seconds: float
     sample_seconds: float
 
     @property
     def total_seconds(self) -> float:
-        """Training and sampling."""
-        return self.train_seconds + self.sample_seconds
+        """All parts together."""
+        return self.judge_seconds + self.train_seconds + self.sample_seconds
+
+    def __str__(self) -> str:
+        parts = {
+            "training the judge": self.judge_seconds,
+            "training the generator": self.train_seconds,
+            "sampling": self.sample_seconds,
+        }
+        return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items() if seconds)
 
 
-def measure(plan: SynthesisPlan, trainer: GeneratorTrainer) -> TimeEstimate:
-    """Measure three training steps and two short drawings of the first batch.
-
-    It changes the weights: `trainer` must not be used for anything else.
-    """
-    step_seconds = _best_seconds(lambda: float(trainer.train_step()), 3)
+def estimate(
+    plan: SynthesisPlan, generator: ImageGenerator | Trainable, workspace: Workspace, device: torch.device
+) -> TimeEstimate:
+    """Measure a few training steps of the judge and the generator, if they are to be trained, and one batch."""
+    judge = judge_to_train(plan.config, workspace, device)
+    judge_seconds = 0.0 if judge is None else training_seconds(judge)
     part = plan.rounds[0]
     first = next(part.batches(slice(0, part.total)))
-    pass_seconds = (
-        _best_seconds(lambda: trainer.draw(part.labels[first], part.seeds[first], steps=2, guidance=1.0), 2) / 2
-    )
-    guidance, steps = plan.config.guidance, plan.config.sampler_steps
-    assert guidance is not None and steps is not None
-    passes = sum(2 if is_guided(t, guidance) else 1 for t in solver_times(steps))
-    images = plan.total / (first.stop - first.start)
-    return TimeEstimate(step_seconds * trainer.total_steps, pass_seconds * passes * images)
-
-
-def _best_seconds(work: Callable[[], object], times: int) -> float:
-    """The quickest of `times` runs, after one to warm up."""
-    work()
-    seconds = []
-    for _ in range(times):
+    labels, seeds, ordinals = part.labels[first], part.seeds[first], part.ordinals[first]
+    train_seconds = 0.0
+    if isinstance(generator, Trainable):
+        train_seconds, batch_seconds = generator.estimate_seconds(labels, seeds)
+    else:
         began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+        generator.sample(labels, seeds, ordinals)
+        batch_seconds = time.perf_counter() - began
+    return TimeEstimate(judge_seconds, train_seconds, batch_seconds * plan.total / len(labels))

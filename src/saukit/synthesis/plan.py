@@ -1,9 +1,9 @@
 """Which image of which class has which seed, in which shard and batch: fixed before the first image is made.
 
-Bit-equal images across batch sizes do not exist, even with a generator an image, so a resumed run makes the same images
-only if it makes the same batches. Candidates are drawn in rounds: the first is a pure function of the configuration and
-of the split's class counts, a later one replaces what the filters rejected and is a pure function of the scores before
-it. `plan.json` records the rounds as they were begun.
+Bit-equal images across batch sizes do not exist, even with a random generator per image: a resumed run makes the same
+images only if it makes the same batches. Candidates are sampled in rounds: the first is a pure function of the
+configuration and of the split's class counts, a later one replaces what the filters rejected and is a pure function of
+the scores before it. `plan.json` records the rounds as they were begun.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import numpy.typing as npt
 
 from saukit.core.artifacts import write_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.options import check, resolved_as
 from saukit.core.seeding import derive_seed
-from saukit.synthesis.config import SynthConfig, resolve_config
+from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
+from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.selection import first_round
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ SCORE_BYTES = 4 * 3
 
 @dataclass(frozen=True)
 class Round:
-    """Candidates that are drawn in one go; n in all.
+    """Candidates that are sampled together; n in all.
 
     `labels`, `seeds` and `ordinals` int64 [n] are in the order of the cache: class by class; an ordinal is the
     candidate's number within its class, over all rounds. `shard_images` is a multiple of the batch, the last shard may
@@ -87,11 +89,11 @@ class Round:
 class SynthesisPlan:
     """What `synth` will make; K classes.
 
-    `real_counts` and `wanted` (synthetic images that a class is to get) int64 [K]. `closed`: no round comes after the
-    last one, whatever it leaves to be wished.
+    `real_counts` and `wanted` (synthetic images per class) int64 [K]. `closed`: no round comes after the last one,
+    whatever it leaves missing.
     """
 
-    config: SynthConfig
+    config: ResolvedSynthConfig
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     real_counts: Integers
@@ -114,7 +116,11 @@ class SynthesisPlan:
     @property
     def generated(self) -> Integers:
         """Candidates of each class so far, int64 [K]."""
-        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+        return self.count(np.ones(self.total, np.bool_))
+
+    def count(self, chosen: npt.NDArray[np.bool_]) -> Integers:
+        """How many of the `chosen` candidates [total] are of each class, int64 [K]."""
+        return np.bincount(self.labels[chosen], minlength=len(self.classes)).astype(np.int64)
 
     @property
     def shard_count(self) -> int:
@@ -155,14 +161,12 @@ class SynthesisPlan:
         )
 
 
-def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan | None:
-    """The outline `plan` with the rounds that plan.json in `folder` records; None if there is none.
+def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan:
+    """The outline `plan` with the rounds that plan.json in `folder` records.
 
-    Raises: CorruptArtifactError if the file does not fit the configuration beside it.
+    Raises: CorruptArtifactError if the file is not there or does not fit the configuration beside it.
     """
     path = folder / PLAN_NAME
-    if not path.exists():
-        return None
     try:
         document = json.loads(path.read_text("utf-8"))
         rounds = [np.array(counts, dtype=np.int64) for counts in document["rounds"]]
@@ -177,55 +181,44 @@ def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan | None:
         )
         for counts in rounds:
             frozen = frozen.with_round(counts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifactError(f"{path} is damaged ({error}): start over with --force") from None
     return frozen
 
 
-def outline(config: SynthConfig, split: Split, device: torch.device) -> SynthesisPlan:
-    """What is to be made for `split`, with `config` resolved for `device`, and no round yet; writes nothing.
+def resolve(config: SynthConfig, split: Split, device: torch.device) -> ResolvedSynthConfig:
+    """`config` with nothing left open for `split` on `device`; resolving again changes nothing.
 
-    Raises: UsageError for values out of their limits and for a target that needs no image, DataError for a class that
-    has no real image to learn from.
+    Raises: UsageError that lists every value out of its limits, every option without effect and what is missing.
     """
-    from saukit.core.device import resolve_amp
-
-    real = split.class_counts
-    resolved = resolve_config(
-        config,
-        image_size=split.image_size,
-        largest_class=int(real.max()),
-        training_images=int(real.sum()),
-        device_type=device.type,
-        amp=resolve_amp(config.amp, device),
-    )
-    return outline_of(resolved, classes=split.classes, image_size=split.image_size, real_counts=real)
+    generator = find_generator(config.generator)
+    check(config, *generator.problems(config))
+    values = {"per_class_target": int(split.class_counts.max()), **generator.settle(config, split, device)}
+    return resolved_as(generator.resolved, config, values)
 
 
-def outline_of(
-    config: SynthConfig, *, classes: Sequence[str], image_size: tuple[int, int], real_counts: Integers
-) -> SynthesisPlan:
-    """The outline of a resolved configuration: real + synthetic images are to reach the target."""
-    target, batch = config.per_class_target, config.sample_batch_size
-    assert target is not None and batch is not None
-    real_counts = np.asarray(real_counts, dtype=np.int64)
-    wanted = np.maximum(target - real_counts, 0)
-    _check_counts(target, real_counts, wanted, classes)
+def outline(config: ResolvedSynthConfig, split: Split) -> SynthesisPlan:
+    """What is to be made for `split`, and no round yet: real + synthetic images are to reach the target.
+
+    Raises: UsageError for a target that needs no image, DataError for a class without a real image to learn from.
+    """
+    wanted = np.maximum(config.per_class_target - split.class_counts, 0).astype(np.int64)
+    _check_counts(config.per_class_target, split.class_counts, wanted, split.classes)
     return SynthesisPlan(
         config=config,
-        classes=tuple(classes),
-        image_size=image_size,
-        real_counts=real_counts,
+        classes=split.classes,
+        image_size=split.image_size,
+        real_counts=split.class_counts.astype(np.int64),
         wanted=wanted,
-        batch_images=batch,
-        shard_images=_shard_images(int(wanted.sum()), batch),
+        batch_images=config.sample_batch_size,
+        shard_images=_shard_images(int(wanted.sum()), config.sample_batch_size),
     )
 
 
 def begin(plan: SynthesisPlan, *, capacity: Integers | None = None) -> SynthesisPlan:
-    """An outline with its first round; `capacity` [K]: images of each class that are to be had, None for no limit.
+    """An outline with its first round; `capacity` [K]: images that there are of each class, None for no limit.
 
-    Raises: DataError if there is nothing to be had.
+    Raises: DataError if there are none.
     """
     counts = first_round(plan.wanted, capacity=capacity)
     if not counts.any():

@@ -1,27 +1,24 @@
-"""The stage `synth`: get a generator, draw the candidates, keep the good ones, look at what is kept.
+"""The stage `synth`: get a generator, sample the candidates, keep the good ones, audit what is kept.
 
     synth/  config.yaml  manifest.json  plan.json  shard-00000.safetensors ...  selection.safetensors
             source.json  samples.png  preflight.json  audit.json  closest.png
-            generator/unet  generator/scheduler      of the own diffusion model; load with diffusers' from_pretrained
-            generator/checkpoint.pt, times*.json     only while the work is unfinished
+            generator/unet  generator/scheduler      of the split's own diffusion model; diffusers loads them
+            generator/checkpoint.pt                  only while the work is unfinished
 
-Order of events, which makes every kill harmless: checkpoints, the last one at the end of the training; generator/;
-plan; preflight; shards, round by round; selection, audit and pictures; manifest; checkpoint removed.
+`synthesize` reads in the order of events, which makes every kill harmless: what may be missing is opened before
+anything is written or removed; then come the generator's training, plan, preflight, shards round by round, selection,
+audit and pictures, manifest.
 
 Several jobs (`--shard i/n`) prepare under one lock, so that the first of them trains the generator and the others wait
 for it; then each samples every n-th shard of the first round by itself. Resuming without `--shard` does what comes
-after: later rounds, selection, audit, manifest. One process that does all of it goes through the same steps, and so to
-the same bytes.
+after. One process that does all of it goes through the same steps, and so to the same bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import shlex
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,31 +26,58 @@ from typing import Any
 import numpy as np
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
+from saukit.core.artifacts import (
+    CONFIG_NAME,
+    Manifest,
+    check_disk_space,
+    format_bytes,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
-from saukit.core.errors import DataError, LockHeldError, UsageError
+from saukit.core.device import describe_device
+from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
+from saukit.core.options import options_of
+from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, reopen, require_made_from
-from saukit.data.split import Split, load_split
-from saukit.data.synthetic import COMMAND, KIND
-from saukit.synthesis.candidates import AUDIT, GRID
-from saukit.synthesis.config import SELECTION_FIELDS, SynthConfig, as_options
-from saukit.synthesis.estimate import measure
+from saukit.data.split import Split, load_split, load_test
+from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
+from saukit.synthesis.audit.preflight import PREFLIGHT_NAME, preflight, warning
+from saukit.synthesis.cache import save_selection
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.estimate import TimeEstimate, estimate
 from saukit.synthesis.generators.batch_size import find_batch_size
-from saukit.synthesis.generators.table import DiffusionGenerator, open_folder, open_pipeline
-from saukit.synthesis.judging.judges import TrainClassifier
-from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline
-from saukit.synthesis.worker import Job, Worker, new_trainer, unfinished
+from saukit.synthesis.generators.grey import Grey, is_grey
+from saukit.synthesis.generators.protocol import CHECKPOINT, ImageGenerator, Trainable
+from saukit.synthesis.generators.table import find_generator
+from saukit.synthesis.jobs import Job, cache_lock
+from saukit.synthesis.judging.judges import Judges, open_judges
+from saukit.synthesis.judging.selection import Selection
+from saukit.synthesis.outcome import (
+    AUDIT,
+    CLOSEST,
+    GRID,
+    not_recognised,
+    save_sample_grid,
+    shortage,
+    summarise,
+    write_audit,
+)
+from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
+from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
 
-WAIT_SECONDS = 2.0
+DAY_SECONDS = 24 * 3600.0
+SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
 class SynthesisResult:
     """What `synthesize` found ("new", "partial", "complete") and what is there now.
 
-    `manifest` is None until `saukit synth --resume` completes the cache after the jobs.
+    `manifest` is None after a job, until `saukit synth --resume` completes the cache.
     """
 
     state: State
@@ -85,6 +109,36 @@ class SynthesisResult:
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Where a process works on a cache, what it is made for, and who hears of it."""
+
+    workspace: Workspace
+    split: Split
+    device: torch.device
+    reporter: Reporter
+    stop: StopRequest
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.synth
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"split": self.split.manifest.digest}
+
+    def prepare(self, plan: SynthesisPlan, *, force: bool, resume: bool) -> State:
+        return prepare(
+            self.folder,
+            plan.config,
+            kind=KIND,
+            force=force,
+            resume=resume,
+            another="another --workspace",
+            inputs=self.inputs,
+        )
+
+
 def synthesize(
     config: SynthConfig,
     workspace: Workspace,
@@ -93,184 +147,238 @@ def synthesize(
     force: bool,
     resume: bool,
     reporter: Reporter,
-    train_classifier: TrainClassifier | None = None,
     job: Job | None = None,
 ) -> SynthesisResult:
     """Make the cache of synthetic images of `workspace`, or continue it, or find it complete; or one job's part of it.
 
-    `train_classifier` makes sure that there is a run of a classifier on real images, and returns its name; it is called
-    if the configuration needs one and names none.
     Raises: DataError without a split, or for a cache of another split; UsageError for a bad value, a target that needs
     no image or another configuration; Interrupted after a signal, with all saved; EnvironmentFault on a full disk.
     """
-    split = load_split(workspace)
     folder = workspace.synth
     if job is not None and force:
         raise UsageError(
-            f"--force with --shard would remove what other jobs drew: remove {folder} yourself, then start all jobs"
+            f"--force with --shard would remove what other jobs sampled: remove {folder} yourself, then start all jobs"
         )
+    split = load_split(workspace)
     with StopRequest() as stop:
-        lock = workspace.lock(folder) if job is None else _turn(workspace, folder, config, job, stop, reporter)
-        with lock:
-            if job is None:
-                _refuse_beside_jobs(workspace)
-            config = _with_batch_size(config, split, device, None if force else folder, reporter)
-            plan = outline(config, split, device)
-            work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, job)
-            if force or not (folder / CONFIG_NAME).exists():
-                work.open()
-            state = prepare(
-                folder,
-                plan.config,
-                kind=KIND,
-                force=force,
-                resume=resume or job is not None,
-                another="another --workspace",
-                inputs={"split": split.manifest.digest},
-            )
+        work = _Work(workspace, split, device, reporter, stop)
+        with cache_lock(workspace, job, stop=stop, reporter=reporter):
+            begun = not force and (folder / CONFIG_NAME).exists()
+            find_batch = not begun and config.sample_batch_size is None
+            if begun and config.sample_batch_size is None:  # what was found by trying stays
+                saved = load_config(SynthConfig, folder / CONFIG_NAME)
+                config = dataclasses.replace(config, sample_batch_size=saved.sample_batch_size)
+            plan = outline(resolve(config, split, device), split)
+            state = work.prepare(plan, force=False, resume=resume or job is not None) if begun else "new"
             if state == "complete":
-                for path in unfinished(folder):
-                    path.unlink()
+                (folder / CHECKPOINT).unlink(missing_ok=True)  # a kill may have come just after the manifest
                 manifest = read_manifest(folder, kind=KIND, verify=False)
-                return SynthesisResult(state, load_plan(folder, plan) or plan, manifest, folder)
-            work.prepare()
+                return SynthesisResult(state, load_plan(folder, plan), manifest, folder)
+            planned = begun and (folder / PLAN_NAME).exists()
+            if planned:
+                plan = load_plan(folder, plan)
+            if plan.closed:  # a choice without sampling that was interrupted
+                judges = open_judges(plan.config, workspace, split, device, reporter)
+                return SynthesisResult(state, plan, _complete_closed(work, plan, judges), folder)
+
+            # Open all that may be missing: before hours of training, and before --force removes an earlier cache.
+            generator = find_generator(config.generator).open(plan.config, split, device, reporter)
+            if find_batch:
+                plan = _with_batch_size(plan, generator, work)
+            if not planned:
+                plan = begin(plan, capacity=generator.capacity)
+            _announce(plan, generator, work)
+            judges = open_judges(plan.config, workspace, split, device, reporter)
+            if not begun:
+                state = work.prepare(plan, force=force, resume=resume)
+
+            generator = _trained(plan, generator, work)
+            _note_source(folder, generator)
+            if not planned:
+                plan.save(folder)
+            _preflight(plan, generator, judges, work)
+            rate = Rate()
             if job is None:
-                return SynthesisResult(state, work.plan, work.complete(), folder)
+                plan, selection = sample_rounds(
+                    folder, plan, generator, judges, rate=rate, stop=stop, reporter=reporter
+                )
+                _update_source(folder, plan, generator, rate)
+                return SynthesisResult(state, plan, _complete(work, plan, selection, judges), folder)
         with workspace.lock(folder / job.name, tidy=False):
-            work.draw_shards()
-    return SynthesisResult(state, work.plan, None, folder)
+            first, shards = plan.rounds[0], job.shards(plan)
+            sample_shards(folder, plan, first, shards, generator, judges.scores, rate, stop=stop, reporter=reporter)
+    return SynthesisResult(state, plan, None, folder)
 
 
-def refilter(
-    config: SynthConfig,
-    workspace: Workspace,
-    *,
-    device: torch.device,
-    reporter: Reporter,
-    train_classifier: TrainClassifier | None = None,
-) -> SynthesisResult:
-    """Choose anew from the candidates of a cache, with other filters, and draw nothing.
+def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device, reporter: Reporter) -> SynthesisResult:
+    """Choose again from the candidates of a cache, with other filters, and sample nothing.
 
-    `config` may differ from the cache's own in `SELECTION_FIELDS`. A class may keep fewer images than it wants.
+    `config` may differ from the cache's own in options of selection and audit. A class may keep fewer images than it
+    wants.
     Raises: DataError without a cache, UsageError if other fields differ.
     """
     split, folder = load_split(workspace), workspace.synth
     if not (folder / PLAN_NAME).exists() or not (folder / CONFIG_NAME).exists():
         raise DataError(f"no candidates in {folder} to choose from: run `{COMMAND}` first")
-    with StopRequest() as stop, workspace.lock(folder):
-        _refuse_beside_jobs(workspace)
-        plan = outline(config, split, device)
-        old = load_config(SynthConfig, folder / CONFIG_NAME)
-        # No more images are drawn for rejected ones, so that max_tries goes with the last rule that rejects.
-        free = SELECTION_FIELDS if plan.config.rejects else (*SELECTION_FIELDS, "max_tries")
-        chosen = {name: getattr(plan.config, name) for name in free}
-        if others := differences(dataclasses.replace(old, **chosen), plan.config):
-            raise UsageError(
-                f"--refilter draws nothing, so it cannot change {'; '.join(others)}: "
-                f"make those anew with --force (--refilter changes {', '.join(SELECTION_FIELDS)})"
-            )
-        manifest = read_manifest(folder, kind=KIND)
-        if manifest is not None and not differences(old, plan.config):
-            return SynthesisResult("complete", load_plan(folder, plan) or plan, manifest, folder)
-        work = Worker(workspace, plan, split, folder, device, reporter, stop, train_classifier, None)
-        found = load_plan(folder, plan)
-        assert found is not None
-        work.plan = dataclasses.replace(found, closed=True)
-        work.check_shards()
-        if manifest is not None:
-            require_made_from(manifest, folder, split=split.manifest, command=COMMAND)
-        work.plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without drawing
-        reopen(folder, plan.config, inputs={"split": split.manifest.digest})
-        return SynthesisResult("partial", work.plan, work.complete(), folder)
+    with StopRequest() as stop:
+        work = _Work(workspace, split, device, reporter, stop)
+        with cache_lock(workspace, None, stop=stop, reporter=reporter):
+            plan = load_plan(folder, outline(resolve(config, split, device), split))
+            old = load_config(type(plan.config), folder / CONFIG_NAME)
+            free = [name for name, entry in options_of(SynthConfig).items() if entry.reselects]
+            # Nothing more is sampled for rejected candidates, so max_tries goes with the last rule that rejects.
+            chosen = {name: getattr(plan.config, name) for name in free + ["max_tries"] * (not plan.config.rejects)}
+            if others := differences(dataclasses.replace(old, **chosen), plan.config):
+                raise UsageError(
+                    f"--refilter samples nothing, so it cannot change {'; '.join(others)}: "
+                    f"start over with --force (--refilter changes {', '.join(free)})"
+                )
+            manifest = read_manifest(folder, kind=KIND)
+            if manifest is not None:
+                require_made_from(manifest, folder, split=split.manifest, command=COMMAND)
+                if not differences(old, plan.config):
+                    return SynthesisResult("complete", plan, manifest, folder)
+            missing = [i for i in range(plan.shard_count) if not shard_path(folder, i).is_file()]
+            if missing:
+                raise DataError(
+                    f"{folder} lacks shards {missing} of {plan.shard_count}: run `{COMMAND} --resume` first"
+                )
+            judges = open_judges(plan.config, workspace, split, device, reporter)
+            plan = dataclasses.replace(plan, closed=True)
+            plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without sampling
+            reopen(folder, plan.config, inputs=work.inputs)
+            return SynthesisResult("partial", plan, _complete_closed(work, plan, judges), folder)
 
 
-def estimate_seconds(plan: SynthesisPlan, split: Split, device: torch.device, reporter: Reporter) -> float:
-    """Seconds that the outline `plan` would take, from a few measured steps or the first batch; writes nothing."""
-    config = plan.config
-    if config.generator == "diffusion" and config.model is None:
-        return measure(begin(plan), new_trainer(plan, split, device)).total_seconds
-    capacity = None
-    if config.generator == "pipeline":
-        draw = open_pipeline(config, split, device, reporter).draw
-    elif config.generator == "folder":
-        folder = open_folder(config, split, reporter)
-        draw, capacity = folder.draw, folder.capacity
-    else:
-        trainer = new_trainer(plan, split, device)
-        trainer.adopt(Path(str(config.model)))
-        draw = DiffusionGenerator(trainer, "").draw
-    part = begin(plan, capacity=capacity).rounds[0]
-    first = next(part.batches(slice(0, part.total)))
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        began = time.monotonic()
-        draw(part.labels[first], part.seeds[first], part.ordinals[first])
-        seconds = time.monotonic() - began
-    return float(seconds * part.total / (first.stop - first.start))
+def preview(
+    config: SynthConfig, workspace: Workspace, *, device: torch.device, reporter: Reporter
+) -> tuple[SynthesisPlan, TimeEstimate]:
+    """The plan of a cache with its first round, and how long the cache would take; writes nothing."""
+    split = load_split(workspace)
+    plan = outline(resolve(config, split, device), split)
+    generator = find_generator(config.generator).open(plan.config, split, device, reporter)
+    plan = begin(plan, capacity=generator.capacity)
+    return plan, estimate(plan, generator, workspace, device)
 
 
-def _with_batch_size(
-    config: SynthConfig, split: Split, device: torch.device, folder: Path | None, reporter: Reporter
-) -> SynthConfig:
-    """`config` with the batch size that `folder` was begun with, or else, on a GPU, with the one found by trying."""
-    if config.sample_batch_size is not None:
-        return config
-    if folder is not None and (folder / CONFIG_NAME).exists():
-        begun = load_config(SynthConfig, folder / CONFIG_NAME)
-        return dataclasses.replace(config, sample_batch_size=begun.sample_batch_size)
-    if device.type != "cuda" or config.generator == "folder":
-        return config
-    size = find_batch_size(_trial(outline(config, split, device), split, device, reporter))
-    reporter.say(f"drawing {size} images at once")
-    return dataclasses.replace(config, sample_batch_size=size)
-
-
-def _trial(plan: SynthesisPlan, split: Split, device: torch.device, reporter: Reporter) -> Callable[[int], float]:
-    """A function that draws n images with an untrained model, or with the pipeline, and tells the seconds it took."""
-    pipeline = open_pipeline(plan.config, split, device, reporter) if plan.config.generator == "pipeline" else None
-    trainer = new_trainer(plan, split, device) if pipeline is None else None
+def _with_batch_size(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _Work) -> SynthesisPlan:
+    """The outline with the batch size that suits a GPU, found by trying, where that limits it."""
+    if work.device.type != "cuda" or not find_generator(plan.config.generator).tries_batch_sizes:
+        return plan
 
     def seconds(count: int) -> float:
-        labels = np.arange(count, dtype=np.int64) % len(plan.classes)
         ordinals = np.arange(count, dtype=np.int64)
         for _ in range(2):  # the first one warms up
             began = time.monotonic()
-            if pipeline is not None:
-                pipeline.draw(labels, ordinals, ordinals)
-            elif trainer is not None:
-                trainer.draw(labels, ordinals)
+            generator.sample(ordinals % len(plan.classes), ordinals, ordinals)
         return time.monotonic() - began
 
-    return seconds
+    size = find_batch_size(seconds)
+    work.reporter.say(f"sampling {size} images per batch")
+    return outline(dataclasses.replace(plan.config, sample_batch_size=size), work.split)
 
 
-@contextlib.contextmanager
-def _turn(
-    workspace: Workspace, folder: Path, config: SynthConfig, job: Job, stop: StopRequest, reporter: Reporter
-) -> Iterator[None]:
-    """The lock of `folder` when it is this job's turn: others may be training the generator that all of them use."""
-    told = False
-    while True:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(workspace.lock(folder, tidy=False))
-            except LockHeldError as error:
-                if not told:
-                    reporter.say(f"waiting for another job to prepare: {error}")
-                told = True
-            else:
-                yield
-                return
-        if stop.requested:
-            # By its options: config.yaml may not be there yet, or may be another's.
-            options = [*as_options(config), "--shard", str(job), "-w", str(workspace.root)]
-            raise stop.interrupted(shlex.join([*COMMAND.split(), *options]))
-        time.sleep(WAIT_SECONDS)
+def _announce(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _Work) -> None:
+    """Say what is going to be made. Raises: EnvironmentFault if the disk is too small for it."""
+    filled = plan.wanted > 0
+    counts = plan.wanted[filled]
+    each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+    work.reporter.say(
+        f"{plan.wanted.sum():,} images to make ({each} for each of {filled.sum()} of {len(plan.classes)} classes, "
+        f"up to {plan.config.per_class_target:,} real + synthetic): {plan.total:,} candidates at first, "
+        f"{format_bytes(plan.bytes)} in {plan.shard_count} shards"
+    )
+    done = sum(path.stat().st_size for path in work.folder.glob("shard-*.safetensors"))
+    training = generator.disk_bytes if isinstance(generator, Trainable) else 0
+    check_disk_space(work.folder, max(0, plan.bytes - done) + training)
 
 
-def _refuse_beside_jobs(workspace: Workspace) -> None:
-    """Raises: LockHeldError if a job of `--shard` is drawing right now."""
-    for path in workspace.root.glob(f".{workspace.synth.name}-job-*.lock"):
-        name = path.name.removeprefix(f".{workspace.synth.name}-").removesuffix(".lock")
-        with workspace.lock(workspace.synth / name, tidy=False):
-            pass
+def _trained(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _Work) -> ImageGenerator:
+    """The generator once it can sample."""
+    if isinstance(generator, Trainable):
+        untrained = generator
+
+        def announce() -> None:
+            expected = estimate(plan, untrained, work.workspace, work.device)
+            work.reporter.say(f"the whole takes about {format_duration(expected.total_seconds)} ({expected})")
+            if expected.total_seconds > DAY_SECONDS:
+                work.reporter.warn(
+                    f"that is {format_duration(expected.total_seconds)} on {describe_device(work.device)}: a smaller "
+                    "--preset or --per-class-target is quicker"
+                )
+
+        return untrained.train(work.folder, stop=work.stop, reporter=work.reporter, announce=announce)
+    return Grey(generator) if is_grey(work.split.train.images) else generator
+
+
+def _note_source(folder: Path, generator: ImageGenerator) -> None:
+    """Keep what samples the images, which a later choice among them has to say too.
+
+    Raises: UsageError if it is not what it was when the work began.
+    """
+    path = folder / SOURCE
+    if path.exists() and (before := json.loads(path.read_text("utf-8")))["digest"] != generator.digest:
+        raise UsageError(
+            f"the generator is not the one that {folder} was begun with ({before['digest'][:12]} then, "
+            f"{generator.digest[:12]} now): bring that back, or start over with --force"
+        )
+    write_json(path, {"digest": generator.digest, "description": generator.description})
+
+
+def _update_source(folder: Path, plan: SynthesisPlan, generator: ImageGenerator, rate: Rate) -> None:
+    """Note what shows only when images have been sampled."""
+    source: dict[str, Any] = {"digest": generator.digest, "description": generator.description}
+    if rate.images_per_second is not None:  # of this process, for all candidates
+        source["sample_seconds"] = round(plan.total / rate.images_per_second, 1)
+        source["images_per_second"] = round(rate.images_per_second, 2)
+    write_json(folder / SOURCE, source)
+
+
+def _preflight(plan: SynthesisPlan, generator: ImageGenerator, judges: Judges, work: _Work) -> None:
+    """Have a few images of each class judged before the long run, unless that was done."""
+    path, train = work.folder / PREFLIGHT_NAME, work.split.train
+    if not plan.config.preflight or path.exists():
+        return
+    document = preflight(plan, generator, judges.probabilities, real_images=train.images, real_labels=train.labels)
+    if (text := warning(document)) is not None:
+        work.reporter.warn(text)
+    write_json(path, document)
+
+
+def _complete_closed(work: _Work, plan: SynthesisPlan, judges: Judges) -> Manifest:
+    """Choose from the candidates that there are, and complete the cache."""
+    missing = score_shards(work.folder, plan, judges.scores)
+    if missing:
+        raise DataError(f"{work.folder} has lost shards {missing} of {plan.shard_count}: start over with --force")
+    return _complete(work, plan, choose(work.folder, plan, judges), judges)
+
+
+def _complete(work: _Work, plan: SynthesisPlan, selection: Selection, judges: Judges) -> Manifest:
+    """Write what was chosen, look at what is kept, and vouch for it all."""
+    folder, reporter = work.folder, work.reporter
+    if (text := shortage(plan, selection)) is not None:
+        reporter.warn(text)
+    save_selection(folder, selection.reasons)
+    save_sample_grid(folder, plan, selection, work.split)
+    for name in (AUDIT, CLOSEST):
+        (folder / name).unlink(missing_ok=True)
+    if plan.config.audit:
+        reporter.say("auditing what is kept")
+        # The test images are read here, when nothing can be chosen any more.
+        train, test = work.split.train, load_test(work.workspace)
+        document = write_audit(folder, plan, selection, judges, train=train, test=test, device=work.device)
+        if (text := not_recognised(document)) is not None:
+            reporter.warn(text)
+    optional = [name for name in (AUDIT, CLOSEST, PREFLIGHT_NAME) if (folder / name).exists()]
+    shards = [shard_path(folder, index).name for index in range(plan.shard_count)]
+    own = find_generator(plan.config.generator).files
+    manifest = write_manifest(
+        folder,
+        kind=KIND,
+        files=[CONFIG_NAME, PLAN_NAME, SOURCE, SELECTION_NAME, GRID, *optional, *own, *shards],
+        inputs=work.inputs,
+        summary=summarise(plan, selection, judges, json.loads((folder / SOURCE).read_text("utf-8"))),
+        device=describe_device(work.device),
+    )
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return manifest

@@ -8,24 +8,24 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
-from saukit.synthesis.config import PRESETS
 from saukit.synthesis.generators.diffusion_model import (
     Geometry,
     build_scheduler,
     build_unet,
     class_balancing_loss,
-    draw_images,
-    draw_times,
     drop_labels,
     ema_decay,
     flow_matching_loss,
     guided_velocity,
     interpolate,
+    sample_images,
+    sample_times,
     solve,
     solver_times,
     starting_noise,
     update_ema,
 )
+from saukit.synthesis.generators.presets import PRESETS
 
 OFF = Precision("off", "cpu")
 
@@ -48,7 +48,7 @@ def test_path_and_loss_are_those_of_a_plain_loop() -> None:
 
 
 def test_times_are_logit_normal() -> None:
-    times = draw_times(20_000, torch.Generator().manual_seed(0)).double()
+    times = sample_times(20_000, torch.Generator().manual_seed(0)).double()
     logits = torch.log(times / (1 - times))
     assert float(logits.mean()) == pytest.approx(0, abs=0.03)
     assert float(logits.std()) == pytest.approx(1, abs=0.03)
@@ -115,7 +115,7 @@ def test_the_network_is_told_a_thousand_times_the_time() -> None:
         return (torch.zeros_like(sample),)
 
     geometry = Geometry(8, 8, 1, 2)
-    draw_images(
+    sample_images(
         unet,
         geometry,
         np.array([0]),
@@ -220,7 +220,7 @@ def test_an_image_that_is_not_finite_is_an_error() -> None:
         return (torch.full_like(sample, float("nan")),)
 
     with pytest.raises(SaukitError, match="not finite: run `saukit synth --force` with --amp off"):
-        draw_images(
+        sample_images(
             unet,
             Geometry(8, 8, 1, 2),
             np.array([0]),
@@ -284,7 +284,7 @@ def test_a_weak_variation_stays_near_its_origin_and_a_strong_one_does_not() -> N
     labels, seeds = np.zeros(64, dtype=np.int64), np.arange(64, dtype=np.int64)
     left = []
     for strength in (0.1, 0.4, 0.7, 1.0):
-        drawn = draw_images(
+        drawn = sample_images(
             unet,
             geometry,
             labels,

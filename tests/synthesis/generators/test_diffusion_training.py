@@ -7,17 +7,14 @@ import pytest
 import torch
 
 from saukit.core.console import Reporter
-from saukit.core.device import Precision
 from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.data.split import Split
-from saukit.synthesis.config import PRESETS, Preset, SynthConfig
-from saukit.synthesis.generators.diffusion_training import (
-    GeneratorTrainer,
-    TrainingImages,
-    build_trainer,
-    read_checkpoint,
-)
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators.diffusion import save_generator
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, TrainingImages, read_checkpoint
+from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig, Preset
+from saukit.synthesis.plan import resolve
 
 SMALL = replace(PRESETS["tiny"][0], channels=(16, 32))
 WITH_DROPOUT = replace(SMALL, dropout=0.3)
@@ -26,9 +23,9 @@ WITH_DROPOUT = replace(SMALL, dropout=0.3)
 def trainer(
     config: SynthConfig, split: Split, cpu: torch.device, preset: Preset = SMALL, steps: int = 6
 ) -> GeneratorTrainer:
-    return build_trainer(
-        replace(config, train_steps=steps, seed=1), preset, split, precision=Precision("off", "cpu"), device=cpu
-    )
+    resolved = resolve(replace(config, train_steps=steps, seed=1), split, cpu)
+    assert isinstance(resolved, DiffusionConfig)
+    return GeneratorTrainer(resolved, split, cpu, preset=preset)
 
 
 def test_each_class_is_equally_likely_and_each_image_within_it(cpu: torch.device) -> None:
@@ -98,7 +95,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_remedy(
     with torch.no_grad():
         training.unet.conv_in.weight.fill_(float("nan"))
     with StopRequest() as stop, pytest.raises(SaukitError, match="not a number any more at step 6: start over with"):
-        training.run(tmp_path / "checkpoint.pt", stop=stop, reporter=reporter, resume_command="again")
+        training.run(tmp_path / "checkpoint.pt", stop=stop, reporter=reporter)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
@@ -108,8 +105,8 @@ def test_a_signal_saves_and_names_the_command_that_continues(
     training = trainer(micro, split, cpu)
     stop = StopRequest()
     stop.signal_number = 15
-    with pytest.raises(Interrupted, match="continue with: saukit synth --resume") as caught:
-        training.run(tmp_path / "c.pt", stop=stop, reporter=reporter, resume_command="saukit synth --resume")
+    with pytest.raises(Interrupted, match="continue with: the same call") as caught:
+        training.run(tmp_path / "c.pt", stop=stop, reporter=reporter)
     assert caught.value.exit_code == 143
     state = read_checkpoint(tmp_path / "c.pt", cpu)
     assert state is not None
@@ -140,7 +137,7 @@ def test_every_variant_of_the_training_resumes_to_the_same_bits_and_draws(
     second.load(state)
     assert [float(second.train_step()) for _ in range(3)] == losses[3:]
     labels, seeds = np.arange(4, dtype=np.int64), np.arange(4, dtype=np.int64)
-    assert np.array_equal(whole.draw(labels, seeds), second.draw(labels, seeds))
+    assert np.array_equal(whole.sample(labels, seeds), second.sample(labels, seeds))
 
 
 def test_natural_sampling_draws_images_and_not_classes(cpu: torch.device) -> None:
@@ -167,17 +164,15 @@ def test_a_variation_starts_from_an_image_of_its_class(cpu: torch.device) -> Non
 def test_a_generator_of_another_workspace_draws_its_images(
     micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path
 ) -> None:
-    from saukit.synthesis.worker import save_generator
-
     config = replace(micro, guidance=1.5)
     trained, other = trainer(config, split, cpu), trainer(replace(config, seed=7), split, cpu)
     for _ in range(4):
         trained.train_step()
-    save_generator(tmp_path / "generator", trained.average)
+    save_generator(tmp_path, trained.average)
     other.adopt(tmp_path / "generator")
     assert other.done
     labels, seeds = np.arange(4, dtype=np.int64), np.arange(4, dtype=np.int64)
-    assert np.array_equal(other.draw(labels, seeds), trained.draw(labels, seeds))
+    assert np.array_equal(other.sample(labels, seeds), trained.sample(labels, seeds))
     with pytest.raises(DataError, match=r"no generator in .*nowhere: give the folder synth/generator of another"):
         other.adopt(tmp_path / "nowhere")
     warped = trainer(replace(config, augment=0.5), split, cpu)

@@ -1,4 +1,4 @@
-"""Images made elsewhere as a generator: what is listed, in which order, and how it is told that something is wrong."""
+"""Images made elsewhere as a generator: what is listed, in which order, and what is said when something is wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(folder: Path, *, side: int = 8, skip_bad: bool = False, reporter: Rep
 
 
 def drawn(generator: FolderGenerator, labels: list[int], ordinals: list[int]) -> np.ndarray:
-    return generator.draw(np.array(labels), np.zeros(len(labels), np.int64), np.array(ordinals))
+    return generator.sample(np.array(labels), np.zeros(len(labels), np.int64), np.array(ordinals))
 
 
 @pytest.fixture
@@ -116,15 +116,15 @@ def test_folders_of_no_class_are_listed_with_the_classes(made: Path) -> None:
     (made / ".hidden").mkdir()
     with pytest.raises(
         DataError,
-        match=r"made has folders that are no class of the split: Cat2, train; rename or remove them\. "
+        match=r"made has folders that are not classes of the split: Cat2, train; rename or remove them\. "
         r"Folders of the split's classes: cat, dog, eel$",
     ):
         opened(made)
 
 
-def test_a_folder_name_that_is_no_text_can_be_told(made: Path) -> None:
+def test_a_folder_name_that_is_not_text_can_be_shown(made: Path) -> None:
     Path(os.fsdecode(os.fsencode(made) + b"/\xff\xfe")).mkdir()
-    with pytest.raises(DataError, match=r"no class of the split: \\udcff\\udcfe;"):
+    with pytest.raises(DataError, match=r"not classes of the split: \\udcff\\udcfe;"):
         opened(made)
 
 
@@ -154,14 +154,14 @@ def test_images_that_are_not_square_belong_to_no_split(made: Path) -> None:
         FolderGenerator(made, CLASSES, (8, 16), reporter=QUIET, skip_bad=False)
 
 
-def test_what_is_ignored_is_told(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_ignored_is_said(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat/notes.txt", "cat/more/prompts.json", "dog/README", "dog/b.txt", "dog/.DS_Store", "log.txt"):
         (made / name).touch()
     save(made / "grid.png", 1)
     assert opened(made, reporter=Reporter()).capacity.tolist() == [3, 2, 0]
     told = capsys.readouterr().err
-    assert "no images by their names are ignored: 2 .txt, 1 .json, 1 without extension\n" in told
-    assert f"images that lie in no class's folder are ignored: 1 in {made}\n" in told
+    assert "files without an image extension are ignored: 2 .txt, 1 .json, 1 without extension\n" in told
+    assert f"images outside the class folders are ignored: 1 in {made}\n" in told
 
 
 def damage(made: Path) -> None:
@@ -176,7 +176,7 @@ def test_images_that_cannot_be_read_are_all_listed(made: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(made)
     first, *listed = str(caught.value).splitlines()
-    assert first == f"3 images in {made} cannot be read: mend or remove them, or leave them out with --skip-bad:"
+    assert first == f"3 images in {made} cannot be read: fix or remove them, or leave them out with --skip-bad:"
     assert listed[:2] == [
         "  cat/gone.png (No such file or directory)",
         "  cat/img3.png (unknown image format)",
@@ -222,4 +222,4 @@ def test_images_that_are_not_there_are_refused(made: Path) -> None:
         with pytest.raises(ValueError, match=message):
             drawn(generator, [0, label], [0, ordinal])
     with pytest.raises(ValueError, match=r"labels, seeds and ordinals differ: \(2,\), \(1,\), \(2,\)"):
-        generator.draw(np.array([0, 0]), np.array([0]), np.array([0, 0]))
+        generator.sample(np.array([0, 0]), np.array([0]), np.array([0, 0]))

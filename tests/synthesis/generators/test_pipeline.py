@@ -31,7 +31,7 @@ def built(model: Path | str, **options: Any) -> PipelineGenerator:
 def drawn(generator: PipelineGenerator, *images: tuple[int, int, int]) -> np.ndarray:
     """The images of (label, seed, ordinal) each, as int64 so that differences do not wrap."""
     labels, seeds, ordinals = np.array(images, np.int64).T
-    result = generator.draw(labels, seeds, ordinals)
+    result = generator.sample(labels, seeds, ordinals)
     assert result.dtype == np.uint8
     return result.astype(np.int64)
 
@@ -124,7 +124,7 @@ def test_options_reach_the_pipeline_and_what_is_not_given_is_its_own(models: Pat
 def test_an_image_that_is_not_finite_is_an_error(models: Path) -> None:
     generator = built(models / "sd")
     generator._pipe = lambda **arguments: SimpleNamespace(images=np.full((1, 8, 8, 3), np.nan, np.float32))
-    with pytest.raises(SaukitError, match=r"drew an image that is not finite in float32: use float32$"):
+    with pytest.raises(SaukitError, match=r"sampled an image that is not finite in float32: use float32$"):
         drawn(generator, (0, 1, 0))
 
 
@@ -182,12 +182,12 @@ def test_options_that_a_pipeline_does_not_take_are_told(models: Path) -> None:
         "DiTPipeline takes no negative_prompt: leave it out; DiTPipeline takes no size: leave it out; "
         "DiTPipeline takes no lora: leave it out"
     )
-    with pytest.raises(UsageError, match=r"^FluxPipeline heeds no negative_prompt, as its true_cfg_scale is off"):
+    with pytest.raises(UsageError, match=r"^FluxPipeline ignores negative_prompt, as its true_cfg_scale is off"):
         built(models / "flux", negative_prompt="blur")
     for guidance in (0.0, 1.0):
         with pytest.raises(UsageError, match=f"^with guidance {guidance:g} a negative_prompt does nothing"):
             built(models / "sd", negative_prompt="blur", guidance=guidance)
-    with pytest.raises(UsageError, match=r"^class_ids are for DiTPipeline; StableDiffusionPipeline draws from prompts"):
+    with pytest.raises(UsageError, match=r"^class_ids are for DiTPipeline; StableDiffusionPipeline samples from promp"):
         built(models / "sd", class_ids={"tench": 0})
 
 
@@ -224,7 +224,7 @@ def test_pickled_weights_beside_other_safetensors_are_not_read_either(sd: Path) 
 
 def test_a_pipeline_that_draws_from_something_else_is_an_error(sd: Path) -> None:
     (sd / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
-    with pytest.raises(UsageError, match=r"is a DDPMPipeline, which draws no images from text: give a text-to-image"):
+    with pytest.raises(UsageError, match=r"is a DDPMPipeline, which does not sample from text: give a text-to-image"):
         built(sd)
 
 
@@ -302,7 +302,7 @@ def test_classes_are_found_by_any_name_of_the_model() -> None:
     with pytest.raises(UsageError) as raised:
         match_classes(names, ("crane", "bus", "tench", "cat"), {"dog": 1})
     assert str(raised.value) == (
-        "class_ids names 'dog', which is no class; the model has 2 classes 'crane' (2, 3); "
+        "class_ids names 'dog', which is not a class; the model has 2 classes 'crane' (2, 3); "
         "the model has no class 'bus'; the model has no class 'cat': give the model's own numbers as class_ids"
     )
     with pytest.raises(UsageError, match=r"^the model has no class 'a' \(it names none at all: .*\): give the model's"):

@@ -106,7 +106,7 @@ def test_a_filtered_cache_resumes_to_the_same_bits(
     whole, drawn = shards_of(judged), len(shards_of(judged))
     selection = sha256_file(judged.synth / "selection.safetensors")
     shutil.rmtree(judged.synth)
-    original, calls = GeneratorTrainer.draw, [0]
+    original, calls = GeneratorTrainer.sample, [0]
 
     def stopping(self: GeneratorTrainer, *arguments: object, **options: object) -> object:
         calls[0] += 1
@@ -115,7 +115,7 @@ def test_a_filtered_cache_resumes_to_the_same_bits(
         return original(self, *arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(GeneratorTrainer, "draw", stopping)
+        patched.setattr(GeneratorTrainer, "sample", stopping)
         with pytest.raises(Interrupted):
             go(STRICT)
     assert 8 <= len(shards_of(judged)) < drawn
@@ -140,7 +140,7 @@ def test_choosing_anew_draws_nothing(go: Go, judged: Workspace, split: Split) ->
     assert looser.summary["images"] == 62
     assert shards_of(judged) == before
     assert looser.summary["generator"]["train_steps"] == 6  # where the images come from is still told
-    with pytest.raises(UsageError, match=r"--refilter draws nothing, so it cannot change train_steps: 6 -> 9"):
+    with pytest.raises(UsageError, match=r"--refilter samples nothing, so it cannot change train_steps: 6 -> 9"):
         go(replace(config, train_steps=9), anew=True)
 
 
@@ -150,12 +150,12 @@ def test_a_choice_that_was_interrupted_is_finished_without_drawing(
     go(MICRO)
     config = replace(MICRO, filter="classifier", classifier="judge", min_confidence=BAR)
     with monkeypatch.context() as patched:
-        patched.setattr("saukit.synthesis.candidates.save_grid", None)
+        patched.setattr("saukit.synthesis.stage.save_sample_grid", None)
         with pytest.raises(TypeError):
             go(config, anew=True)
     with pytest.raises(DataError, match="is not complete"):
         load_cache(judged, load_split(judged))
-    monkeypatch.setattr(GeneratorTrainer, "draw", None)
+    monkeypatch.setattr(GeneratorTrainer, "sample", None)
     assert go(config, resume=True).summary["images"] < 62
 
 
@@ -177,7 +177,7 @@ def test_copies_of_training_images_are_rejected(go: Go, judged: Workspace, monke
         images[::2] = split.train.images[rng.integers(0, len(split.train.images), len(labels[::2]))]
         return images
 
-    monkeypatch.setattr(GeneratorTrainer, "draw", copying)
+    monkeypatch.setattr(GeneratorTrainer, "sample", copying)
     summary = go(replace(MICRO, reject_copies=True, max_tries=1.0)).summary
     assert summary["rejected"] == {"copy of a training image": 31}
     assert summary["images"] == 31

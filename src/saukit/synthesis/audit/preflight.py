@@ -1,4 +1,4 @@
-"""A few images of each class before the long run, judged: which classes can the generator not draw?"""
+"""A few images per class before the long run, judged: which classes does the generator fail at?"""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.seeding import derive_seed
-from saukit.synthesis.generators.table import ImageGenerator
+from saukit.synthesis.generators.protocol import ImageGenerator
 from saukit.synthesis.plan import SynthesisPlan
 
 PREFLIGHT_NAME = "preflight.json"
-FLOOR = 0.25  # a class of which less than this is recognised is named
-JUDGED_REAL = 64  # real images a class that show whether the judge knows the class at all
+FLOOR = 0.25  # a class of which less than this share is recognised is named
+JUDGED_REAL = 64  # real images per class that show whether the judge knows the class at all
 Images = npt.NDArray[np.uint8]
 Probabilities = Callable[[Images], npt.NDArray[np.float32]]
 
@@ -26,27 +26,26 @@ def preflight(
     *,
     real_images: Images,
     real_labels: npt.NDArray[np.int64],
-    capacity: npt.NDArray[np.int64] | None,
 ) -> dict[str, Any]:
-    """Draw `plan.config.preflight` images of each class that wants some, and count which are taken for their class.
+    """Sample `plan.config.preflight` images of each class that wants some, and count which are taken for their class.
 
     `real_recognised` is the same share of real training images: a class whose real images are not recognised either
     says nothing of the generator. `poor` names the classes below a quarter, `unjudged` those that cannot be judged.
 
-    Shapes: real_images uint8 [N, 3, H, W], real_labels [N]; capacity [K], images to be had of each class.
+    Shapes: real_images uint8 [N, 3, H, W], real_labels [N].
     """
     count = plan.config.preflight
     rows: list[dict[str, Any]] = []
     for label in np.flatnonzero(plan.wanted).tolist():
-        n = count if capacity is None else min(count, int(capacity[label]))
+        n = count if generator.capacity is None else min(count, int(generator.capacity[label]))
         if n == 0:
             continue
         labels = np.full(n, label, dtype=np.int64)
         ordinals = np.arange(n, dtype=np.int64)
         seeds = np.array([derive_seed(plan.config.seed, "preflight", label, i) for i in range(n)], dtype=np.int64)
         batches = [slice(at, at + plan.batch_images) for at in range(0, n, plan.batch_images)]
-        drawn = np.concatenate([generator.draw(labels[b], seeds[b], ordinals[b]) for b in batches])
-        taken_for = probabilities(drawn).argmax(1)
+        sampled = np.concatenate([generator.sample(labels[b], seeds[b], ordinals[b]) for b in batches])
+        taken_for = probabilities(sampled).argmax(1)
         real = real_images[real_labels == label][:JUDGED_REAL]
         others = taken_for[taken_for != label]
         rows.append(
@@ -66,18 +65,16 @@ def preflight(
 
 
 def warning(document: dict[str, Any]) -> str | None:
-    """What a preflight has to tell, in words; None if every class looks as it should."""
-    poor = [row for row in document["per_class"] if row["class"] in document["poor"]]
-    parts = [
+    """What a preflight found wrong, in words; None if every class looks as it should."""
+    poor = [
         f"{row['class']} ({round(row['recognised'] * row['images'])} of {row['images']} recognised"
         + (f", most others taken for {row['taken_for']})" if row["taken_for"] else ")")
-        for row in poor
+        for row in document["per_class"]
+        if row["class"] in document["poor"]
     ]
-    told = (
-        [f"the generator does not draw these classes so that they are recognised: {'; '.join(parts)}"] if parts else []
-    )
+    problems = [f"images of these classes are not recognised: {'; '.join(poor)}"] if poor else []
     if document["unjudged"]:
-        told.append(
-            f"of {', '.join(document['unjudged'])} not even real images are recognised, so nothing is known of them"
+        problems.append(
+            f"the judge does not recognise real images of {', '.join(document['unjudged'])}: it says nothing of these"
         )
-    return "; ".join(told) or None
+    return "; ".join(problems) or None

@@ -1,20 +1,20 @@
-"""Class-conditional flow matching on images: the network, what it learns, and how images are drawn from it.
+"""Class-conditional flow matching on images: the network, what it learns, and how images are sampled from it.
 
 Learning: the straight path x_t = (1 - t) x + t e from an image x (t = 0) to noise e (t = 1); the network predicts its
 velocity e - x (rectified flow: Liu, Gong, Liu 2023, arXiv 2209.03003; flow matching: Lipman et al. 2023, arXiv
-2210.02747). Times are drawn logit-normal, which spends the work on the middle of the path (Esser et al. 2024, arXiv
+2210.02747). Times are logit-normal, which spends the work on the middle of the path (Esser et al. 2024, arXiv
 2403.03206, Eq. 19). It needs no noise schedule to tune, and few solver steps.
 
-Drawing: DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) or UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867),
+Sampling: DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) or UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867),
 diffusers' schedulers with `prediction_type="flow_prediction"`: their sigma is this module's t, and their data
-prediction sample - sigma * output is x = x_t - t v. The network is told 1000 t, as diffusers' flow schedulers do. A
+prediction sample - sigma * output is x = x_t - t v. The network sees 1000 t, as diffusers' flow schedulers do. A
 variation starts at t = strength from a noised image instead of from noise at t = 1 (SDEdit: Meng et al. 2022, arXiv
 2108.01073), on the solver's times scaled by the strength. Classifier-free guidance (Ho, Salimans 2022, arXiv
 2207.12598) acts only in the middle of the path (Kynkaanniemi et al. 2024, arXiv 2404.07724): at high noise it costs
 diversity, at low noise it does nothing, and leaving it out there halves its cost.
 
 Network space: pixels in [-1, 1], the edge repeated to a size that the stages can halve, `patch` x `patch` pixels
-folded into channels (`Geometry`). So `generator/unet` draws folded images; `manifest.json` records the patch.
+folded into channels (`Geometry`). So `generator/unet` samples folded images; `manifest.json` records the patch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from torch.nn import functional
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
-from saukit.synthesis.config import Preset, Sampler
+from saukit.synthesis.config import Sampler
+from saukit.synthesis.generators.presets import Preset
 
 if TYPE_CHECKING:
     from diffusers import DPMSolverMultistepScheduler, UNet2DModel, UniPCMultistepScheduler
@@ -140,7 +141,7 @@ def build_scheduler(sampler: Sampler = "dpm++") -> DPMSolverMultistepScheduler |
     )
 
 
-def draw_times(count: int, generator: torch.Generator) -> Tensor:
+def sample_times(count: int, generator: torch.Generator) -> Tensor:
     """Logit-normal times in (0, 1), float32 [count], on the generator's device."""
     return torch.sigmoid(torch.randn(count, generator=generator, device=generator.device))
 
@@ -251,7 +252,7 @@ def solve(
 
 
 @torch.no_grad()
-def draw_images(
+def sample_images(
     unet: Velocity,
     geometry: Geometry,
     labels: npt.NDArray[np.int64],
@@ -268,7 +269,7 @@ def draw_images(
 ) -> npt.NDArray[np.uint8]:
     """One batch of images uint8 [n, 3, H, W] for `labels` and `seeds`, both int64 [n].
 
-    origin: uint8 [n, 3, H, W] on `device`, images to vary with `strength` in (0, 1]; None draws from noise.
+    origin: uint8 [n, 3, H, W] on `device`, images to vary with `strength` in (0, 1]; None samples from noise.
     Precision: the network in autocast; guidance and the solver in float32.
     Raises: SaukitError if the network's output is not finite.
     """
@@ -285,6 +286,6 @@ def draw_images(
         x = solve(velocity, start, steps, sampler=sampler, strength=1.0 if origin is None else strength)
     if not math.isfinite(float(x.sum())):
         raise SaukitError(
-            "the generator drew an image that is not finite: run `saukit synth --force` with --amp off or more steps"
+            "the generator sampled an image that is not finite: run `saukit synth --force` with --amp off or more steps"
         )
     return geometry.unfold(x).cpu().numpy()

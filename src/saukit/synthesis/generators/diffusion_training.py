@@ -7,7 +7,6 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from saukit.core.device import Precision
+from saukit.core.device import Precision, suited_threads, using_threads
 from saukit.core.errors import DataError, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import load_state, save_state
-from saukit.synthesis.config import Preset, SynthConfig
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
@@ -29,14 +27,16 @@ from saukit.synthesis.generators.diffusion_model import (
     Velocity,
     build_unet,
     class_balancing_loss,
-    draw_images,
-    draw_times,
     drop_labels,
     ema_decay,
     flow_matching_loss,
     interpolate,
+    sample_images,
+    sample_times,
     update_ema,
 )
+from saukit.synthesis.generators.grey import is_grey, without_colour
+from saukit.synthesis.generators.presets import DiffusionConfig, Preset, preset_values
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -99,25 +99,30 @@ class TrainingImages:
         return self.images[self._order[torch.tensor(index, device=self._order.device)]]
 
 
-@dataclass
 class GeneratorTrainer:
-    """A generator in training after `step` steps; what its steps draw depends on the seed and the step alone."""
+    """A generator in training after `step` steps; what its steps draw depends on the seed and the step alone.
 
-    config: SynthConfig
-    preset: Preset
-    geometry: Geometry
-    data: TrainingImages
-    num_classes: int
-    precision: Precision
-    device: torch.device
-    step: int = 0
-    seconds: float = 0.0  # of training so far, earlier processes included
+    `preset` None is the configuration's. `average` holds the weights that sample; `seconds` counts the training so far,
+    earlier processes included.
+    """
 
-    def __post_init__(self) -> None:
-        size = (self.geometry.height, self.geometry.width)
-        planes = warp.PLANES if self.config.augment else 0
-        self.unet = build_unet(self.preset, size, self.num_classes, self.config.seed, planes=planes).to(self.device)
-        if self.device.type == "cuda":  # on a CPU, oneDNN's own layout is faster in bf16
+    def __init__(
+        self, config: DiffusionConfig, split: Split, device: torch.device, *, preset: Preset | None = None
+    ) -> None:
+        self.config, self.split, self.device = config, split, device
+        self.preset = preset or preset_values(config.preset, split.image_size)
+        self.geometry = Geometry.of(split.image_size, self.preset)
+        self.num_classes = split.num_classes
+        self.precision = Precision(config.amp, device.type)
+        self.threads = suited_threads(split.image_size, device)
+        train = split.train
+        self.data = TrainingImages(
+            train.images, train.labels, split.num_classes, flip=split.flip, balance=config.balance, device=device
+        )
+        self.step, self.seconds = 0, 0.0
+        planes = warp.PLANES if config.augment else 0
+        self.unet = build_unet(self.preset, split.image_size, self.num_classes, config.seed, planes=planes).to(device)
+        if device.type == "cuda":  # on a CPU, oneDNN's own layout is faster in bf16
             self.unet = self.unet.to(memory_format=torch.channels_last)
         self.average: UNet2DModel = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -132,11 +137,8 @@ class GeneratorTrainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training; 0 where another workspace's generator draws."""
-        if self.config.model is not None:
-            return 0
-        assert self.config.train_steps is not None
-        return self.config.train_steps
+        """Steps of the whole training; 0 where another workspace's generator samples."""
+        return self.config.train_steps or 0
 
     @property
     def done(self) -> bool:
@@ -156,16 +158,16 @@ class GeneratorTrainer:
 
         Precision: the forward pass in autocast; interpolation, loss, clipping, optimizer and average in float32.
         """
-        assert self.config.train_batch_size is not None
         generator = torch_generator(self.config.seed, "synth-batch", self.step, device=self.device)
-        pixels, labels = self.data.draw(self.config.train_batch_size, generator)
+        count = self.config.train_batch_size or self.preset.train_batch_size
+        pixels, labels = self.data.draw(count, generator)
         warps = None
         if self.config.augment:
             warps = warp.draw_warps(len(pixels), self.config.augment, generator)
             pixels = warp.warp(pixels.float(), warps)
         images = self.geometry.fold(pixels)
         noise = torch.randn(images.shape, generator=generator, device=self.device)
-        times = draw_times(len(images), generator)
+        times = sample_times(len(images), generator)
         labels = drop_labels(labels, self.num_classes, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
@@ -191,14 +193,17 @@ class GeneratorTrainer:
         velocity: Tensor = self.unet(inputs, TIME_SCALE * times, class_labels=labels, return_dict=False)[0]
         return velocity
 
-    def run(self, checkpoint: Path, *, stop: StopRequest, reporter: Reporter, resume_command: str) -> None:
+    def run(self, checkpoint: Path, *, stop: StopRequest, reporter: Reporter) -> None:
         """Train to the end, saving every half minute, at a signal and at the end.
 
         Raises: Interrupted after a signal, SaukitError if the loss stops being finite.
         """
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         self.unet.train()
-        with reporter.progress("training the generator", self.total_steps, done=self.step) as progress:
+        with (
+            using_threads(self.threads),
+            reporter.progress("training the generator", self.total_steps, done=self.step) as progress,
+        ):
             while not self.done:
                 self._recent.append(self.train_step())
                 now = time.monotonic()
@@ -210,7 +215,7 @@ class GeneratorTrainer:
                     self.save(checkpoint)
                     saved = time.monotonic()
                 if stop.requested:
-                    raise stop.interrupted(resume_command)
+                    raise stop.interrupted()
 
     def save(self, path: Path) -> None:
         """Write all that the rest of the training depends on, atomically."""
@@ -232,7 +237,7 @@ class GeneratorTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def draw(
+    def sample(
         self,
         labels: npt.NDArray[np.int64],
         seeds: npt.NDArray[np.int64],
@@ -242,28 +247,25 @@ class GeneratorTrainer:
     ) -> npt.NDArray[np.uint8]:
         """Images uint8 [n, 3, H, W] from the averaged weights; `steps`, `guidance` override the configuration's."""
         config = self.config
-        steps = steps if steps is not None else config.sampler_steps
-        guidance = guidance if guidance is not None else config.guidance
-        assert steps is not None and guidance is not None
-        origin = None if config.variation is None else self.data.origins(labels, seeds)
-        images = draw_images(
-            unwarped(self.average) if config.augment else self.average,
-            self.geometry,
-            labels,
-            seeds,
-            null_class=self.num_classes,
-            guidance=guidance,
-            steps=steps,
-            precision=self.precision,
-            device=self.device,
-            sampler=config.sampler,
-            origin=origin,
-            strength=config.variation or 1.0,
-        )
+        with using_threads(self.threads):
+            images = sample_images(
+                unwarped(self.average) if config.augment else self.average,
+                self.geometry,
+                labels,
+                seeds,
+                null_class=self.num_classes,
+                guidance=config.guidance if guidance is None else guidance,
+                steps=steps or config.sampler_steps,
+                precision=self.precision,
+                device=self.device,
+                sampler=config.sampler,
+                origin=None if config.variation is None else self.data.origins(labels, seeds),
+                strength=config.variation or 1.0,
+            )
         return without_colour(images) if self.data.grey else images
 
     def adopt(self, folder: Path) -> None:
-        """Draw from the trained generator in `folder`, which another `saukit synth` wrote, without any training.
+        """Sample from the trained generator in `folder`, which another `saukit synth` wrote, without any training.
 
         Raises: DataError if there is none, or if it was made for other images, classes or warps.
         """
@@ -306,20 +308,8 @@ class GeneratorTrainer:
         return loss
 
 
-def is_grey(images: npt.NDArray[np.uint8]) -> bool:
-    """Whether no image [n, 3, H, W] has any colour."""
-    return bool((images == images[:, :1]).all())
-
-
-def without_colour(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Images [n, 3, H, W] with the mean of the channels in each: a tint that no real image has would tell which images
-    are synthetic."""
-    grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
-    return np.broadcast_to(grey, images.shape).copy()
-
-
 def unwarped(unet: UNet2DModel) -> Velocity:
-    """A network with inputs for warps, as one that is told of none."""
+    """A network with inputs for warps, fixed to no warp."""
 
     def velocity(sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool) -> tuple[Tensor]:
         inputs = warp.append_planes(sample, sample.new_zeros((len(sample), 2, 3)))
@@ -327,18 +317,6 @@ def unwarped(unet: UNet2DModel) -> Velocity:
         return output
 
     return velocity
-
-
-def build_trainer(
-    config: SynthConfig, preset: Preset, split: Split, *, precision: Precision, device: torch.device
-) -> GeneratorTrainer:
-    """An untrained generator of a resolved configuration, and the split's real training images on `device`."""
-    train = split.train
-    data = TrainingImages(
-        train.images, train.labels, split.num_classes, flip=split.flip, balance=config.balance, device=device
-    )
-    geometry = Geometry.of(split.image_size, preset)
-    return GeneratorTrainer(config, preset, geometry, data, split.num_classes, precision, device)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:

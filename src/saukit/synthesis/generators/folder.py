@@ -1,14 +1,14 @@
-"""Images that were made elsewhere, as a generator: one folder a class, named as the split's classes.
+"""A folder of images that were made elsewhere as a generator: one sub-folder per class, named as the classes.
 
     DIR/cat/0001.png  DIR/cat/more/0002.jpg  DIR/dog/a.webp ...
 
-Which files are images, how they become 8-bit RGB and how they are cropped and resized is `saukit.data`'s, the
-same as for a split's own images. A class name that holds a "/" (Fashion-MNIST's T-shirt/top) has a "_" in its place.
+`saukit.data` decides which files are images, how they become 8-bit RGB and how they are cropped and resized, as
+for a split's own images. A class name that holds a "/" (Fashion-MNIST's T-shirt/top) has a "_" in its place.
 
 Image i of a class is its i-th file in natural order (img2 before img10). The constructor reads every file once, which
-the digest needs anyway, and decodes it to see whether it is whole; `draw` reads and decodes again what it is asked
+the digest needs anyway, and decodes it to see whether it is whole; `sample` reads and decodes again what it is asked
 for. Decoding twice costs time (seconds for thousands of small images) and saves the memory of the whole folder, and a
-damaged file is told before the first shard is written, not hours later.
+damaged file is reported before the first shard is written, not hours later.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,16 +33,23 @@ from saukit.core.machine import usable_cores
 from saukit.core.words import shortened
 from saukit.data.decoding import decode_image, why_unreadable
 from saukit.data.image_files import EXTENSIONS, image_files, subfolders
+from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
+from saukit.synthesis.generators.protocol import GeneratorEntry
+
+if TYPE_CHECKING:
+    import torch
+
+    from saukit.data.split import Split
 
 CHUNK = 32  # files that a thread takes at once
 
 
 class FolderGenerator:
-    """The images of a folder, drawn by class and position.
+    """The images of a folder, by class and position.
 
     capacity: how many images there are of each class, int64 [K]; a class without a folder has 0.
-    digest: SHA-256 over the names, relative to the folder, and the contents of all images that can be drawn.
-    description: what a manifest says of it.
+    digest: SHA-256 over the names, relative to the folder, and the contents of all images that can be read.
+    description: what the manifest says of it.
     """
 
     def __init__(
@@ -60,7 +67,7 @@ class FolderGenerator:
         found = _checked_files(folder, _list_files(folder, self._classes, reporter), self._size, reporter)
         bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
         if bad:
-            _refuse_or_tell(bad, folder, skip_bad=skip_bad, reporter=reporter)
+            _refuse_or_warn(bad, folder, skip_bad=skip_bad, reporter=reporter)
         self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
         self.capacity: npt.NDArray[np.int64] = np.array([len(files) for files in self._files], np.int64)
         if not self.capacity.any():
@@ -75,10 +82,10 @@ class FolderGenerator:
             "digest": self.digest,
         }
 
-    def draw(
+    def sample(
         self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.uint8]:
-        """Image `ordinals[i]` of class `labels[i]`, decoded now; `seeds` are those of the plan, and have no use here.
+        """Image `ordinals[i]` of class `labels[i]`, decoded now; `seeds` are those of the plan, and not used here.
 
         Shapes: labels, seeds, ordinals [n]; returns uint8 [n, 3, H, W].
         Raises: DataError for a file that has changed since the constructor read it; ValueError for a class or an
@@ -142,7 +149,7 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
     folders = {path.name: path for path in subfolders(folder)}
     if unknown := [name for name in folders if name not in label_of]:
         raise DataError(
-            f"{folder} has folders that are no class of the split: {shortened(map(_printable, unknown))}; "
+            f"{folder} has folders that are not classes of the split: {shortened(map(_printable, unknown))}; "
             f"rename or remove them. Folders of the split's classes: {shortened(label_of)}"
         )
     listed: list[tuple[Path, int]] = []
@@ -160,10 +167,10 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
         )
     if ignored:
         kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))
-        reporter.say(f"files that are no images by their names are ignored: {kinds}")
+        reporter.say(f"files without an image extension are ignored: {kinds}")
     loose = sum(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
     if loose:
-        reporter.say(f"images that lie in no class's folder are ignored: {loose} in {folder}")
+        reporter.say(f"images outside the class folders are ignored: {loose} in {folder}")
     return listed
 
 
@@ -200,10 +207,10 @@ def _checked(path: Path, label: int, size: int) -> _File:
     return _File(path, label, sha256, None)
 
 
-def _refuse_or_tell(bad: list[str], folder: Path, *, skip_bad: bool, reporter: Reporter) -> None:
+def _refuse_or_warn(bad: list[str], folder: Path, *, skip_bad: bool, reporter: Reporter) -> None:
     count, listed = f"{len(bad)} image{'s' if len(bad) > 1 else ''} in {folder} cannot be read", shortened(bad, "\n  ")
     if not skip_bad:
-        raise DataError(f"{count}: mend or remove them, or leave them out with --skip-bad:\n  {listed}")
+        raise DataError(f"{count}: fix or remove them, or leave them out with --skip-bad:\n  {listed}")
     reporter.warn(f"{count}, left out:\n  {listed}")
 
 
@@ -221,5 +228,23 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that is no UTF-8 with its bytes written out."""
+    """A name that is not UTF-8 with its bytes written out."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _open(config: ResolvedSynthConfig, split: Split, device: torch.device, reporter: Reporter) -> FolderGenerator:
+    folder = Path(config.from_folder or "")
+    return FolderGenerator(folder, split.classes, split.image_size, reporter=reporter, skip_bad=config.skip_bad)
+
+
+def _problems(config: SynthConfig) -> Iterator[str]:
+    if config.from_folder is None:
+        yield "--generator folder needs --from: a folder of images, one sub-folder per class"
+
+
+ENTRY = GeneratorEntry(
+    open=_open,
+    settle=lambda config, split, device: {"sample_batch_size": 64},
+    problems=_problems,
+    tries_batch_sizes=False,
+)

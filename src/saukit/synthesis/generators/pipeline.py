@@ -1,9 +1,7 @@
 """Images from a pipeline that somebody else trained: text-to-image, or class-conditional DiT.
 
-Any pipeline that diffusers' `AutoPipelineForText2Image` loads draws from prompts (`PromptBook`). A `DiTPipeline`
-(Peebles, Xie 2023, arXiv 2212.09748) draws from its own class numbers, found by the names it has for them or given.
-
-Its files are `saukit.synthesis.generators.pipeline_files`'s.
+Any pipeline that diffusers' `AutoPipelineForText2Image` loads samples from prompts (`PromptBook`). A `DiTPipeline`
+(Peebles, Xie 2023, arXiv 2212.09748) samples from its own class numbers, found by the names it has for them or given.
 
 Each image has a CPU generator of its own, so in one dtype its starting noise is the same on every device and in every
 batch. The rest of its arithmetic is not: images of another batch size agree to rounding, not to the bit, and some
@@ -17,10 +15,10 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +27,16 @@ import torch
 from saukit.core.artifacts import sha256_file
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
+from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model, first_line
-from saukit.synthesis.generators.prompts import PromptBook, describe_class_name
+from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts
+from saukit.synthesis.generators.protocol import GeneratorEntry
 
+if TYPE_CHECKING:
+    from saukit.core.console import Reporter
+    from saukit.data.split import Split
+
+CPU_BATCH = 4  # larger batches are not quicker on a CPU
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # What a user may set, and the argument of a pipeline's call that it becomes.
 _ARGUMENTS = {
@@ -43,10 +48,12 @@ _ARGUMENTS = {
 
 
 class PipelineGenerator:
-    """A loaded pipeline that draws images of the classes of a split.
+    """A loaded pipeline that samples images of the classes of a split.
 
     `flagged` counts the images so far that the model's own safety checker replaced by black ones.
     """
+
+    capacity = None
 
     def __init__(
         self,
@@ -67,8 +74,8 @@ class PipelineGenerator:
     ) -> None:
         """Load `model`, a folder or a Hub id, onto `device`.
 
-        image_size: height and width of the images that `draw` returns.
-        negative_prompt, guidance, steps, size (height and width the pipeline draws at): None is the pipeline's own.
+        image_size: height and width of the images that `sample` returns.
+        negative_prompt, guidance, steps, size (height and width the pipeline samples at): None is the pipeline's own.
         lora: a safetensors file, or a folder with one. class_ids: class name to a DiT model's own number.
 
         Raises: UsageError for options that the pipeline does not take and for classes that it does not know, DataError
@@ -86,7 +93,7 @@ class PipelineGenerator:
         else:
             if class_ids:
                 raise UsageError(
-                    f"class_ids are for {CLASS_CONDITIONAL}; {self.model.pipeline} draws from prompts: leave them out"
+                    f"class_ids are for {CLASS_CONDITIONAL}; {self.model.pipeline} samples from prompts: leave them out"
                 )
             require_extra("text2image", purpose=f"the pipeline {self.model.pipeline}")
         self._lora = None if lora is None else find_lora(lora)
@@ -106,7 +113,7 @@ class PipelineGenerator:
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
 
-    def draw(
+    def sample(
         self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.uint8]:
         """One batch of images uint8 [n, 3, H, W]; image i of its class (`ordinals`) has prompt i of the class.
@@ -123,7 +130,7 @@ class PipelineGenerator:
             raise UsageError(f"{self._name} refuses its options: {error}; change size, guidance or steps") from error
         images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
         if not np.isfinite(images).all():
-            raise SaukitError(f"{self._name} drew an image that is not finite in {self._dtype_name}: use float32")
+            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: use float32")
         self.flagged += sum(map(bool, getattr(output, "nsfw_content_detected", None) or []))
         self._drawn_size = (images.shape[1], images.shape[2])
         pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
@@ -142,7 +149,7 @@ class PipelineGenerator:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What draws the images, for a manifest; `drawn_size` is known after the first batch, else None."""
+        """What samples the images, for the manifest; `drawn_size` is known after the first batch, else None."""
         return {
             "pipeline": self._name,
             "model": self.model.name,
@@ -164,8 +171,8 @@ class PipelineGenerator:
         }
 
     @property
-    def draws_from_prompts(self) -> bool:
-        """Whether it draws from prompts, and not from a class-conditional model's own numbers."""
+    def takes_prompts(self) -> bool:
+        """Whether it samples from prompts, and not from a class-conditional model's own numbers."""
         return self._class_ids is None
 
     @property
@@ -212,10 +219,10 @@ class PipelineGenerator:
             if self._options[option] is not None and argument not in self._parameters
         ]
         if self._options["negative_prompt"] is not None and not problems:
-            # diffusers accepts both, and draws as if there were no negative prompt.
+            # diffusers accepts both, and samples as if there were no negative prompt.
             guidance, true_guidance = self._in_force("guidance"), self._parameters.get("true_cfg_scale")
             if true_guidance is not None and true_guidance.default <= 1:
-                problems.append(f"{self._name} heeds no negative_prompt, as its true_cfg_scale is off: leave it out")
+                problems.append(f"{self._name} ignores negative_prompt, as its true_cfg_scale is off: leave it out")
             elif true_guidance is None and guidance is not None and guidance <= 1:
                 problems.append(f"with guidance {guidance:g} a negative_prompt does nothing: leave one of them out")
         if self._lora is not None and not hasattr(self._pipe, "load_lora_weights"):
@@ -245,19 +252,19 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def match_classes(names: Mapping[str, Any], classes: Sequence[str], class_ids: Mapping[str, int]) -> tuple[int, ...]:
-    """The number of each of `classes` in a model whose classes have `names` (number: names with commas between).
+    """The number of each of `classes` in a model whose classes have `names` (number: names, comma-separated).
 
     A name fits if it is the whole of the model's, or one of several, letter case and underscores aside. `class_ids`
     goes first.
 
     Raises: UsageError that lists every class the model has no name for, or two numbers (ImageNet's two cranes), and
-    every entry of `class_ids` that is of no class or no number of the model.
+    every entry of `class_ids` that is not a class, or not a number of the model.
     """
     numbers: dict[str, set[int]] = {}
     for number, text in names.items():
         for name in {str(text), *str(text).split(",")}:
             numbers.setdefault(_normal(name), set()).add(int(number))
-    problems = [f"class_ids names {name!r}, which is no class" for name in class_ids if name not in classes]
+    problems = [f"class_ids names {name!r}, which is not a class" for name in class_ids if name not in classes]
     matched = []
     for name in classes:
         found = {class_ids[name]} if name in class_ids else numbers.get(_normal(name), set())
@@ -313,7 +320,7 @@ def _load(model: Model, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
         if "AutoPipeline can't find a pipeline" in str(error):
             raise UsageError(
-                f"model {model.name} is a {model.pipeline}, which draws no images from text: give a text-to-image "
+                f"model {model.name} is a {model.pipeline}, which does not sample from text: give a text-to-image "
                 f"pipeline, or a {CLASS_CONDITIONAL}"
             ) from error
         raise DataError(
@@ -331,6 +338,72 @@ def _add_lora(pipe: Any, path: Path, scale: float) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DataError(f"LoRA weights {path} do not fit {type(pipe).__name__}: {first_line(error)}") from error
-    if not added:  # weights for other layers: diffusers says so in its log, and draws on without them
+    if not added:  # weights for other layers: diffusers says so in its log, and samples without them
         raise DataError(f"LoRA weights {path} fit no layer of {type(pipe).__name__}: give weights made for this model")
     pipe.set_adapters([name], [scale])
+
+
+def _open(config: ResolvedSynthConfig, split: Split, device: torch.device, reporter: Reporter) -> PipelineGenerator:
+    book = PromptBook.of(
+        split.classes,
+        templates=config.templates or TEMPLATES,
+        descriptions=None if config.descriptions is None else read_texts(Path(config.descriptions)),
+        prompts=None if config.prompts is None else Path(config.prompts),
+    )
+    if book.templated:
+        reporter.say(f"{config.prompts} has no prompts for {', '.join(book.templated)}: these get the templates")
+    generator = PipelineGenerator(
+        model=config.model or "",
+        classes=split.classes,
+        image_size=split.image_size,
+        prompts=book,
+        negative_prompt=config.negative_prompt,
+        guidance=config.guidance,
+        steps=config.sampler_steps,
+        size=None if config.pipeline_size is None else (config.pipeline_size, config.pipeline_size),
+        lora=config.lora,
+        lora_scale=config.lora_scale,
+        dtype=config.dtype,
+        class_ids=None if config.class_ids is None else _numbers(Path(config.class_ids)),
+        device=device,
+    )
+    if idle := _idle_texts(config, book, generator.takes_prompts):
+        raise UsageError("; ".join(idle))
+    if generator.takes_prompts and book.unclear:
+        reporter.warn(
+            f"the names of {', '.join(book.unclear)} do not say what these classes are: "
+            "give --descriptions or --prompts for them"
+        )
+    return generator
+
+
+def _idle_texts(config: SynthConfig, book: PromptBook, takes_prompts: bool) -> list[str]:
+    """Texts that were given and not used for any prompt, with the fix."""
+    if not takes_prompts:
+        given = [name for name in ("prompts", "descriptions", "templates") if getattr(config, name) is not None]
+        why = f"is for pipelines that sample from text, and {config.model} samples from class numbers: leave it out"
+        return [f"{name} {why}" for name in given]
+    if config.templates is not None and config.prompts is not None and not book.templated:
+        return [f"templates are for classes without prompts, and {config.prompts} has some for all: leave them out"]
+    return []
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """A file of class: number. Raises: UsageError that lists what is not a whole number."""
+    texts = read_texts(path)
+    bad = [f"{name}: {text}" for name, text in texts.items() if not text.isdecimal()]
+    if bad:
+        raise UsageError(f"{path}: a class's number is a whole number, got {', '.join(bad)}")
+    return {name: int(text) for name, text in texts.items()}
+
+
+def _problems(config: SynthConfig) -> Iterator[str]:
+    if config.model is None:
+        yield "--generator pipeline needs a --model: a folder, or the name of a model on the Hub"
+
+
+ENTRY = GeneratorEntry(
+    open=_open,
+    settle=lambda config, split, device: {"sample_batch_size": CPU_BATCH},
+    problems=_problems,
+)

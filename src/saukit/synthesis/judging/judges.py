@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import sha256_file
+from saukit.core.artifacts import MANIFEST_NAME, sha256_file
+from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.split import Split
 from saukit.models.model_file import MODEL_NAME
@@ -18,10 +19,16 @@ from saukit.synthesis.generators.prompts import PromptBook
 from saukit.synthesis.judging.duplicates import CopyDetector
 from saukit.synthesis.judging.scorers import ClassifierScorer, ClipScorer, classifier_scorer
 from saukit.synthesis.judging.selection import CLIP, CONFIDENCE, Rules
+from saukit.training.config import TrainConfig
+from saukit.training.plan import TrainingPlan, plan_training
+from saukit.training.trainer import fit
 
 COPY_DISTANCE = "copy_distance"
+JUDGE = TrainConfig(method="balanced-softmax", synthetic=False)  # its run has the method's name
+# Passes over the real images: below, the judge knows too little of a large split; above, it learns nothing more of a
+# tiny one. In between its budget is that of `train`.
+LEAST_EPOCHS, MOST_EPOCHS = 5, 400
 Images = npt.NDArray[np.uint8]
-TrainClassifier = Callable[[], str]  # makes sure that a run on the split's real images is there; its name
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks at the candidates of one split. `classifier_run` is the name of the classifier's run."""
+    """What judges the candidates of one split; None is a judge that the configuration does not ask for."""
 
     scores: tuple[Score, ...]
     classifier: ClassifierScorer | None
-    classifier_run: str | None
     clip: ClipScorer | None
     detector: CopyDetector | None
+
+    @property
+    def copies(self) -> CopyDetector:
+        """The detector of copies, for a configuration that asks for it."""
+        assert self.detector is not None
+        return self.detector
 
     def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
         """Class probabilities [n, K] by CLIP where it judges, else by the classifier."""
@@ -55,60 +67,63 @@ class Judges:
 
 
 def open_judges(
-    config: SynthConfig,
-    workspace: Workspace,
-    split: Split,
-    device: torch.device,
-    train_classifier: TrainClassifier | None,
+    config: SynthConfig, workspace: Workspace, split: Split, device: torch.device, reporter: Reporter
 ) -> Judges:
-    """The judges that a resolved configuration asks for.
+    """The judges that a resolved configuration asks for; the classifier is trained if it names none.
 
     Raises: DataError for a classifier that is not there or belongs to another split, EnvironmentFault for a missing
-    extra or a CLIP model that cannot be loaded.
+    extra or a CLIP model that cannot be loaded; Interrupted after a signal.
     """
     scores: list[Score] = []
-    classifier, run, clip, detector = None, None, None, None
-    if config.needs_classifier:
-        classifier, run, digest = _open_classifier(config, workspace, split, device, train_classifier)
-        scores.append(Score(CONFIDENCE, digest, classifier.confidence))
+    classifier, clip, detector = None, None, None
     if "clip" in config.filters:
         book = PromptBook.of(split.classes)
         clip = ClipScorer(config.clip_model, book.lines, device)
         scores.append(Score(CLIP, f"{config.clip_model} {clip.revision} {book.digest}", clip.similarity))
+    if config.needs_classifier:
+        _train_judge(config, workspace, device, reporter)
+        name = config.classifier or JUDGE.method
+        folder, command = workspace.run(name), f"saukit train --name {name}"
+        classifier = classifier_scorer(folder, name, split.classes, device)
+        manifest = require(folder, kind="run", command=command)
+        require_made_from(manifest, folder, split=split.manifest, command=command)
+        scores.insert(0, Score(CONFIDENCE, sha256_file(folder / MODEL_NAME), classifier.confidence))
     if config.audit or config.reject_copies:
         found = detector = CopyDetector(split.train.images, flip=split.flip, device=device)
-        # The split's digest tells its `flip` too; the word tells these scores from those of a saukit that took a
+        # The split's digest covers its `flip` too; the word sets these scores apart from those of a saukit that took a
         # mirrored image for a copy everywhere.
         digest = split.manifest.digest if split.flip else f"{split.manifest.digest} unmirrored"
         scores.append(Score(COPY_DISTANCE, digest, lambda images, labels: found.nearest(images).distance))
-    return Judges(tuple(scores), classifier, run, clip, detector)
+    return Judges(tuple(scores), classifier, clip, detector)
+
+
+def judge_to_train(config: SynthConfig, workspace: Workspace, device: torch.device) -> TrainingPlan | None:
+    """The training of the classifier that `open_judges` is going to do; None if there is none to do."""
+    if not config.needs_classifier or config.classifier is not None:
+        return None
+    if (workspace.run(JUDGE.method) / MANIFEST_NAME).exists():
+        return None  # however long it was trained: its owner chose that
+    plan = plan_training(JUDGE, workspace, name=JUDGE.method, device=device)
+    least, most = LEAST_EPOCHS * plan.steps_per_epoch, MOST_EPOCHS * plan.steps_per_epoch
+    if least <= plan.total_steps <= most:
+        return plan
+    steps = min(max(plan.total_steps, least), most)
+    return plan_training(replace(JUDGE, steps=steps), workspace, name=JUDGE.method, device=device)
 
 
 def rules_of(config: SynthConfig) -> Rules:
     """What a candidate has to be, by a configuration."""
-    filters = config.filters
     return Rules(
-        min_confidence=config.min_confidence if "classifier" in filters else None,
-        min_clip=config.min_clip if "clip" in filters else None,
+        min_confidence=config.min_confidence if "classifier" in config.filters else None,
+        min_clip=config.min_clip if "clip" in config.filters else None,
         reject_copies=config.reject_copies,
     )
 
 
-def _open_classifier(
-    config: SynthConfig,
-    workspace: Workspace,
-    split: Split,
-    device: torch.device,
-    train_classifier: TrainClassifier | None,
-) -> tuple[ClassifierScorer, str, str]:
-    """The classifier, its run's name and its weights' digest."""
-    name = config.classifier
-    if name is None:
-        if train_classifier is None:
-            raise ValueError("this configuration needs a classifier: give train_classifier, or the name of a run")
-        name = train_classifier()
-    folder = workspace.run(name)
-    scorer = classifier_scorer(folder, name, split.classes, device)
-    manifest = require(folder, kind="run", command=f"saukit train --name {name}")
-    require_made_from(manifest, folder, split=split.manifest, command=f"saukit train --name {name}")
-    return scorer, name, sha256_file(folder / MODEL_NAME)
+def _train_judge(config: SynthConfig, workspace: Workspace, device: torch.device, reporter: Reporter) -> None:
+    if (plan := judge_to_train(config, workspace, device)) is not None:
+        reporter.say(
+            f"training the judge, a classifier of the real images (run {plan.name}): {plan.total_steps:,} steps of "
+            f"{plan.batch_size} images; --classifier names another run"
+        )
+        fit(plan.config, workspace, name=plan.name, device=device, force=False, resume=True, reporter=reporter)

@@ -1,0 +1,160 @@
+"""The split's own diffusion model as a generator: trained on the split, or taken from another workspace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saukit.core.artifacts import atomic_path, sha256_file, sync_folder
+from saukit.core.device import resolve_amp, using_threads
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators.diffusion_model import build_scheduler, is_guided, solver_times
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, read_checkpoint
+from saukit.synthesis.generators.presets import DiffusionConfig, auto_preset, default_steps, preset_values
+from saukit.synthesis.generators.protocol import CHECKPOINT, GeneratorEntry, Images, Integers
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from saukit.core.console import Reporter
+    from saukit.core.interrupts import StopRequest
+    from saukit.data.split import Split
+
+UNET, WEIGHTS = "generator/unet/config.json", "generator/unet/diffusion_pytorch_model.safetensors"
+SCHEDULER = "generator/scheduler/scheduler_config.json"
+
+
+class DiffusionGenerator:
+    """The trained diffusion model; `digest` is that of its weights' file."""
+
+    capacity = None
+
+    def __init__(self, trainer: GeneratorTrainer, digest: str) -> None:
+        self._trainer, self.digest = trainer, digest
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The network, and how long it was trained."""
+        trainer = self._trainer
+        steps = trainer.total_steps if trainer.seconds else None
+        return {
+            "generator": "diffusion",
+            "preset": trainer.config.preset,
+            "amp": trainer.config.amp,
+            "parameters": sum(weight.numel() for weight in trainer.average.parameters()),
+            "patch": trainer.preset.patch,
+            "train_steps": steps,
+            "train_seconds": round(trainer.seconds, 1),
+            "train_steps_per_second": None if steps is None else round(steps / trainer.seconds, 2),
+        }
+
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
+        """Images of `labels` from the noise of `seeds`."""
+        return self._trainer.sample(labels, seeds)
+
+
+class DiffusionTraining:
+    """The diffusion model before its training, of which nothing is left for a model of another workspace."""
+
+    capacity = None
+
+    def __init__(self, config: DiffusionConfig, split: Split, device: torch.device) -> None:
+        """Raises: DataError if the model that `config` names is not there or was made for other images."""
+        self._trainer = GeneratorTrainer(config, split, device)
+        if config.model is not None:
+            self._trainer.adopt(Path(config.model))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Weights ten times over: model, average and two moments, twice while a new checkpoint is written."""
+        return 40 * sum(int(weight.numel()) for weight in self._trainer.average.parameters())
+
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
+        """Images from the weights of the moment."""
+        return self._trainer.sample(labels, seeds)
+
+    def estimate_seconds(self, labels: Integers, seeds: Integers) -> tuple[float, float]:
+        """Seconds of the training and of one batch, from a few steps of an untrained copy."""
+        with using_threads(self._trainer.threads):
+            return self._measured(labels, seeds)
+
+    def _measured(self, labels: Integers, seeds: Integers) -> tuple[float, float]:
+        trainer = GeneratorTrainer(self._trainer.config, self._trainer.split, self._trainer.device)
+        config = trainer.config
+        step = _best_seconds(lambda: float(trainer.train_step()), 3) if trainer.total_steps else 0.0
+        network_pass = _best_seconds(lambda: trainer.sample(labels, seeds, steps=2, guidance=1.0), 2) / 2
+        passes = sum(2 if is_guided(t, config.guidance) else 1 for t in solver_times(config.sampler_steps))
+        return step * trainer.total_steps, network_pass * passes
+
+    def train(
+        self, folder: Path, *, stop: StopRequest, reporter: Reporter, announce: Callable[[], None]
+    ) -> DiffusionGenerator:
+        """Train to the end from where the checkpoint stands, and write the network and its scheduler."""
+        trainer, checkpoint = self._trainer, folder / CHECKPOINT
+        if (state := read_checkpoint(checkpoint, trainer.device)) is not None:
+            trainer.load(state)
+            reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
+        was_done = trainer.done
+        if not was_done:
+            announce()
+            trainer.run(checkpoint, stop=stop, reporter=reporter)
+        if not was_done or not all((folder / name).is_file() for name in (UNET, WEIGHTS, SCHEDULER)):
+            save_generator(folder, trainer.average)
+        return DiffusionGenerator(trainer, sha256_file(folder / WEIGHTS))
+
+
+def save_generator(folder: Path, unet: UNet2DModel) -> None:
+    """Write `unet` and its scheduler to generator/ in `folder` so that diffusers loads them, flushed to disk."""
+    from safetensors.torch import save
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+    with atomic_path(folder / UNET) as temporary:
+        unet.to_json_file(temporary)
+    with atomic_path(folder / SCHEDULER) as temporary:
+        build_scheduler().to_json_file(temporary)
+    sync_folder(folder / "generator")
+
+
+def _settle(config: SynthConfig, split: Split, device: torch.device) -> dict[str, Any]:
+    name = auto_preset(split.image_size, device.type) if config.preset == "auto" else config.preset
+    preset = preset_values(name, split.image_size)
+    values: dict[str, Any] = {"preset": name, "amp": resolve_amp(config.amp, device)}
+    values |= {field: getattr(preset, field) for field in ("guidance", "sampler_steps", "sample_batch_size")}
+    if config.model is None:  # else there is no training
+        values["train_batch_size"] = preset.train_batch_size
+        values["train_steps"] = default_steps(preset, len(split.train.labels), config.train_batch_size)
+    return values
+
+
+def _problems(config: SynthConfig) -> Iterator[str]:
+    """Pipelines may be distilled, with one step and guidance 0; this model is not."""
+    if config.guidance is not None and not 1 <= config.guidance <= 20:
+        yield f"guidance must be at least 1 (none) and at most 20 with generator diffusion, got {config.guidance}"
+    if config.sampler_steps == 1:
+        yield "sampler_steps must be at least 2 with generator diffusion, got 1"
+
+
+def _best_seconds(work: Callable[[], object], times: int) -> float:
+    """The quickest of `times` runs, after one to warm up."""
+    work()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+ENTRY = GeneratorEntry(
+    open=lambda config, split, device, reporter: DiffusionTraining(config, split, device),
+    settle=_settle,
+    problems=_problems,
+    resolved=DiffusionConfig,
+    files=(UNET, WEIGHTS, SCHEDULER),
+)

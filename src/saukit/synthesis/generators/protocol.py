@@ -1,0 +1,90 @@
+"""What a generator has to offer, and what a row of the table of generators holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from saukit.core.console import Reporter
+    from saukit.core.interrupts import StopRequest
+    from saukit.data.split import Split
+
+Integers = npt.NDArray[np.int64]
+Images = npt.NDArray[np.uint8]
+CHECKPOINT = "generator/checkpoint.pt"  # of an unfinished training, in the cache's folder
+
+
+class ImageGenerator(Protocol):
+    """Something that samples images of given classes."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the images it samples: equal digests sample equal images."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it is, for the manifest."""
+
+    @property
+    def capacity(self) -> Integers | None:
+        """Images that it has of each class, int64 [K]; None where it samples as many as are wanted."""
+
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
+        """One batch uint8 [n, 3, H, W]; labels, seeds and numbers within the class int64 [n]."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A generator that is trained on the split before it samples."""
+
+    @property
+    def capacity(self) -> Integers | None:
+        """As an `ImageGenerator`'s."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that its training needs at most."""
+
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
+        """As an `ImageGenerator`, with the weights of the moment."""
+
+    def estimate_seconds(self, labels: Integers, seeds: Integers) -> tuple[float, float]:
+        """Seconds of the whole training, and of sampling one batch of these int64 [n]; measured, weights unchanged."""
+
+    def train(
+        self, folder: Path, *, stop: StopRequest, reporter: Reporter, announce: Callable[[], None]
+    ) -> ImageGenerator:
+        """Train to the end from where `CHECKPOINT` in `folder` stands, and write the generator's files there.
+
+        `announce` is called if there is something left to train.
+        Raises: Interrupted after a signal, once the state is saved.
+        """
+
+
+@dataclass(frozen=True)
+class GeneratorEntry:
+    """A row of the table of generators.
+
+    open: checks all that may be missing; writes nothing.
+    settle: values for the options that the configuration leaves open; problems: what is wrong beside limits and needs.
+    resolved: the type of a configuration with these values.
+    files: what the generator writes into the cache's folder.
+    tries_batch_sizes: whether a GPU's memory limits its batches, so that the batch size is found by trying.
+    """
+
+    open: Callable[[Any, Split, torch.device, Reporter], ImageGenerator | Trainable]
+    settle: Callable[[SynthConfig, Split, torch.device], dict[str, Any]]
+    problems: Callable[[SynthConfig], Iterator[str]]
+    resolved: type[ResolvedSynthConfig] = ResolvedSynthConfig
+    files: tuple[str, ...] = ()
+    tries_batch_sizes: bool = True

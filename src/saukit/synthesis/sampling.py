@@ -1,0 +1,133 @@
+"""Sampling and scoring the candidates of a plan, shard by shard, and choosing among them; what is there is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saukit.core.console import Reporter
+from saukit.core.interrupts import StopRequest
+from saukit.data.synthetic import Shard
+from saukit.synthesis.cache import load_scores, read_shard, write_shard
+from saukit.synthesis.generators.protocol import ImageGenerator
+from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, Score, rules_of
+from saukit.synthesis.judging.selection import Selection, more_candidates, select
+from saukit.synthesis.plan import Round, SynthesisPlan
+
+
+@dataclass
+class Rate:
+    """How fast this process samples."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """None before the first batch."""
+        return self.images / self.seconds if self.seconds else None
+
+    def __str__(self) -> str:
+        return f"{self.images / self.seconds:.1f} images/s" if self.seconds else ""
+
+
+def sample_rounds(
+    folder: Path,
+    plan: SynthesisPlan,
+    generator: ImageGenerator,
+    judges: Judges,
+    *,
+    rate: Rate,
+    stop: StopRequest,
+    reporter: Reporter,
+) -> tuple[SynthesisPlan, Selection]:
+    """Sample, score and choose, round by round, until the target is met or `max_tries` is reached.
+
+    Returns the plan with all its rounds, and what became of their candidates.
+    """
+    while True:
+        for part in plan.rounds:
+            sample_shards(folder, plan, part, part.shards, generator, judges.scores, rate, stop=stop, reporter=reporter)
+        selection = choose(folder, plan, judges)
+        kept = plan.count(selection.kept)
+        further = more_candidates(
+            plan.wanted, plan.generated, kept, max_tries=plan.config.max_tries, capacity=generator.capacity
+        )
+        if not further.any():
+            return plan, selection
+        reporter.say(
+            f"{plan.total - int(kept.sum()):,} of {plan.total:,} images rejected; sampling {further.sum():,} more"
+        )
+        plan = plan.with_round(further)
+        plan.save(folder)
+
+
+def sample_shards(
+    folder: Path,
+    plan: SynthesisPlan,
+    part: Round,
+    indices: Collection[int],
+    generator: ImageGenerator,
+    scores: Sequence[Score],
+    rate: Rate,
+    *,
+    stop: StopRequest,
+    reporter: Reporter,
+) -> None:
+    """Make those shards of the round `part` that are among `indices`, each written when it is whole.
+
+    Raises: Interrupted after a signal, when the batch is finished; the shard it belongs to is lost.
+    """
+    shards = {index: there for index, there in part.shards.items() if index in indices}
+    total, done = sum(there.stop - there.start for there in shards.values()), 0
+    with reporter.progress("sampling images", total) as progress:
+        for index, there in shards.items():
+            found = shard = read_shard(folder, index, part, plan.image_size, generator=generator.digest)
+            if shard is None:
+                images = []
+                for batch in part.batches(there):
+                    if stop.requested:
+                        raise stop.interrupted()
+                    began = time.monotonic()
+                    images.append(generator.sample(part.labels[batch], part.seeds[batch], part.ordinals[batch]))
+                    rate.seconds += time.monotonic() - began
+                    rate.images += len(images[-1])
+                    progress.update(done + batch.stop - there.start, str(rate))
+                shard = Shard(np.concatenate(images), part.labels[there], part.seeds[there], generator.digest)
+            if (scored := _scored(shard, scores)) is not found:
+                write_shard(folder, index, scored, part)
+            done += there.stop - there.start
+            progress.update(done, str(rate))
+
+
+def score_shards(folder: Path, plan: SynthesisPlan, scores: Sequence[Score]) -> list[int]:
+    """Score the shards that are there; returns the numbers of those that are not, or are damaged."""
+    missing = []
+    for part in plan.rounds:
+        for index in part.shards:
+            shard = read_shard(folder, index, part, plan.image_size, generator=None)
+            if shard is None:
+                missing.append(index)
+            elif (scored := _scored(shard, scores)) is not shard:
+                write_shard(folder, index, scored, part)
+    return missing
+
+
+def choose(folder: Path, plan: SynthesisPlan, judges: Judges) -> Selection:
+    """Which candidates of the plan are kept, by the rules of its configuration."""
+    rules = rules_of(plan.config)
+    scores = load_scores(folder, plan, [*rules.needed_scores, *([COPY_DISTANCE] if rules.reject_copies else [])])
+    is_copy = scores[COPY_DISTANCE] < judges.copies.threshold if rules.reject_copies else None
+    return select(plan.labels, plan.wanted, scores, rules, is_copy=is_copy)
+
+
+def _scored(shard: Shard, scores: Sequence[Score]) -> Shard:
+    """The shard with every score by its present judge; the same object if nothing was missing."""
+    for score in scores:
+        if shard.scored_by.get(score.name) != score.digest:
+            shard = shard.scored(score.name, score.compute(shard.images, shard.labels), score.digest)
+    return shard
