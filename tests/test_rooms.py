@@ -15,7 +15,18 @@ PACKAGE = Path(saukit.__file__).parent
 ROOMS = ("core", "data", "models", "training", "synthesis", "evaluation", "report", "deploy", "api", "cli")
 API = {"__init__.py", "api.py"}  # the room of one module, and the package that passes on its names
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "torchvision", "diffusers", "transformers", "matplotlib", "sklearn", "scipy", "PIL", "safetensors")
+HEAVY = (
+    "numpy",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "safetensors",
+)
 
 
 def imported(source: str) -> Iterator[str]:

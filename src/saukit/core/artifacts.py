@@ -49,7 +49,7 @@ VERSIONED_PACKAGES = (
     "peft",
     "accelerate",
 )
-# Pictures may differ by a library's version; they are no part of what an artefact is.
+# Pictures may differ by a library's version; they are not part of what an artefact is.
 CONTENT_SUFFIXES = (".safetensors", ".yaml")
 _TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)

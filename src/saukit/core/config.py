@@ -69,7 +69,7 @@ def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[
 def load_config(config_type: type[Config], path: Path) -> Config:
     """Read a saved config.yaml.
 
-    Raises: UsageError if the file is missing, is no YAML mapping, or does not fit `config_type`.
+    Raises: UsageError if the file is missing, is not a YAML mapping, or does not fit `config_type`.
     """
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))

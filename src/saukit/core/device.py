@@ -193,7 +193,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` of a GPU begin anew; a process's own cannot."""
+    """Start `peak_memory` of a GPU over; a process's own cannot be."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,4 +1,4 @@
-"""The one family of errors that saukit raises for what a user can mend; each carries its exit code.
+"""The one family of errors that saukit raises for what a user can fix; each carries its exit code.
 
 `saukit.cli.main` is the one place that catches them. Anything else that reaches it is a bug and keeps its traceback.
 """

@@ -57,15 +57,10 @@ def decode_or_reason(file: Path | BinaryIO, size: int) -> Images | str:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
-        return why_unreadable(error)
-
-
-def why_unreadable(error: Exception) -> str:
-    """Why `decode_image` could not read an image, for messages."""
-    text = str(error).strip()
-    if "cannot identify image file" in text:
-        return "unknown image format"
-    return text or type(error).__name__
+        text = str(error).strip()
+        if "cannot identify image file" in text:
+            return "unknown image format"
+        return text or type(error).__name__
 
 
 def refuse_or_warn(bad: Sequence[str], *, skip: bool, reporter: Reporter, where: str = "") -> None:

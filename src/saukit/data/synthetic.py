@@ -116,5 +116,5 @@ def _load_reasons(folder: Path) -> npt.NDArray[np.uint8]:
     tensors, _ = load_tensors(folder / SELECTION_NAME)
     reasons = tensors.get("reasons")
     if reasons is None or reasons.dtype != np.uint8 or reasons.ndim != 1:
-        raise CorruptArtifactError(f"{folder / SELECTION_NAME} is no selection: remake the cache with --force")
+        raise CorruptArtifactError(f"{folder / SELECTION_NAME} is not a selection: remake the cache with --force")
     return reasons

@@ -12,8 +12,8 @@ from PIL import Image
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
+from saukit.core.machine import CHUNK
 from saukit.data.decoding import decode_image
-from saukit.synthesis.generators import folder as imports
 from saukit.synthesis.generators.folder import FolderGenerator
 
 CLASSES = ("cat", "dog", "eel")
@@ -68,7 +68,7 @@ def test_images_come_in_the_order_asked_for_at_the_size_asked_for(made: Path) ->
 
 
 def test_more_images_than_a_thread_takes_at_once(tmp_path: Path) -> None:
-    count = 2 * imports.CHUNK + 3
+    count = 2 * CHUNK + 3
     for index in range(count):
         save(tmp_path / "cat" / f"{index}.png", index)
     images = drawn(opened(tmp_path), [0] * count, list(range(count)))
@@ -176,7 +176,10 @@ def test_images_that_cannot_be_read_are_all_listed(made: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(made)
     first, *listed = str(caught.value).splitlines()
-    assert first == f"3 images in {made} cannot be read: fix or remove them, or leave them out with --skip-bad:"
+    assert (
+        first
+        == f"3 images in {made} cannot be read; nothing was written. Fix or remove them, or skip them with --skip-bad:"
+    )
     assert listed[:2] == [
         "  cat/gone.png (No such file or directory)",
         "  cat/img3.png (unknown image format)",

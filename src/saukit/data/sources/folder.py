@@ -130,7 +130,7 @@ def _suggested_size(files: Sequence[Path]) -> tuple[int, str | None]:
         try:
             with Image.open(path) as file:
                 size = file.size
-        except Exception:  # decoding will tell, and list it
+        except Exception:  # decoding will list it
             continue
         first = first or size
         if size != first:

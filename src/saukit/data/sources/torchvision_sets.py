@@ -72,12 +72,12 @@ class TorchvisionSet:
         created = not root.exists()
         try:
             root.mkdir(exist_ok=True)
-            with _patience(), _folder_in(root) as whole:
+            with _patience(), tempfile.TemporaryDirectory(prefix=".saukit-download-", dir=root) as whole:
                 for part in (self.train, self.test):
-                    self._torchvision(whole, part, download=True)
+                    self._torchvision(Path(whole), part, download=True)
                 for file in missing:
                     (root / file).parent.mkdir(parents=True, exist_ok=True)
-                    (whole / file).replace(root / file)
+                    Path(whole, file).replace(root / file)
         except (URLError, RuntimeError, OSError, EOFError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise EnvironmentFault(f"{looked}, and it cannot be downloaded ({reason}): {remedy}") from error
@@ -91,12 +91,6 @@ class TorchvisionSet:
 
         with contextlib.redirect_stdout(sys.stderr):
             return getattr(torchvision.datasets, self.dataset)(root, **part, download=download)
-
-
-@contextlib.contextmanager
-def _folder_in(root: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=".saukit-download-", dir=root, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,10 @@ import numpy.typing as npt
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
-from saukit.core.machine import usable_cores
+from saukit.core.machine import in_threads
 from saukit.core.words import shortened
-from saukit.data.decoding import decode_image, why_unreadable
-from saukit.data.image_files import EXTENSIONS, image_files, subfolders
+from saukit.data.decoding import decode_image, decode_or_reason, refuse_or_warn
+from saukit.data.image_files import EXTENSIONS, KINDS, image_files, say_ignored, subfolders
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     import torch
 
     from saukit.data.split import Split
-
-CHUNK = 32  # files that a thread takes at once
 
 
 class FolderGenerator:
@@ -64,10 +61,11 @@ class FolderGenerator:
         if image_size[0] != image_size[1]:
             raise ValueError(f"images of a split are square, got {image_size[0]} x {image_size[1]}")
         self._folder, self._classes, self._size = folder, tuple(classes), image_size[0]
-        found = _checked_files(folder, _list_files(folder, self._classes, reporter), self._size, reporter)
+        listed = _list_files(folder, self._classes, reporter)
+        with reporter.progress(f"reading {folder}", len(listed)) as line:
+            found = in_threads(lambda item: _checked(*item, self._size), listed, line.update)
         bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
-        if bad:
-            _refuse_or_warn(bad, folder, skip_bad=skip_bad, reporter=reporter)
+        refuse_or_warn(bad, skip=skip_bad, reporter=reporter, where=f" in {folder}")
         self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
         self.capacity: npt.NDArray[np.int64] = np.array([len(files) for files in self._files], np.int64)
         if not self.capacity.any():
@@ -96,13 +94,10 @@ class FolderGenerator:
         wanted = [self._file(label, at) for label, at in zip(labels.tolist(), ordinals.tolist(), strict=True)]
         images = np.empty((len(wanted), 3, self._size, self._size), np.uint8)
 
-        def fill(start: int) -> None:
-            for index in range(start, min(start + CHUNK, len(wanted))):
-                images[index] = self._decoded(wanted[index])
+        def fill(index: int) -> None:
+            images[index] = self._decoded(wanted[index])
 
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            for _ in pool.map(fill, range(0, len(wanted), CHUNK)):
-                pass
+        in_threads(fill, range(len(wanted)))
         return images
 
     def _file(self, label: int, ordinal: int) -> _File:
@@ -160,58 +155,25 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
             listed += [(path, label) for path in sorted(images, key=lambda path: _natural(path, folder))]
             ignored += others
     if not listed:
-        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
         raise DataError(
-            f"{folder} holds no image ({kinds}) in a folder of a class; "
+            f"{folder} holds no image ({KINDS}) in a folder of a class; "
             f"folders of the split's classes: {shortened(label_of)}"
         )
-    if ignored:
-        kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in ignored.most_common(5))
-        reporter.say(f"files without an image extension are ignored: {kinds}")
+    say_ignored(ignored, reporter)
     loose = sum(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
     if loose:
         reporter.say(f"images outside the class folders are ignored: {loose} in {folder}")
     return listed
 
 
-def _checked_files(folder: Path, listed: list[tuple[Path, int]], size: int, reporter: Reporter) -> list[_File]:
-    """Every listed file, read and decoded once."""
-
-    def check(start: int) -> list[_File]:
-        return [_checked(path, label, size) for path, label in listed[start : start + CHUNK]]
-
-    files: list[_File] = []
-    with reporter.progress(f"reading {folder}", len(listed)) as line, ThreadPoolExecutor(usable_cores()) as pool:
-        try:
-            for some in pool.map(check, range(0, len(listed), CHUNK)):
-                files += some
-                line.update(len(files))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return files
-
-
 def _checked(path: Path, label: int, size: int) -> _File:
-    sha256 = b""
+    """The file, read and decoded once."""
     try:
         content = path.read_bytes()
-        sha256 = hashlib.sha256(content).digest()
-        decode_image(io.BytesIO(content), size)
-    except MemoryError:
-        raise
-    except OSError as error:  # Pillow's own have no strerror
-        return _File(path, label, sha256, error.strerror or why_unreadable(error))
-    except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
-        return _File(path, label, sha256, why_unreadable(error))
-    return _File(path, label, sha256, None)
-
-
-def _refuse_or_warn(bad: list[str], folder: Path, *, skip_bad: bool, reporter: Reporter) -> None:
-    count, listed = f"{len(bad)} image{'s' if len(bad) > 1 else ''} in {folder} cannot be read", shortened(bad, "\n  ")
-    if not skip_bad:
-        raise DataError(f"{count}: fix or remove them, or leave them out with --skip-bad:\n  {listed}")
-    reporter.warn(f"{count}, left out:\n  {listed}")
+    except OSError as error:
+        return _File(path, label, b"", error.strerror or str(error))
+    image = decode_or_reason(io.BytesIO(content), size)
+    return _File(path, label, hashlib.sha256(content).digest(), image if isinstance(image, str) else None)
 
 
 def _natural(path: Path, folder: Path) -> tuple[list[str | int], str]:
