@@ -44,6 +44,25 @@ def test_the_four_commands_each_in_its_own_process(tmp_path: Path) -> None:
     assert not list(work.glob(".*"))
 
 
+def test_a_beginner_is_told_what_to_start_with(cli: Cli, split_work: Path, tmp_path: Path) -> None:
+    advice = "at 0.1 passes over the real images start with `--method class-balanced` ("
+    for arguments, told in (((), True), (("--method", "sau"), False)):
+        run = cli("train", *TRAIN, *arguments, "--force", "-w", split_work)
+        assert run.code == 0
+        assert (f"no --method given: {advice}" in run.err) == told
+    document = cli("doctor", "-w", split_work, "--json").document
+    assert document["start_with"].startswith("at 327 passes over the real images start with `--method mixup-cutmix ")
+    assert cli("doctor", "-w", tmp_path / "empty", "--json").document["start_with"] is None
+
+
+def test_measuring_is_for_dry_runs(cli: Cli, split_work: Path) -> None:
+    alone = cli("train", *TRAIN, "--measure", "-w", split_work)
+    assert (alone.code, "--measure has no effect without --dry-run" in alone.error) == (2, True)
+    times = [cli("train", *TRAIN, *more, "--dry-run", "-w", split_work) for more in ((), ("--measure",))]
+    assert all("estimated time: " in outcome.out for outcome in times)
+    assert not (split_work / "runs").exists()
+
+
 def test_the_four_commands_say_what_they_made(cli: Cli, tmp_path: Path) -> None:
     work = tmp_path / "w"
     split = cli("make-lt", "--imb", "50", "-w", work)

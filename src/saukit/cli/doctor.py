@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import shutil
+from pathlib import Path
 from typing import Any
 
 from saukit.cli.options import DEFAULT_WORKSPACE, DebugOption, JsonOption, QuietOption, WorkspaceOption
@@ -38,6 +39,7 @@ def command(
         "threads": None if problems else _threads(),
         "devices": [] if problems else _devices(),
         "free_disk_bytes": shutil.disk_usage(existing).free,
+        "start_with": None if problems else _start_with(workspace),
         "extras": {name: not missing_packages(name) for name in EXTRAS},
         "problems": problems,
     }
@@ -47,6 +49,8 @@ def command(
         rows += [["threads", f"{used}, this process may use {usable} of {document['threads']['cores']} cores"]]
     rows += [[device["name"], f"amp {device['amp']}, {device['about']}"] for device in document["devices"]]
     rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing.absolute()}"]]
+    if document["start_with"] is not None:
+        rows += [["method", document["start_with"]]]
     rows += [
         [f"extra {name}", "installed" if there else f"not installed: pip install 'saukit[{name}]'"]
         for name, there in document["extras"].items()
@@ -63,6 +67,21 @@ def _import_problem(package: str) -> str | None:
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         return f"{package} cannot be imported ({str(error).splitlines()[0]})"
     return None
+
+
+def _start_with(workspace: Path) -> str | None:
+    """Which method to start with on the workspace's split and the best device here; None without a split."""
+    from saukit.core.artifacts import read_manifest
+    from saukit.core.device import resolve_device
+    from saukit.core.workspace import Workspace
+    from saukit.training.advice import default_passes, starting_method
+
+    opened = Workspace(workspace)
+    split = read_manifest(opened.split, kind="split", verify=False)
+    if split is None:
+        return None
+    passes = default_passes(split.summary["train_images"], device_type=resolve_device("auto").type)
+    return starting_method(passes, synthetic=opened.synth.exists())
 
 
 def _threads() -> dict[str, int]:

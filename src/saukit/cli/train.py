@@ -66,5 +66,6 @@ def command(
         resume=resume,
         reporter=call.reporter,
         tensorboard=tensorboard,
+        advise=call.file is None and not call.was_given("method"),
     )
     show_run(result, call.reporter)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from saukit.core.device import suited_threads, synchronise, using_threads
 from saukit.models import dual_branch
+from saukit.models.dual_branch import DualBranchNet
 from saukit.training.features import images_features
+from saukit.training.methods import StepContext
 from saukit.training.plan import TrainingPlan
-from saukit.training.step import StepBatch, TrainingStep, build_step
+from saukit.training.step import build_context
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import Batch
 
@@ -43,35 +45,45 @@ def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
 def _estimated(plan: TrainingPlan, images: int) -> float:
     """Seconds of the whole run from steps on `images` and more images."""
     config = replace(plan.config, compile=False, cuda_graph=False, weights="none")
-    step = build_step(replace(plan, config=config, weights_path=None))
+    context = build_context(replace(plan, config=config, weights_path=None))
     batch_size, limit = plan.batch_size, 3 * TRIAL_SECONDS
-    seconds = _time_step(step, _random_batch(plan, step, images))
+    seconds = _time_step(plan, context, images)
     if seconds < limit:  # a process's first step also prepares kernels
-        seconds = _time_step(step, _random_batch(plan, step, images))
+        seconds = _time_step(plan, context, images)
     per_image = seconds / images
     while images < batch_size and seconds < limit:
-        more = min(batch_size, max(2 * images, min(4 * images, int(images * TRIAL_SECONDS / seconds))))
-        before, seconds, limit = seconds, _time_step(step, _random_batch(plan, step, more)), TRIAL_SECONDS
+        more = max(2 * images, min(4 * images, int(images * TRIAL_SECONDS / seconds)))
+        more = batch_size if 2 * more > batch_size else more
+        before, seconds, limit = seconds, _time_step(plan, context, more), TRIAL_SECONDS
         # A step costs something besides its images, so what an image costs shows in the growth.
         per_image = max(0.3 * seconds / more, min(seconds / more, (seconds - before) / (more - images)))
         images = more
     step_seconds = seconds + per_image * (batch_size - images)
-    once = _feature_seconds(plan, step) if config.tune == "head" else 0.0
+    once = _feature_seconds(plan, context.network) if config.tune == "head" else 0.0
     views = plan.method.views_per_step * plan.images_of(plan.total_steps)
     if plan.method.prototypes:  # in every epoch two views of each real image, forward: a third of forward and backward
         views += math.ceil(plan.total_steps / plan.steps_per_epoch) * 2 * len(plan.split.train.labels) // 3
     return once + step_seconds / (batch_size * plan.method.views_per_step) * views
 
 
-def _feature_seconds(plan: TrainingPlan, step: TrainingStep) -> float:
+def _feature_seconds(plan: TrainingPlan, network: DualBranchNet) -> float:
     """Seconds that the features of all images take, from a few."""
     images = plan.split.train.images[: 2 if plan.device.type == "cpu" else plan.batch_size]
-    images_features(plan, step.network, images)  # prepares kernels
-    return _time(plan.device, lambda: images_features(plan, step.network, images)) / len(images) * plan.training_images
+    images_features(plan, network, images)  # prepares kernels
+    return _time(plan.device, lambda: images_features(plan, network, images)) / len(images) * plan.training_images
 
 
-def _time_step(step: TrainingStep, batch: StepBatch) -> float:
-    return _time(batch.samples.labels.device, lambda: step(batch, 0.0))
+def _time_step(plan: TrainingPlan, context: StepContext, images: int) -> float:
+    samples, prototypes = _random_batch(plan, context.network, images)
+    context = replace(context, prototypes=prototypes)
+
+    def passes() -> None:  # all but the optimizer's update, whose import alone takes a second
+        for _, loss in plan.method.step(samples, context):
+            loss.backward()  # type: ignore[no-untyped-call]
+        context.network.zero_grad(set_to_none=True)
+
+    context.network.train()
+    return _time(plan.device, passes)
 
 
 def _time(device: torch.device, work: Callable[[], object]) -> float:
@@ -83,9 +95,11 @@ def _time(device: torch.device, work: Callable[[], object]) -> float:
     return clock() - started
 
 
-def _random_batch(plan: TrainingPlan, step: TrainingStep, images: int) -> StepBatch:
+def _random_batch(
+    plan: TrainingPlan, network: DualBranchNet, images: int
+) -> tuple[Batch, tuple[Tensor, Tensor] | None]:
     head = plan.config.tune == "head"
-    shape = (step.network.classifier.in_features,) if head else (3, *plan.split.image_size)
+    shape = (network.classifier.in_features,) if head else (3, *plan.split.image_size)
     generator = torch.Generator().manual_seed(0)
 
     def samples() -> list[Tensor]:
@@ -97,7 +111,7 @@ def _random_batch(plan: TrainingPlan, step: TrainingStep, images: int) -> StepBa
 
     rows = torch.randn(2, plan.split.num_classes, dual_branch.PROJECTION_DIM, generator=generator).to(plan.device)
     z2, z3 = F.normalize(rows, dim=2)
-    return StepBatch(Batch(*samples(), *samples()), (z2, z3) if plan.method.prototypes else None, seed=0)
+    return Batch(*samples(), *samples()), (z2, z3) if plan.method.prototypes else None
 
 
 def _measured(plan: TrainingPlan) -> float:

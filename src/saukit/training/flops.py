@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from saukit.models.dual_branch import DualBranchNet
 
@@ -29,6 +28,8 @@ def step_flops(
     how often a batch goes through backbone and classifier, and through backbone and projection; image_size is height
     and width in pixels.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads a compiler
+
     # Nothing is computed on the meta device: the operations are counted from shapes alone.
     with torch.device("meta"):
         network = DualBranchNet(backbone, num_classes, projection=projection_passes > 0)

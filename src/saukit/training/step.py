@@ -159,8 +159,8 @@ class TrainingStep:
         ]
 
 
-def build_step(plan: TrainingPlan) -> TrainingStep:
-    """The step of a run's start: the network at its initialisation, and what the method asks for."""
+def build_context(plan: TrainingPlan) -> StepContext:
+    """What steps have at hand when a run starts: the network at its initialisation, and what the method asks for."""
     config, split, device = plan.config, plan.split, plan.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
@@ -174,7 +174,7 @@ def build_step(plan: TrainingPlan) -> TrainingStep:
     real_counts, all_counts = (
         torch.from_numpy(counts).float().to(device) for counts in (split.class_counts, plan.class_counts)
     )
-    context = StepContext(
+    return StepContext(
         network=network,
         views=(FeatureViews if config.tune == "head" else Views)(
             torch.tensor(plan.model_spec.mean, device=device),
@@ -189,7 +189,6 @@ def build_step(plan: TrainingPlan) -> TrainingStep:
         ),
         generator=torch.Generator(device),
     )
-    return TrainingStep(plan.method, context)
 
 
 def start_from(backbone: nn.Module, plan: TrainingPlan) -> None:

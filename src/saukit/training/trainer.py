@@ -36,6 +36,7 @@ from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import Standardize
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
+from saukit.training.advice import starting_method
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
 from saukit.training.features import FrozenFeatures, frozen_features
@@ -44,7 +45,7 @@ from saukit.training.losses import prior_offsets
 from saukit.training.methods import class_prototypes
 from saukit.training.metrics_log import MetricsLog, describe_line
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
-from saukit.training.step import StepBatch, build_step
+from saukit.training.step import StepBatch, TrainingStep, build_context
 from saukit.training.training_set import BatchOrder, build_training_set
 
 METRICS_NAME = "metrics.jsonl"
@@ -74,10 +75,12 @@ def fit(
     resume: bool,
     reporter: Reporter,
     tensorboard: bool = False,
+    advise: bool = False,
 ) -> TrainingResult:
     """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
 
-    `tensorboard` writes the log as TensorBoard events too; they are not part of the run.
+    `tensorboard` writes the log as TensorBoard events too; they are not part of the run. `advise` says which method to
+    start with.
     Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
     """
     if tensorboard:
@@ -104,6 +107,9 @@ def fit(
             with using_threads(suited_threads(plan.split.image_size, device)):
                 trainer = Trainer(plan)
                 trainer.announce(reporter)
+                if advise and plan.config.tune == "all":  # there is no record of frozen networks
+                    passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
+                    reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":
                     trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
                 if (folder / CHECKPOINT_NAME).exists():
@@ -120,7 +126,7 @@ class Trainer:
         self.plan, self.method = plan, plan.method
         self.features: FrozenFeatures | None = None
         self.training_set = build_training_set(plan.split, plan.cache, plan.device)
-        self.step = build_step(plan)
+        self.step = TrainingStep(plan.method, build_context(plan))
         self.network = self.step.network
         self.prototypes: tuple[Tensor, Tensor] | None = None
         self.step_count = 0
