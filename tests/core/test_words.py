@@ -1,8 +1,6 @@
-from pathlib import Path
-
 import pytest
 
-from saukit.core.words import command_in, format_bytes, format_duration, format_share, name_problem, shortened
+from saukit.core.words import format_bytes, format_duration, format_share, name_problem, shortened
 
 
 def test_a_long_list_says_how_many_more() -> None:
@@ -18,11 +16,6 @@ def test_names_of_folders(name: str) -> None:
     assert name_problem("run name", f"/{name}") == (
         f"run name '/{name}': use letters, digits, '.', '_', '+' and '-', a letter or digit first"
     )
-
-
-def test_a_command_names_the_workspace_unless_it_is_the_default() -> None:
-    assert command_in(Path("saukit_work"), "saukit train") == "saukit train"
-    assert command_in(Path("my work"), "saukit train") == "saukit train -w 'my work'"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ def test_runs_are_listed_by_the_time_they_were_completed(workspace: Workspace) -
     assert workspace.run_names() == ["b", "c"]
 
 
+def test_a_command_names_the_workspace_unless_it_is_the_default() -> None:
+    assert Workspace(Path("saukit_work")).command("saukit train") == "saukit train"
+    assert Workspace(Path("my work")).command("saukit train") == "saukit train -w 'my work'"
+
+
 # The lock
 
 HOLDER = """

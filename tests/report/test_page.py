@@ -471,7 +471,7 @@ def test_a_run_that_is_not_there(work: Path) -> None:
 def test_a_comparison_that_is_not_there(work: Path, report_work: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no complete comparison 'x' of this split .*\(no complete comparisons\): run"):
         written(work, comparison="x")
-    with pytest.raises(DataError, match=r"\(complete comparisons: main\): run `saukit compare` first"):
+    with pytest.raises(DataError, match=r"\(complete comparisons: main\): run `saukit compare -w"):
         written(report_work, tmp_path / "r.html", comparison="x")
 
 

@@ -1,9 +1,8 @@
-"""What messages are made of: names, lists, commands and figures, each in one way."""
+"""What messages are made of: names, lists and figures, each in one way."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,11 +23,6 @@ def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20
     shown = separator.join(texts[:limit])
     before_last = " " if separator == ", " else separator
     return shown if len(texts) <= limit else f"{shown}{before_last}and {len(texts) - limit} more"
-
-
-def command_in(workspace: Path, command: str) -> str:
-    """`command` as it is typed for a workspace: with -w, unless that is the default one."""
-    return command if workspace == DEFAULT_WORKSPACE else f"{command} -w {shlex.quote(str(workspace))}"
 
 
 def format_bytes(count: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from saukit.core.artifacts import (
 from saukit.core.config import differences, load_config, to_yaml
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.locks import hold
-from saukit.core.words import command_in, name_problem
+from saukit.core.words import DEFAULT_WORKSPACE, name_problem
 
 Config = TypeVar("Config")
 
@@ -56,6 +57,10 @@ class Workspace:
         if (problem := name_problem(f"{kind} name", name)) is not None:
             raise UsageError(problem)
         return self.root / f"{kind}s" / name
+
+    def command(self, text: str) -> str:
+        """The command `text` as it is typed for this workspace: with -w, unless it is the default one."""
+        return text if self.root == DEFAULT_WORKSPACE else f"{text} -w {shlex.quote(str(self.root))}"
 
     def run_names(self) -> list[str]:
         """Names of the complete runs, the latest completed last; a damaged manifest hides no other run."""
@@ -200,4 +205,5 @@ def require_made_from(manifest: Manifest, folder: Path, *, split: Manifest, comm
 
 def _command_for(folder: Path, command: str) -> str:
     """`command` for the workspace in which the artefact `folder` lies."""
-    return command_in(folder.parent.parent if folder.parent.name in ("runs", "comparisons") else folder.parent, command)
+    root = folder.parent.parent if folder.parent.name in ("runs", "comparisons") else folder.parent
+    return Workspace(root).command(command)

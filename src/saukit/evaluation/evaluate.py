@@ -18,7 +18,6 @@ from saukit.core.console import Reporter
 from saukit.core.device import suited_threads, using_threads
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
-from saukit.core.words import command_in
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
@@ -104,7 +103,7 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
     """The run to evaluate: `name`, or the one completed last. Raises: DataError that lists the runs there are."""
     names = workspace.run_names()
     if name is None and not names:
-        command = command_in(workspace.root, "saukit train")
+        command = workspace.command("saukit train")
         raise DataError(f"no run is complete in {workspace.root / 'runs'}: run `{command}` first")
     if name is not None and name not in names:
         known = f"complete runs: {', '.join(names)}" if names else "no run is complete"

@@ -169,7 +169,7 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
     if config.comparison not in found:
         raise DataError(
             f"no complete comparison {config.comparison!r} of this split in {root} "
-            f"({_known('comparisons', list(found))}): run `saukit compare` first"
+            f"({_known('comparisons', list(found))}): run `{workspace.command('saukit compare')}` first"
         )
     return found[config.comparison]
 

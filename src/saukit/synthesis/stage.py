@@ -219,7 +219,7 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
     """
     split, folder = load_split(workspace), workspace.synth
     if not (folder / PLAN_NAME).exists() or not (folder / CONFIG_NAME).exists():
-        raise DataError(f"no candidates in {folder} to choose from: run `{COMMAND}` first")
+        raise DataError(f"no candidates in {folder} to choose from: run `{workspace.command(COMMAND)}` first")
     with StopRequest() as stop:
         work = _Work(workspace, split, device, reporter, stop)
         with cache_lock(workspace, None, stop=stop, reporter=reporter):
@@ -240,9 +240,8 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
                     return SynthesisResult("complete", plan, manifest, folder)
             missing = [i for i in range(plan.shard_count) if not shard_path(folder, i).is_file()]
             if missing:
-                raise DataError(
-                    f"{folder} lacks shards {missing} of {plan.shard_count}: run `{COMMAND} --resume` first"
-                )
+                command = workspace.command(f"{COMMAND} --resume")
+                raise DataError(f"{folder} lacks shards {missing} of {plan.shard_count}: run `{command}` first")
             judges = open_judges(plan.config, workspace, split, device, reporter)
             plan = dataclasses.replace(plan, closed=True)
             plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without sampling

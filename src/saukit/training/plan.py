@@ -129,7 +129,7 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
     if row.image_side is not None and split.image_size != (row.image_side, row.image_side):
         raise UsageError(
             f"backbone {backbone} takes images of {row.image_side} pixels, this split has {size}: "
-            f"make one with `saukit make-lt --image-size {row.image_side}`"
+            f"make one with `{workspace.command(f'saukit make-lt --image-size {row.image_side}')}`"
         )
     if min(split.image_size) < row.smallest_side:
         raise UsageError(
@@ -137,7 +137,8 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
             "use --backbone convnet-small"
         )
     if resolved.select == "val" and split.val is None:
-        raise DataError("--select val needs a validation part: make the split with `saukit make-lt --val-fraction 0.1`")
+        command = workspace.command("saukit make-lt --val-fraction 0.1")
+        raise DataError(f"--select val needs a validation part: make the split with `{command}`")
     if resolved.cuda_graph and resolved.real_finish and len(split.train.labels) < resolved.batch_size:
         raise UsageError(
             f"cuda_graph needs batches of one size, and the {len(split.train.labels)} real images of real_finish do "
