@@ -89,10 +89,10 @@ def test_methods_are_compared(split_work: Path) -> None:
     config = saukit.CompareConfig(
         methods=("ce", "balanced-softmax"), seeds=1, train={"steps": 2, "batch_size": 16, "amp": "off"}
     )
-    result = saukit.compare(config, split_work, device="cpu")
+    result = saukit.compare(config, split_work, device="cpu", jobs=1)
     assert (result.state, result.folder) == ("new", split_work / "comparisons" / "main")
     assert [entry["label"] for entry in result.document["methods"]] == ["ce", "balanced-softmax"]
-    assert saukit.compare(config, split_work, device="cpu").state == "complete"
+    assert saukit.compare(config, split_work, device="cpu", jobs=1).state == "complete"
 
 
 def test_synthetic_images_are_made(split_work: Path) -> None:

@@ -25,6 +25,7 @@ from saukit.deploy.config import PredictConfig
 from saukit.evaluation import compare as comparison
 from saukit.evaluation import evaluate as evaluation
 from saukit.evaluation.config import CompareConfig, EvalConfig
+from saukit.evaluation.jobs import job_devices
 from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import SynthesisResult, synthesize
@@ -103,15 +104,21 @@ def compare(
     *,
     name: str = "main",
     device: str = "auto",
+    jobs: int | None = None,
     force: bool = False,
     verbose: bool = False,
 ) -> comparison.ComparisonResult:
-    """`saukit compare`: train and evaluate methods over seeds; `.document` is the comparison's compare.json."""
+    """`saukit compare`: train and evaluate methods over seeds; `.document` is the comparison's compare.json.
+
+    `jobs` trainings run side by side in processes of their own; 1 is in this process, None as many as the usable cores
+    (on GPUs: as the GPUs).
+    """
+    open_device(device)
     return comparison.compare(
         config,
         _workspace(workspace),
         name=name,
-        device=open_device(device),
+        devices=job_devices(device, jobs),
         force=force,
         reporter=_reporter(verbose),
     )

@@ -18,11 +18,11 @@ import yaml
 from support import Cli, Outcome, tree
 
 from saukit.cli.compare import SHARED
-from saukit.evaluation import compare as room
+from saukit.evaluation import jobs as room
 from saukit.training import trainer as training_room
 from saukit.training.config import TrainConfig
 
-TINY = ("--steps", "4", "--batch-size", "16", "--amp", "off")
+TINY = ("--steps", "4", "--batch-size", "16", "--amp", "off", "--jobs", "1")
 
 
 def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
     assert "nothing to do" in again.err and "4 there already" in again.err
     assert cli(*arguments, "-q") == Outcome(0, "", "")
     assert tree(work) == before
-    other = cli(*arguments[:-4], "--no-flip", "--steps", "3", "--batch-size", "16", "-w", work)
+    other = cli(*arguments, "--no-flip", "--steps", "3")
     assert other.code == 2
     assert "compare was" not in other.error and "was made with another configuration (train: {" in other.error
     assert "replace it with --force, or give another --name" in other.error
@@ -59,9 +59,9 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(cli: Cli, work: Path) -> No
     arguments = ("compare", "--methods", "ce,balanced-softmax", "--seeds", "2", *TINY, "-w", work, "--dry-run")
     outcome = cli(*arguments)
     assert outcome.code == 0, outcome
-    assert re.search(r"│ ce +│ 0 +│ ce +│ there │ +4 │", outcome.out)
+    assert re.search(r"│ ce +│ 0 +│ ce +│ complete │ +4 │", outcome.out)
     assert re.search(r"│ balanced-softmax │ 1 +│ balanced-softmax-seed1 │ new +│ +4 │", outcome.out)
-    assert re.search(r"3 of 4 runs to train, estimated time: \d+ s", outcome.out)
+    assert re.search(r"runs to train: 3 of 4\njobs: 1\nestimated time: \d+ s", outcome.out)
     document = cli(*arguments, "--json").document
     assert document["dry_run"] is True and document["config"]["baseline"] == "ce"
     assert [(run["name"], run["state"]) for run in document["runs"]] == [
@@ -91,7 +91,7 @@ def test_options_win_over_the_file(cli: Cli, work: Path, tmp_path: Path) -> None
     assert [(run["label"], run["steps"]) for run in outcome.document["runs"]] == [("ce", 3), ("hot", 3)]
     bad = cli("compare", "--config", sweep, "--methods", "cee,ce-prior0.50", "--seeds", "0", "-w", work)
     assert bad.code == 2
-    for problem in ("options: methods: unknown method 'cee'", "write 'ce-prior0.5'", "seeds must be at least 1"):
+    for problem in ("methods: unknown method 'cee'", "write 'ce-prior0.5'", "seeds must be at least 1"):
         assert problem in bad.error
 
 

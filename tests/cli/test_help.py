@@ -65,7 +65,7 @@ def test_every_example_of_the_help_can_be_parsed(cli: Cli, example: str) -> None
 
 
 def test_no_arguments_show_the_help(cli: Cli) -> None:
-    shown = cli().out
+    shown = cli().err  # as Click has it: a command is missing
     assert all(name in shown for name in COMMANDS)
 
 
@@ -121,3 +121,18 @@ def test_a_command_lowers_the_threads_to_the_cores(cli: Cli, monkeypatch: pytest
         assert (outcome.code, torch.get_num_threads()) == (0, 2)
     finally:
         torch.set_num_threads(before)
+
+
+# --- at any width -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_and_no_word_is_cut(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, width: int) -> None:
+    pages = []
+    for columns in (width, 400):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        pages.append(cli(name, "--help").out)
+    shown, wide = pages
+    assert "…" not in shown and (width > 40 or shown != wide)
+    assert set(shown.split()) == set(wide.split())

@@ -84,7 +84,7 @@ def test_unreadable_images(cli: Cli, shared_work: Path, digits: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--top", "11"], 2, "top must be from 1 to 10"),
+        (["--top", "11"], 2, "top must be at most 10"),
         (["--batch-size", "0"], 2, "batch_size must be at least 1, got 0"),
         (["--json", "--format", "csv"], 2, "--json prints a JSON document, --format csv lines: leave one out"),
         (["--out", "a.txt"], 2, "--out a.txt ends neither in .csv nor in .json: give --format csv or --format json"),

@@ -263,9 +263,9 @@ def test_a_file_is_no_folder(shared_work: Path, tmp_path: Path) -> None:
 
 def test_formats_that_make_no_sense(shared_work: Path, tmp_path: Path) -> None:
     for formats, message in (
-        (("hub", "tflite"), "unknown format tflite: give one or more of torch, onnx, hub"),
-        ((), "unknown format none"),
-        (("hub", "hub"), "a format is given twice: hub, hub"),
+        (("hub", "tflite"), "formats must be one or more of torch, onnx, hub, each once, got hub, tflite"),
+        ((), "formats must be one or more of torch, onnx, hub"),
+        (("hub", "hub"), "formats must be one or more of torch, onnx, hub, each once, got hub, hub"),
     ):
         config = ExportConfig(formats)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=f"^{message}"):

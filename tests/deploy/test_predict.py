@@ -200,9 +200,11 @@ def test_a_name_that_is_no_text_can_be_written(shared_work: Path, digits: Path) 
 # --- bad values ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top", [0, -1, 11])
-def test_top_is_a_number_of_classes(shared_work: Path, digits: Path, top: int) -> None:
-    with pytest.raises(UsageError, match=rf"^top must be from 1 to 10, the classes of .*sau, got {top}$"):
+@pytest.mark.parametrize(
+    ("top", "limit"), [(0, "at least 1"), (-1, "at least 1"), (11, "at most 10, the classes of .*sau")]
+)
+def test_top_is_a_number_of_classes(shared_work: Path, digits: Path, top: int, limit: str) -> None:
+    with pytest.raises(UsageError, match=rf"^top must be {limit}, got {top}$"):
         predicted(shared_work, digits, config=PredictConfig(top=top))
 
 

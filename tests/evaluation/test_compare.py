@@ -20,10 +20,10 @@ from saukit.core.errors import CorruptArtifactError, DataError, LockHeldError, U
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import make_split
-from saukit.evaluation import compare as room
+from saukit.evaluation import jobs as room
 from saukit.evaluation.compare import ComparisonResult, compare
 from saukit.evaluation.config import CompareConfig, parse_method
-from saukit.evaluation.contenders import plan_comparison
+from saukit.evaluation.contenders import Contender, plan_comparison
 from saukit.training import trainer as training_room
 from saukit.training.config import Method, TrainConfig, default_run_name
 from saukit.training.trainer import Trainer, fit
@@ -38,7 +38,7 @@ MEASURES = ("top1", "balanced_accuracy", "many", "medium", "few", "ece")
 
 
 def run_compare(config: CompareConfig, work: Path, *, name: str = "main", force: bool = False) -> ComparisonResult:
-    return compare(config, Workspace(work), name=name, device=CPU, force=force, reporter=QUIET)
+    return compare(config, Workspace(work), name=name, devices=["cpu"], force=force, reporter=QUIET)
 
 
 def made_at(work: Path) -> dict[str, int]:
@@ -352,15 +352,15 @@ def test_as_long_as_runs_are_given_back_the_others_are_waited_for(work: Path, mo
     original, asked = room.fit, list[str]()
 
     def other_processes(*arguments: Any, **options: Any) -> Any:
-        """Held are ce-seed1 twice and sau+synth-seed1 once."""
+        """ce-seed1 is held once."""
         asked.append(options["name"])
-        if asked.count(options["name"]) <= {"ce-seed1": 2, "sau+synth-seed1": 1}.get(options["name"], 0):
+        if asked == ["ce-seed1"]:
             raise LockHeldError("held")
         return original(*arguments, **options)
 
     monkeypatch.setattr(room, "fit", other_processes)
     assert run_compare(CONFIG, work).state == "new"
-    assert asked == ["ce-seed1", "sau+synth-seed1", "ce-seed1", "sau+synth-seed1", "ce-seed1"]
+    assert asked == ["ce-seed1", "sau+synth-seed1", "ce-seed1"]
 
 
 # --- what cannot be compared --------------------------------------------------------------------------------------
@@ -437,27 +437,33 @@ def test_a_spec_that_is_none(spec: str, message: str) -> None:
         parse_method(spec)
 
 
-def test_a_file_tells_all_its_problems_and_where_they_are(tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_says_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
-    path.write_text(
-        "methods: [ce, sauce, ce]\n"
-        "variants: {long: {epoch: 3, lr: fast, seed: 1}, 'a b': 5}\n"
-        "seeds: 0\n"
-        "train: {steps: 1.5, method: ce, seed: 3}\n"
-        "workers: 2\n"
-    )
+    path.write_text("seeds: many\nworkers: 2\n")
     with pytest.raises(UsageError) as caught:
         load_config(CompareConfig, path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: unknown field 'workers' (known: baseline, methods, seeds, train, variants); ")
+    known = "unknown field 'workers' (known: baseline, methods, seeds, train, variants)"
+    assert str(caught.value) == f"{path}: {known}; seeds: 'many' is not a whole number"
+
+
+def test_all_that_is_wrong_with_a_comparison_is_in_one_error(work: Path) -> None:
+    config = CompareConfig(
+        methods=("ce", "sauce", "ce"),
+        variants={"long": {"epoch": 3, "lr": "fast", "seed": 1}, "a b": 5},
+        seeds=0,
+        train={"steps": 1.5, "method": "ce", "seed": 3},
+    )
+    with pytest.raises(UsageError) as caught:
+        run_compare(config, work)
     for problem in (
         "methods: 'ce' is there 2 times", "methods: unknown method 'sauce'", "variants.long: unknown field 'epoch'",
         "variants.long: lr: 'fast' is not a number or null", "variants.long: seed: a comparison has its own",
-        "variants: label 'a b': use letters", "variants.a b: 5 is not a mapping", "seeds must be at least 1",
+        "variants: label 'a b': use letters", "variants.a b: 5 is not a mapping",
+        "seeds must be at least 1 (runs per method), got 0",
         "train: steps: 1.5 is not a whole number or null", "train: method: each of `methods` says its own",
         "train: seed: a comparison has its own",
     ):  # fmt: skip
-        assert problem in message, problem
+        assert problem in str(caught.value), problem
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in SWEEPS.glob("*.yaml")))
@@ -482,11 +488,29 @@ def test_the_example_sweep_can_be_planned(work: Path) -> None:
     assert (by_label["sau+synth-drop"].config.noise, by_label["sau+synth-drop"].config.steps) == ("drop", 400)
     assert by_label["balanced-softmax-twice-as-long"].config.steps == 800
     assert by_label["balanced-softmax-twice-as-long"].config.synthetic is False
-    # What takes a method's own time is told by what finished runs took; of the rest by the views it sees.
-    seconds = plan.expected_seconds(["ce", "sau+synth", "balanced-softmax-twice-as-long"], {"ce": [9.0, 11.0]})
-    assert seconds == pytest.approx(10 + 4 * 10 + 2 * 10)
-    assert plan.expected_seconds(["ce", "sau+synth"], {"ce": [10.0], "sau+synth": [25.0]}) == pytest.approx(35)
-    assert plan.expected_seconds(["ce"], {}) is None
+
+
+def test_the_time_of_runs_to_come_is_that_of_finished_ones_or_goes_with_the_views(work: Path) -> None:
+    config = load_config(CompareConfig, SWEEPS / "digits.yaml")
+    plan = plan_comparison(config, Workspace(work), device=CPU)
+    wanted = ("ce", "sau+synth", "balanced-softmax-twice-as-long")
+    plan = replace(plan, runs=[run for run in plan.runs if run.contender.label in wanted and run.seed == 0])
+
+    def never(contender: Contender) -> float:
+        raise AssertionError(contender.label)
+
+    assert replace(plan, seconds={"ce": [9.0, 11.0]}).expected_seconds(never) == pytest.approx(10 + 4 * 10 + 2 * 10)
+    known = {"ce": [10.0], "sau+synth": [25.0]}
+    assert replace(plan, seconds=known).expected_seconds(never) == pytest.approx(10 + 25 + 2 * 10)
+    measured: list[str] = []
+
+    def measure(contender: Contender) -> float:
+        measured.append(contender.label)
+        return 3.0
+
+    assert plan.expected_seconds(measure) == pytest.approx(3 + 4 * 3 + 2 * 3)
+    assert measured == ["ce"]  # one network, so one measurement
+    assert replace(plan, runs=[]).expected_seconds(never) == 0
 
 
 # --- variants, one seed, an absent group ---------------------------------------------------------------------------

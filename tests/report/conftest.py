@@ -59,7 +59,7 @@ def report_work(shared_work: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         CompareConfig(methods=("ce", "sau+synth"), seeds=3, train={"steps": 4, "batch_size": 16, "amp": "off"}),
         workspace,
         name="main",
-        device=CPU,
+        devices=["cpu"],
         force=False,
         reporter=QUIET,
     )

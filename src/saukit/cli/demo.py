@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from saukit.cli.options import (
-    COMMON,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    open_device,
-    open_workspace,
-)
+from saukit.cli.compare import JobsOption
+from saukit.cli.options import Call, stage_command
 from saukit.cli.report import FILE_NAME
 from saukit.core.console import Reporter
 from saukit.core.words import format_duration
@@ -37,39 +31,34 @@ DEMO_COMPARISON = CompareConfig(
 )
 
 
+@stage_command(without=("workspace", "config", "dry_run", "force"))
 def command(
+    call: Call,
     seeds: Annotated[int, typer.Option(help="Training seeds of each method, from 0.")] = DEMO_COMPARISON.seeds,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="The demo's own workspace.", rich_help_panel=COMMON)
-    ] = Path("saukit_demo"),
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    jobs: JobsOption = None,
+    folder: Annotated[Path, typer.Option("--workspace", "-w", help="The demo's own workspace.")] = Path("saukit_demo"),
 ) -> None:
     """Run the whole pipeline on scikit-learn's digits, embedded and real, and compare SAU with baselines.
 
-    Stopped, it goes on with the same command.
+    Stopped, the same command continues.
 
-    [bold]Example[/bold]
+    Example:
 
       saukit demo
     """
-    import dataclasses
-
     from saukit.cli.show import show_comparison, show_split, show_synthesis
     from saukit.data.split import make_split
     from saukit.evaluation.compare import compare
     from saukit.evaluation.contenders import plan_comparison
+    from saukit.evaluation.jobs import job_devices
     from saukit.report.page import report
     from saukit.synthesis.stage import synthesize
     from saukit.training.trainer import fit
 
     started = time.monotonic()
-    reporter, steps = Reporter(quiet=quiet, json_output=json), Reporter(quiet=quiet)
-    if json:
-        steps = Reporter(quiet=True)
-    opened, where = open_workspace(workspace), open_device(device)
+    call = dataclasses.replace(call, workspace_path=folder)
+    reporter, steps = call.reporter, Reporter(quiet=call.quiet or call.json)
+    opened, where, devices = call.workspace, call.device, job_devices(call.device_name, jobs)
     comparison = dataclasses.replace(DEMO_COMPARISON, seeds=seeds)
 
     reporter.say("1/4 make-lt: a long-tailed split of digits")
@@ -88,7 +77,7 @@ def command(
 
     reporter.say(f"3/4 compare: {len(comparison.methods)} methods x {seeds} seeds, trained and evaluated")
     # By force, so that another number of seeds makes another table; runs that are there are used all the same.
-    result = compare(comparison, opened, name=DEFAULT_COMPARISON, device=where, force=True, reporter=reporter)
+    result = compare(comparison, opened, name=DEFAULT_COMPARISON, devices=devices, force=True, reporter=reporter)
     show_comparison(result, steps)
 
     reporter.say("4/4 report: one page with all of it")

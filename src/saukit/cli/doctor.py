@@ -9,19 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from saukit.cli.options import DEFAULT_WORKSPACE, DebugOption, JsonOption, QuietOption, WorkspaceOption
-from saukit.core.console import Reporter
+from saukit.cli.options import Call, stage_command
 
 
-def command(
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@stage_command(without=("config", "device", "dry_run", "force"))
+def command(call: Call) -> None:
     """Show what this machine has for saukit; fails with exit code 5 if a required package cannot be used.
 
-    [bold]Example[/bold]
+    Example:
 
       saukit doctor
     """
@@ -30,16 +25,16 @@ def command(
     from saukit.core.extras import EXTRAS, missing_packages
     from saukit.core.words import format_bytes
 
-    reporter = Reporter(quiet=quiet, json_output=json)
     problems = [problem for package in ("torch", "torchvision", "diffusers") if (problem := _import_problem(package))]
-    existing = next(parent for parent in [workspace, *workspace.absolute().parents] if parent.exists())
+    place = call.workspace_path.absolute()
+    existing = next(parent for parent in [place, *place.parents] if parent.exists())
     document: dict[str, Any] = {
         "versions": package_versions(),
         "processor": platform.processor() or platform.machine(),
         "threads": None if problems else _threads(),
         "devices": [] if problems else _devices(),
         "free_disk_bytes": shutil.disk_usage(existing).free,
-        "start_with": None if problems else _start_with(workspace),
+        "start_with": None if problems else _start_with(call.workspace_path),
         "extras": {name: not missing_packages(name) for name in EXTRAS},
         "problems": problems,
     }
@@ -48,15 +43,15 @@ def command(
         used, usable = document["threads"]["used"], document["threads"]["usable_cores"]
         rows += [["threads", f"{used}, this process may use {usable} of {document['threads']['cores']} cores"]]
     rows += [[device["name"], f"amp {device['amp']}, {device['about']}"] for device in document["devices"]]
-    rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing.absolute()}"]]
+    rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing}"]]
     if document["start_with"] is not None:
         rows += [["method", document["start_with"]]]
     rows += [
         [f"extra {name}", "installed" if there else f"not installed: pip install 'saukit[{name}]'"]
         for name, there in document["extras"].items()
     ]
-    reporter.table("saukit doctor", ["what", "here"], rows, text_columns=2)
-    reporter.document(document)
+    call.reporter.table("saukit doctor", ["what", "here"], rows, text_columns=2)
+    call.reporter.document(document)
     if problems:
         raise EnvironmentFault("; ".join(problems) + ": install torch and torchvision together, then diffusers")
 

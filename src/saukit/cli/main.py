@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
+from saukit.cli.help import Command, Group
 from saukit.cli.streams import shell_streams
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.interrupts import typed_command
@@ -18,24 +19,25 @@ from saukit.core.version import __version__
 
 app = typer.Typer(
     name="saukit",
+    cls=Group,
     help="Long-tailed image recognition with synthetic data.",
     epilog="Start with `saukit demo`, or: saukit make-lt, saukit synth, saukit train, saukit eval.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
+    add_completion=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("make-lt", context_settings={"allow_extra_args": True})(make_lt.command)
-app.command("synth")(synth.command)
-app.command("train")(train.command)
-app.command("eval")(evaluate.command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
-app.command("predict")(predict.command)
-app.command("export")(export.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
+app.command("make-lt", cls=Command, context_settings={"allow_extra_args": True})(make_lt.command)
+app.command("synth", cls=Command)(synth.command)
+app.command("train", cls=Command)(train.command)
+app.command("eval", cls=Command)(evaluate.command)
+app.command("compare", cls=Command)(compare.command)
+app.command("report", cls=Command)(report.command)
+app.command("predict", cls=Command)(predict.command)
+app.command("export", cls=Command)(export.command)
+app.command("demo", cls=Command)(demo.command)
+app.command("doctor", cls=Command)(doctor.command)
 
 
 def _version(show: bool) -> None:

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Build a long-tailed split of a known data set, or take an imbalanced folder as it is.
 
-    [bold]Examples[/bold]
+    Examples:
 
       saukit make-lt --dataset cifar10 --imb 100
 

@@ -15,6 +15,7 @@ import typer
 
 from saukit.core.config import from_mapping, load_config
 from saukit.core.console import Reporter
+from saukit.core.interrupts import StopRequest
 from saukit.core.options import Option, displaced, options_of, without_effect
 from saukit.core.words import DEFAULT_WORKSPACE
 
@@ -92,24 +93,26 @@ class Call:
                 values[name] = value if entry.parse is None else entry.parse(value)
         return values
 
-    def show_plan(self, command: str, config: object, facts: Mapping[str, Any]) -> None:
-        """What --dry-run found out: the resolved configuration, then the facts; or both as the JSON document."""
+    def show_plan(
+        self, command: str, config: object, facts: Mapping[str, Any], *, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """What --dry-run found out: the resolved configuration, then the facts; the JSON document has `details` too."""
         from saukit.core.config import to_mapping, to_yaml
 
         self.reporter.result(f"{command} would use this configuration; nothing is written:")
         self.reporter.result(to_yaml(config).rstrip())
         for name, value in facts.items():
             self.reporter.result(f"{name.replace('_', ' ')}: {value}")
-        self.reporter.document({"dry_run": True, "config": to_mapping(config), **facts})
+        self.reporter.document({"dry_run": True, "config": to_mapping(config), **facts, **(details or {})})
 
 
 def stage_command(
-    config_type: Any = None, *, without: Collection[str] = (), fields: Mapping[str, str] | None = None
+    config_type: Any = None, *, without: Collection[str] = (), others: Sequence[inspect.Parameter] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function `(call, [config,] own options...)`.
 
     The options are the function's own, in its order, with the fields of `config_type` where its parameter `config`
-    stands, and then the common ones but `without`. `fields` shows some fields in a panel of another name.
+    stands, then `others`, which `call.given` reads, and the common ones but `without`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -118,10 +121,10 @@ def stage_command(
         for name, parameter in own.items():
             if name == "config":
                 parameters += field_parameters(config_type)
-            elif name != "call" and parameter.kind is not parameter.VAR_KEYWORD:
+            elif name != "call":
                 parameters.append(parameter)
         common = [name for name in COMMON_OPTIONS if name not in without]
-        parameters += [_parameter(name, *COMMON_OPTIONS[name]) for name in common]
+        parameters += [*others, *(_parameter(name, *COMMON_OPTIONS[name]) for name in common)]
 
         @functools.wraps(function)
         def command(context: typer.Context, **given: Any) -> None:
@@ -136,8 +139,9 @@ def stage_command(
             )
             extra = {name: value for name, value in given.items() if name in own and name not in ("call", "config")}
             if config_type is not None:
-                extra["config"] = command_config(config_type, call.given(config_type), call.file)
-            function(call, **extra)
+                extra["config"] = build_config(config_type, call.given(config_type), call.file)
+            with StopRequest(at_once="the same command"):
+                function(call, **extra)
 
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         command.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
@@ -154,11 +158,11 @@ def field_parameters(
     return [
         _parameter(name, *_annotated(name, hints[name], getattr(config_type, name), entry, panel or entry.panel))
         for name, entry in options_of(config_type).items()
-        if names is None or name in names
+        if not entry.file_only and (names is None or name in names)
     ]
 
 
-def command_config(config_type: type[Config], given: Mapping[str, Any], file: Path | None) -> Config:
+def build_config(config_type: type[Config], given: Mapping[str, Any], file: Path | None) -> Config:
     """The configuration of a command: defaults, then `file`, then the options that were given.
 
     An option replaces what the file says in its place another way: `--epochs` the file's `steps`, a preset the values
@@ -191,99 +195,3 @@ def _annotated(name: str, hint: Any, default: Any, entry: Option, panel: str | N
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
-
-
-# --- for commands that are not made by `stage_command` yet
-
-WorkspaceOption = Annotated[
-    Path,
-    typer.Option(
-        "--workspace",
-        "-w",
-        envvar="SAUKIT_WORKSPACE",
-        help="Folder of one split and all made from it.",
-        rich_help_panel=COMMON,
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="A saved config.yaml; options given here win.", rich_help_panel=COMMON),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.", rich_help_panel=COMMON)]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be done; write nothing.", rich_help_panel=COMMON)
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Replace what an earlier command made.", rich_help_panel=COMMON)
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.", rich_help_panel=COMMON)
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.", rich_help_panel=COMMON)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=COMMON)]
-
-
-def build_config(
-    context: typer.Context,
-    config_type: type[Config],
-    file: Path | None,
-    *,
-    displaces: Mapping[str, Sequence[str]] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> Config:
-    """The configuration of a command: defaults, then `file`, then the options that were given.
-
-    `displaces` maps an option to the fields of `file` that it replaces by their defaults: `--epochs` wins over the
-    file's `steps`, and a preset over the values that the file's own preset filled in. `extra` holds fields that were
-    given by options of other names.
-    Raises: UsageError for a bad file or a value of the wrong type.
-    """
-    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
-    given = {name: value for name, value in context.params.items() if name in names and was_given(context, name)}
-    base: Config = config_type() if file is None else load_config(config_type, file)
-    gone = {field for name in given for field in (displaces or {}).get(name, ())}
-    values = {field: getattr(config_type if field in gone else base, field) for field in names} | given
-    values |= extra or {}
-    return from_mapping(config_type, values, where="options")
-
-
-def was_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter came from the command line or the environment."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
-
-
-def open_workspace(path: Path) -> Workspace:
-    """The workspace at `path`. Raises: UsageError if that is a file."""
-    from saukit.core.errors import UsageError
-    from saukit.core.workspace import Workspace
-
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"the workspace {path} is a file: give a folder as --workspace")
-    return Workspace(path)
-
-
-def open_device(name: str) -> torch.device:
-    """As `core.device.open_device`, which loads torch."""
-    from saukit.core import device
-
-    return device.open_device(name)
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What --dry-run found out; `show` prints it as lines or as the JSON document."""
-
-    command: str
-    config: object
-    facts: dict[str, Any]
-
-    def show(self, reporter: Reporter) -> None:
-        """Print the resolved configuration, then the facts."""
-        from saukit.core.config import to_mapping, to_yaml
-
-        reporter.result(f"{self.command} would use this configuration; nothing is written:")
-        reporter.result(to_yaml(self.config).rstrip())
-        for name, value in self.facts.items():
-            reporter.result(f"{name.replace('_', ' ')}: {value}")
-        reporter.document({"dry_run": True, "config": to_mapping(self.config), **self.facts})

@@ -8,48 +8,33 @@ from typing import Annotated, Literal
 
 import typer
 
-from saukit.cli.options import (
-    DEFAULT_WORKSPACE,
-    DebugOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WorkspaceOption,
-    open_device,
-    open_workspace,
-)
+from saukit.cli.options import Call, stage_command
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
 from saukit.deploy.config import PredictConfig
 
 Format = Literal["csv", "json"]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A run of the workspace, its folder, a model.safetensors, or an exported folder.")
+]
 
 
+@stage_command(PredictConfig, without=("config", "dry_run", "force"))
 def command(
-    model: Annotated[
-        str, typer.Argument(help="A run of the workspace, its folder, a model.safetensors, or an exported folder.")
-    ],
+    call: Call,
+    model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
-    top: Annotated[int, typer.Option(help="How many of the most probable classes to tell.")] = PredictConfig.top,
+    config: PredictConfig,
     format: Annotated[
         Format | None, typer.Option(help="csv or json.", show_default="by the name of --out, else csv")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write, replaced if there.", show_default="standard output")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = PredictConfig.batch_size,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")
-    ] = PredictConfig.skip_bad,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
-    """Classify images with a trained model: one line an image, with its class and how probable that is.
+    """Classify images with a trained model: one line per image, with its class and how probable that is.
 
-    [bold]Examples[/bold]
+    Examples:
 
       saukit predict sau+synth pictures/
 
@@ -57,16 +42,13 @@ def command(
 
       saukit predict exported/ pictures/ --out predictions.csv --skip-bad
     """
-    reporter = Reporter(quiet=quiet, json_output=json)
-    as_json = _format(format, out, json=json) == "json"
+    as_json = _format(format, out, json=call.json) == "json"
 
     from saukit.cli.show import show_predictions
     from saukit.core.artifacts import write_json, write_text
     from saukit.deploy.predict import predict
 
-    config = PredictConfig(top=top, batch_size=batch_size, skip_bad=skip_bad)
-    opened, where = open_workspace(workspace), open_device(device)
-    result = predict(config, model, images, opened, device=where, reporter=reporter)
+    result = predict(config, model, images, call.workspace, device=call.device, reporter=call.reporter)
     if out is not None and as_json:
         write_json(out, result.document())
     elif out is not None:
@@ -77,7 +59,7 @@ def command(
     else:
         sys.stdout.write(result.csv())
         return
-    show_predictions(result, out, reporter)
+    show_predictions(result, out, call.reporter)
 
 
 def _format(asked: Format | None, out: Path | None, *, json: bool) -> Format:

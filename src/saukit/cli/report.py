@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Write one HTML file about the workspace, to read, share and keep: data, samples, comparison, limits.
 
-    [bold]Examples[/bold]
+    Examples:
 
       saukit report
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from saukit.cli.options import Call, command_config, stage_command
+from saukit.cli.options import Call, build_config, stage_command
 from saukit.core.errors import UsageError
 from saukit.core.words import format_duration
 from saukit.synthesis.config import SELECTION, SynthConfig
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Fill every class to one size with images from a diffusion model, a pretrained pipeline or a folder.
 
-    [bold]Examples[/bold]
+    Examples:
 
       saukit synth
 
@@ -57,7 +57,7 @@ def command(
         raise UsageError("--refilter samples nothing: leave out --force, --resume and --shard")
     saved = call.workspace.synth / CONFIG_NAME
     if (resume or refilter) and call.file is None and saved.exists():
-        config = command_config(SynthConfig, call.given(SynthConfig), saved)
+        config = build_config(SynthConfig, call.given(SynthConfig), saved)
     if call.dry_run:
         plan, time = preview(config, call.workspace, device=call.device, reporter=call.reporter)
         facts = {

@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Train the dual-branch network (SAU) or a baseline.
 
-    [bold]Examples[/bold]
+    Examples:
 
       saukit train
 

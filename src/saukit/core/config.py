@@ -19,7 +19,6 @@ import yaml
 from saukit.core.errors import UsageError
 
 Config = TypeVar("Config")
-CHECK = "check"  # metadata of a field: a function of its value that gives one line for each problem
 Amp = Literal["auto", "bf16", "fp16", "off"]  # the arithmetic of forward passes; device.resolve_amp resolves it
 
 
@@ -37,7 +36,7 @@ def to_yaml(config: object) -> str:
 def from_mapping(config_type: type[Config], mapping: Mapping[str, Any], *, where: str) -> Config:
     """Build `config_type` from plain values.
 
-    Raises: UsageError that lists every unknown field, every value of the wrong type and what fields' own checks find.
+    Raises: UsageError that lists every unknown field and every value of the wrong type.
     """
     values, problems = read_fields(config_type, mapping)
     if problems:
@@ -60,9 +59,6 @@ def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[
             values[name] = _coerce(value, hints[name])
         except (TypeError, ValueError):
             problems.append(f"{name}: {value!r} is not {_describe(hints[name])}")
-            continue
-        if CHECK in fields[name].metadata:
-            problems += fields[name].metadata[CHECK](values[name])
     return values, problems
 
 

@@ -76,7 +76,7 @@ class ProgressLine:
 
     def __init__(self, console: Console, label: str, total: int, *, done: int, quiet: bool) -> None:
         self._console, self._label, self._total, self._first, self._quiet = console, label, total, done, quiet
-        self._done = done
+        self._done: float = done
         self._started = self._last_plain = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -111,7 +111,7 @@ class ProgressLine:
             return None
         return (time.monotonic() - self._started) / fresh * (self._total - self._done)
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: float, note: str = "") -> None:
         """`done` pieces are ready; `note` holds the figures of the moment."""
         self._done = done
         eta = self.eta_seconds

@@ -35,7 +35,8 @@ class Option:
     `needs`: each of these has to hold for the option to have an effect. `excludes`: options that say the same thing
     another way; `displaces`: what it replaces in a file given with --config. `tag` names it in a run's name.
     `reselects`: it changes which images are kept, not which are sampled. `flags`, `cli_type`, `parse` and `metavar`
-    shape the command line's option where the field's name and type do not; `check` returns problems with a value.
+    shape the command line's option where the field's name and type do not; `file_only`: there is none, the field is
+    given in a file. `check` returns problems with a value.
     """
 
     help: str
@@ -54,6 +55,7 @@ class Option:
     reselects: bool = False
     flags: tuple[str, ...] = ()
     cli_type: Any = None
+    file_only: bool = False
     parse: Callable[[Any], Any] | None = None
     metavar: str | None = None
     check: Callable[[Any], list[str]] | None = None
@@ -102,6 +104,11 @@ def options_of(config_type: Any) -> dict[str, Option]:
             if KEY in field.metadata:
                 found[field.name] = field.metadata[KEY]
     return found
+
+
+def split_commas(text: str) -> tuple[str, ...]:
+    """The parts of an option that takes several values in one word."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def preset_fields(config_type: Any) -> tuple[str, ...]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from saukit.core.options import option, split_commas
 
 Format = Literal["torch", "onnx", "hub"]
 
 
+def _check_formats(formats: tuple[str, ...]) -> list[str]:
+    known = get_args(Format)
+    if formats and len(set(formats).intersection(known)) == len(formats):
+        return []
+    return [f"formats must be one or more of {', '.join(known)}, each once, got {', '.join(formats) or 'none'}"]
+
+
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predictions. `top` is how many of the most probable classes are told of each image."""
+    """Predictions. `top` is how many of the most probable classes each image gets."""
 
-    top: int = 1
-    batch_size: int = 64
-    skip_bad: bool = False
+    top: int = option(1, "How many of the most probable classes to show per image.", least=1)
+    batch_size: int = option(64, "Images per batch.", least=1)
+    skip_bad: bool = option(False, "Skip images that cannot be read, and list them.", flags=("--skip-bad",))
 
 
 @dataclass(frozen=True)
@@ -25,4 +34,12 @@ class ExportConfig:
     hub: config.json, model.safetensors and README.md, a Hugging Face model that saukit reads too.
     """
 
-    formats: tuple[Format, ...] = ("hub",)
+    formats: tuple[Format, ...] = option(
+        ("hub",),
+        "hub (Hugging Face), torch (torch.export) or onnx (extra onnx); several separated by commas.",
+        flags=("--format",),
+        cli_type=str,
+        parse=split_commas,
+        shown="hub",
+        check=_check_formats,
+    )

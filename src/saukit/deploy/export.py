@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.locks import hold
+from saukit.core.options import check
 from saukit.core.version import __version__
 from saukit.core.workspace import Workspace, require_made_from
 from saukit.data.split import load_split
@@ -84,7 +85,9 @@ def export(
     Raises: UsageError for unknown formats or a folder that is there; EnvironmentFault without the extra `onnx`;
     SaukitError if an exported file gives other logits: then nothing is left behind.
     """
-    _check_formats(config)
+    check(config)
+    if "onnx" in config.formats:
+        require_extra("onnx", purpose="the format onnx")
     folder = to.resolve()
     _check_target(folder, force=force)
     path = locate_model(model, workspace)
@@ -214,17 +217,6 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
         "checked_on": f"{checked_on}, in batches of {', '.join(map(str, BATCH_SIZES))}",
         "tolerance": TOLERANCE,
     }
-
-
-def _check_formats(config: ExportConfig) -> None:
-    known = get_args(Format)
-    unknown = [name for name in config.formats if name not in known]
-    if unknown or not config.formats:
-        raise UsageError(f"unknown format {', '.join(unknown) or 'none'}: give one or more of {', '.join(known)}")
-    if len(set(config.formats)) < len(config.formats):
-        raise UsageError(f"a format is given twice: {', '.join(config.formats)}")
-    if "onnx" in config.formats:
-        require_extra("onnx", purpose="the format onnx")
 
 
 def _check_target(folder: Path, *, force: bool) -> None:

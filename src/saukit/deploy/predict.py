@@ -19,6 +19,7 @@ import torch
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, UsageError
 from saukit.core.machine import in_threads
+from saukit.core.options import check
 from saukit.core.words import shortened
 from saukit.core.workspace import Workspace
 from saukit.data.decoding import decode_or_reason, refuse_or_warn
@@ -99,12 +100,11 @@ def predict(
     Raises: UsageError for a bad value; DataError without a model or an image, or if files cannot be read and
     `skip_bad` is not set: then it lists them.
     """
-    if config.batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {config.batch_size}")
+    check(config)
     path = locate_model(model, workspace)
     classifier = load_classifier(path)
-    if not 1 <= config.top <= len(classifier.classes):
-        raise UsageError(f"top must be from 1 to {len(classifier.classes)}, the classes of {path}, got {config.top}")
+    if config.top > len(classifier.classes):
+        raise UsageError(f"top must be at most {len(classifier.classes)}, the classes of {path}, got {config.top}")
     height, width = classifier.image_size
     if height != width:
         raise DataError(f"{path} takes images of {height} x {width} pixels, and saukit reads files as squares only")

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, read_manifest, write_json, write_manifest
+from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, read_manifest, write_json, write_manifest
 from saukit.core.config import to_mapping
-from saukit.core.console import ProgressLine, Reporter
-from saukit.core.errors import LockHeldError
+from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
@@ -29,28 +28,15 @@ from saukit.evaluation.comparison_files import (
     TABLE_NAME,
     write_tables,
 )
-from saukit.evaluation.config import CompareConfig, EvalConfig
-from saukit.evaluation.contenders import ComparisonPlan, Contender, PlannedRun, locate, plan_comparison
-from saukit.evaluation.evaluate import evaluate
+from saukit.evaluation.config import CompareConfig
+from saukit.evaluation.contenders import ComparisonPlan, PlannedRun, plan_comparison
+from saukit.evaluation.jobs import FinishedRun, Jobs, finish_run
 from saukit.evaluation.statistics import CONFIDENCE
 from saukit.evaluation.summary import differences, measures_of, method_entry, verdict
 from saukit.synthesis.outcome import AUDIT
-from saukit.training.trainer import fit, read_complete
 
 KIND = "comparison"
 DOCUMENT_NAME = "compare.json"
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run that is trained and evaluated: its manifest, and its results.json as a document."""
-
-    contender: Contender
-    seed: int
-    name: str
-    reused: bool
-    manifest: Manifest
-    results: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,22 +58,23 @@ def compare(
     workspace: Workspace,
     *,
     name: str,
-    device: torch.device,
+    devices: Sequence[str],
     force: bool,
     reporter: Reporter,
 ) -> ComparisonResult:
     """Train and evaluate what is missing of a comparison, and write `comparisons/<name>`.
 
+    As many runs are trained side by side as there are `devices`, names as those of `job_devices`; one in this process.
     `force` replaces the comparison's files, never a run.
     Raises: as `plan_comparison`, before anything is trained, and `core.workspace.prepare`; LockHeldError if another
     process is still training a run when all others are done; Interrupted after a signal, once the state is saved.
     """
     folder = workspace.comparison(name)
     with StopRequest(at_once="the same call"):
-        plan = plan_comparison(config, workspace, device=device)
+        plan = plan_comparison(config, workspace, device=torch.device(devices[0]))
         if not force:
             _check_name(folder, plan.config)
-        finished = _finish_all(plan, workspace, device, reporter)
+        finished = _finish_all(plan, workspace, devices, reporter)
         inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
         with workspace.lock(folder):
             state = prepare(
@@ -146,7 +133,7 @@ def comparison_document(
 
 
 def _finish_all(
-    plan: ComparisonPlan, workspace: Workspace, device: torch.device, reporter: Reporter
+    plan: ComparisonPlan, workspace: Workspace, devices: Sequence[str], reporter: Reporter
 ) -> list[FinishedRun]:
     """Every run of the plan, trained and evaluated, in the plan's order.
 
@@ -157,46 +144,39 @@ def _finish_all(
         f"{len(plan.runs)} runs ({len(plan.contenders)} methods x {plan.config.seeds} seeds): "
         f"{states.count('complete')} there already, {states.count('partial')} begun, {states.count('new')} to start"
     )
-    seconds = {label: list(values) for label, values in plan.seconds.items()}
-    finished: dict[int, FinishedRun] = {}
-    left = list(range(len(plan.runs)))
-    while left:
-        waiting: list[int] = []
-        for position, index in enumerate(left):
-            run = plan.runs[index]
-            try:
-                finished[index] = made = _finish(run, workspace, device, reporter)
-            except LockHeldError as error:
-                waiting.append(index)
-                if len(waiting) == len(left):
-                    raise  # all that is left is in other hands
-                reporter.say(f"{_title(run)} is left for later: {error}")
-                continue
-            if run.state == "complete":
-                continue
-            if not made.reused:
-                seconds.setdefault(run.contender.label, []).append(made.manifest.summary["seconds"])
-            to_come = [plan.runs[i] for i in (*left[position + 1 :], *waiting)]
-            ahead = [other.contender.label for other in to_come if other.state != "complete"]
-            eta = plan.expected_seconds(ahead, seconds)
-            reporter.say(_progress_line(made, len(finished), len(plan.runs), eta))
-        left = waiting
-    return [finished[index] for index in range(len(plan.runs))]
+    finished: dict[str, FinishedRun] = {}
+    left = plan.to_come
+    shares = dict.fromkeys((run.title for run in left), 0.0)
+    work = {run.title: run.contender.images_seen for run in left}
 
+    def listen(run: PlannedRun, news: str | float) -> None:
+        if isinstance(news, str):
+            reporter.warn(f"{run.title}: {news}")
+            return
+        shares[run.title] = news
+        percent = 100 * sum(share * work[title] for title, share in shares.items()) / sum(work.values())
+        running = ", ".join(f"{title} {share:.0%}" for title, share in shares.items() if 0 < share < 1)
+        progress.update(round(percent, 1), f"{len(finished)} of {len(plan.runs)} runs done; {running}")
 
-def _finish(run: PlannedRun, workspace: Workspace, device: torch.device, reporter: Reporter) -> FinishedRun:
-    """Train one run if it is not there, and evaluate it if it is not. Looks again: another process may be at work."""
-    name, state = locate(run.contender, run.seed, workspace)
-    voice = _RunReporter(reporter, _title(run))
-    reused = state == "complete"
-    if not reused:
-        config = run.contender.seeded(run.seed)
-        if config.compile:
-            torch.compiler.reset()  # or torch gives up on the same code after a few networks
-        made = fit(config, workspace, name=name, device=device, force=False, resume=True, reporter=voice)
-        reused = made.state == "complete"
-    results = evaluate(EvalConfig(run=name), workspace, device=device, force=False, reporter=voice).document
-    return FinishedRun(run.contender, run.seed, name, reused, read_complete(workspace.run(name)), results)
+    for run in plan.runs:
+        if run.state == "complete":
+            finished[run.title] = finish_run(run, workspace, torch.device(devices[0]), listen)
+    if left:
+        with Jobs(workspace, devices) as jobs, reporter.progress("compare, percent", 100) as progress:
+            while left:
+                waiting: list[PlannedRun] = []
+                for run, outcome in jobs.finish(left, listen):
+                    if isinstance(outcome, FinishedRun):
+                        finished[run.title] = outcome
+                        reporter.say(_progress_line(outcome, len(finished), len(plan.runs)))
+                        listen(run, 1.0)
+                        continue
+                    waiting.append(run)
+                    if len(waiting) == len(left):
+                        raise outcome  # all that is left is in other hands
+                    reporter.say(f"{run.title} is left for later: {outcome}")
+                left = waiting
+    return [finished[run.title] for run in plan.runs]
 
 
 def _check_name(folder: Path, config: CompareConfig) -> None:
@@ -206,17 +186,12 @@ def _check_name(folder: Path, config: CompareConfig) -> None:
         existing_state(folder, config, kind=KIND, another="another --name", inputs=manifest.inputs)
 
 
-def _title(run: PlannedRun) -> str:
-    return f"{run.contender.label} seed {run.seed}"
-
-
-def _progress_line(run: FinishedRun, done: int, total: int, seconds_left: float | None) -> str:
+def _progress_line(run: FinishedRun, done: int, total: int) -> str:
     figures = [f"balanced {format_share(run.results['balanced_accuracy'])}"]
     if (few := measures_of(run.results)["few"]) is not None:
         figures.append(f"few {format_share(few)}")
-    took = "reused" if run.reused else format_duration(run.manifest.summary["seconds"])
-    left = "" if not seconds_left else f"; about {format_duration(seconds_left)} left"
-    return f"{done}/{total} {run.contender.label} seed {run.seed}: {', '.join([*figures, took])}{left}"
+    figures.append("reused" if run.reused else format_duration(run.manifest.summary["seconds"]))
+    return f"{done}/{total} {run.contender.label} seed {run.seed}: {', '.join(figures)}"
 
 
 def _describe_split(split: Split) -> dict[str, Any]:
@@ -227,27 +202,3 @@ def _describe_split(split: Split) -> dict[str, Any]:
         "class_counts": split.class_counts.tolist(),
         "groups": {name: list(rows) for name, rows in split.groups.members.items()},
     }
-
-
-class _RunReporter(Reporter):
-    """The voice of one run of a comparison: its warnings, and a bar that goes when the run's one line comes."""
-
-    def __init__(self, reporter: Reporter, title: str) -> None:
-        super().__init__(quiet=reporter.quiet, json_output=reporter.json_output)
-        self._title = title
-
-    def say(self, text: str) -> None:
-        """Nothing: the comparison says one line a run."""
-
-    def progress(self, label: str, total: int, *, done: int = 0) -> ProgressLine:
-        """The run's bar under its name in the comparison."""
-        return _PassingLine(self._err, self._title, total, done=done, quiet=self.quiet)
-
-
-class _PassingLine(ProgressLine):
-    """A bar that leaves no trace on the terminal."""
-
-    def __enter__(self) -> ProgressLine:
-        if self._bar is not None:
-            self._bar.live.transient = True
-        return super().__enter__()

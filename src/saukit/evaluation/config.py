@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from saukit.core.config import CHECK, from_mapping, read_fields
+from saukit.core.config import from_mapping, read_fields
 from saukit.core.errors import UsageError
+from saukit.core.options import excluded, option, split_commas
 from saukit.core.words import name_problem
 from saukit.training.config import Method, TrainConfig, default_run_name, tags
 
@@ -28,8 +29,8 @@ _SPEC = re.compile(
 class EvalConfig:
     """An evaluation. `run` None is the run completed last; `split` is the part of the test set that is shown."""
 
-    run: str | None = None
-    split: Selection = "all"
+    run: str | None = option(None, "Name of the run.", shown="the one completed last")
+    split: Selection = option("all", "Which shot group to show.")
 
 
 def parse_method(spec: str) -> TrainConfig:
@@ -52,9 +53,8 @@ def parse_method(spec: str) -> TrainConfig:
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a training run with others over them; epochs and steps say one thing, so either displaces both."""
-    lengths = ("epochs", "steps")
-    gone = lengths if any(over.get(name) is not None for name in lengths) else ()
+    """Fields of a training run with others over them, which replace what says the same another way (epochs, steps)."""
+    gone = {other for name, value in over.items() if value is not None for other in excluded(TrainConfig, name)}
     return {name: value for name, value in base.items() if name not in gone} | dict(over)
 
 
@@ -94,10 +94,6 @@ def _check_train(train: dict[str, Any] | None) -> list[str]:
     return problems + (["train: seed: a comparison has its own, by `seeds`"] if "seed" in (train or {}) else [])
 
 
-def _check_seeds(seeds: int) -> list[str]:
-    return [] if seeds >= 1 else [f"seeds must be at least 1 (runs of each method), got {seeds}"]
-
-
 @dataclass(frozen=True)
 class CompareConfig:
     """A comparison: every method of `methods` (specs) and `variants`, each trained with the seeds 0 to `seeds` - 1.
@@ -107,8 +103,14 @@ class CompareConfig:
     label `baseline`; None is the first.
     """
 
-    methods: tuple[str, ...] = field(default=(), metadata={CHECK: _check_methods})
-    variants: dict[str, Any] | None = field(default=None, metadata={CHECK: _check_variants})
-    seeds: int = field(default=5, metadata={CHECK: _check_seeds})
-    baseline: str | None = None
-    train: dict[str, Any] | None = field(default=None, metadata={CHECK: _check_train})
+    methods: tuple[str, ...] = option(
+        (),
+        f"{GRAMMAR}, separated by commas: methods of train; +synth: on synthetic images too.",
+        cli_type=str,
+        parse=split_commas,
+        check=_check_methods,
+    )
+    variants: dict[str, Any] | None = option(None, "Labels and their fields.", file_only=True, check=_check_variants)
+    seeds: int = option(5, "Runs per method, with the seeds 0, 1, ...", least=1, note="runs per method")
+    baseline: str | None = option(None, "The method that the others are compared with.", shown="the first")
+    train: dict[str, Any] | None = option(None, "Fields that all share.", file_only=True, check=_check_train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from saukit.core.artifacts import CONFIG_NAME, read_manifest
 from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
 from saukit.core.device import describe_device, suited_threads, using_threads
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
-from saukit.core.options import without_effect
+from saukit.core.options import check, without_effect
 from saukit.core.workspace import State, Workspace, existing_state
 from saukit.data.split import Split, load_split
 from saukit.evaluation.config import GRAMMAR, IN_A_SPEC, CompareConfig, overlay, parse_method
@@ -60,6 +60,11 @@ class PlannedRun:
     name: str
     state: State
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.contender.label} seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class ComparisonPlan:
@@ -82,17 +87,29 @@ class ComparisonPlan:
         """The split, and the cache if a method trains on it."""
         return {name: digest for contender in self.contenders for name, digest in contender.inputs.items()}
 
-    def expected_seconds(self, labels: Sequence[str], measured: Mapping[str, Sequence[float]]) -> float | None:
-        """What one run of each of `labels` takes together; None if nothing is measured.
+    @property
+    def to_come(self) -> list[PlannedRun]:
+        """The runs that are not complete."""
+        return [run for run in self.runs if run.state != "complete"]
 
-        A label's own runs tell; for one without any, what the others took for an image and view of it.
+    def expected_seconds(self, measure: Callable[[Contender], float]) -> float:
+        """What the runs to come take one after another, from what finished runs of the same label took.
+
+        Without any, from the pace per image and view of another label with the same backbone; `measure` gives the
+        seconds of a run where there is none either.
         """
-        work = {contender.label: contender.images_seen for contender in self.contenders}
-        paces = [seconds / work[label] for label, runs in measured.items() for seconds in runs]
-        pace = mean(paces)
-        if pace is None:
-            return None
-        return sum(mean(measured.get(label, ())) or pace * work[label] for label in labels)
+        took = {label: mean(seconds) for label, seconds in self.seconds.items()}
+        paces: dict[str, float] = {}
+        for contender in self.contenders:
+            if seconds := took.get(contender.label):
+                paces.setdefault(contender.config.backbone, seconds / contender.images_seen)
+        total = 0.0
+        for contender in (run.contender for run in self.to_come):
+            backbone = contender.config.backbone
+            if contender.label not in took and backbone not in paces:
+                paces[backbone] = measure(contender) / contender.images_seen
+            total += took.get(contender.label) or paces[backbone] * contender.images_seen
+        return total
 
 
 def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torch.device) -> ComparisonPlan:
@@ -101,6 +118,7 @@ def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torc
     Raises: the errors of `plan_training` for all methods at once; UsageError for labels that are there twice, for two
     labels that are one configuration, and for an unknown baseline; CorruptArtifactError for a damaged run.
     """
+    check(config)
     wanted = _wanted(config)
     if not wanted:
         raise UsageError(
