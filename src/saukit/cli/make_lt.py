@@ -33,7 +33,8 @@ def command(
     """
     from saukit.cli.show import show_split
     from saukit.data.charts import counts_chart
-    from saukit.data.split import make_split, plan_split
+    from saukit.data.plan import plan_split
+    from saukit.data.split import make_split
 
     _ = call.device  # nothing here runs on it, but a device that is not there is an error in every command
     if call.context.args and not call.was_given("counts"):

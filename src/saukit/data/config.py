@@ -51,12 +51,9 @@ def _groups_problems(rule: str) -> list[str]:
 class SplitConfig:
     """A long-tailed split. Every default of `make-lt` lives here; None is "as the source suggests".
 
-    imb: largest / smallest class; a value in (0, 1) is its inverse.
     profile: None is `counts` with counts, `none` (keep every image) for a folder, else `exp`.
     counts: training images per class, by class name or index; classes that are not named keep all they have.
-    image_size: pixels per side. None: the source's own; a folder of unequal or large images gets 64.
-    test_fraction: share of each class that becomes the test set where the source has none.
-    val_fraction: share of the split's own training images that becomes the validation part.
+    image_size: pixels per side; None is the source's own, and 64 for a folder of unequal or large images.
     """
 
     dataset: str = option(

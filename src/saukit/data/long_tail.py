@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from saukit.core.errors import DataError, UsageError
+from saukit.core.errors import UsageError
 from saukit.core.seeding import numpy_generator
 from saukit.core.words import shortened
 from saukit.data.types import Integers
@@ -45,7 +45,7 @@ def fitting_counts(profile: str, imb: float, available: Integers) -> Integers:
     """Images of each class for the largest n_max that every class can bear.
 
     n_max is N // K of a balanced source; where classes differ in size it is the largest n_max <= N // K with which no
-    class is asked for more images than it has (`available`, int64 [K]).
+    class is asked for more images than it has (`available`, int64 [K], each at least 1).
     Raises: UsageError if the smallest class would be left without an image; it names the largest ratio that works.
     """
     counts = _fit(profile, imb, available)
@@ -53,9 +53,7 @@ def fitting_counts(profile: str, imb: float, available: Integers) -> Integers:
         return counts
     # n_max is N // K at most, so no ratio above that can leave the tail an image.
     most = int(available.sum()) // len(available)
-    possible = next((r for r in range(most, 0, -1) if _fit(profile, r, available).min() >= 1), None)
-    if possible is None:
-        raise DataError("a class without images cannot be part of a split")
+    possible = next(r for r in range(most, 0, -1) if _fit(profile, r, available).min() >= 1)
     raise UsageError(
         f"imb {imb:g} leaves the smallest class without an image, as the largest one has {counts.max()}: "
         f"imb can be {possible} at most"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Positions in the source: train and val in its training order, test in its test order."""
+
+    train: Integers
+    val: Integers
+    test: Integers
+
+
+@dataclass(frozen=True)
 class SplitPlan:
     """What `make_split` would write: `config` with every field resolved, and images of each class and part."""
 
@@ -38,6 +47,7 @@ class SplitPlan:
     test_counts: tuple[int, ...]
     groups: ShotGroups
     bytes: int
+    choice: Choice = field(compare=False)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -57,15 +67,6 @@ class SplitPlan:
         }
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Positions in the source: train and val in its training order, test in its test order."""
-
-    train: Integers
-    val: Integers
-    test: Integers
-
-
 def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
     """What `make_split` would write; opens the source but decodes no image and writes nothing.
 
@@ -74,7 +75,7 @@ def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
     config = settled(config)
     source = open_source(config.dataset, root)
     resolved = resolved_for(config, source)
-    return plan_of(resolved, source, choose(resolved, source, None))
+    return plan_of(resolved, source)
 
 
 def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
@@ -86,7 +87,7 @@ def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
     return resolve(config, image_size=source.image_size, test_set=source.test_labels is not None)
 
 
-def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None) -> Choice:
+def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> Choice:
     """Which images go where, among those that can be read (all, while `pixels` is None)."""
     num_classes = len(source.classes)
     pool = np.arange(len(source.train_labels)) if pixels is None else np.flatnonzero(pixels.train_ok)
@@ -132,9 +133,9 @@ def _need_images(classes: tuple[str, ...], labels: Integers, least: int, purpose
         )
 
 
-def plan_of(config: ResolvedSplitConfig, source: Source, choice: Choice) -> SplitPlan:
-    """The plan for a choice of images."""
-    labels = source.train_labels
+def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> SplitPlan:
+    """The plan for the images that can be read."""
+    choice, labels = choose(config, source, pixels), source.train_labels
     counts = [
         tuple(class_counts(part, len(source.classes)).tolist())
         for part in (labels[choice.train], labels[choice.val], source.test_pool[1][choice.test])
@@ -148,4 +149,5 @@ def plan_of(config: ResolvedSplitConfig, source: Source, choice: Choice) -> Spli
         test_counts=counts[2],
         groups=shot_groups(counts[0], config.groups),
         bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
+        choice=choice,
     )

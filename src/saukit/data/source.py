@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from saukit.core.console import Reporter
     from saukit.data.types import Flags, Images, Integers
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # red, green, blue
 IMAGE_SIZES = (4, 1024)  # pixels per side that a split may have
 
 

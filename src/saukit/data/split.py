@@ -38,13 +38,11 @@ from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import refuse_or_warn
 from saukit.data.long_tail import class_counts
-from saukit.data.plan import Choice, SplitPlan, choose, plan_of, plan_split, resolved_for
+from saukit.data.plan import SplitPlan, plan_of, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import Channels, Pixels, Source
 from saukit.data.sources.table import TABLE, check_root, open_source
 from saukit.data.types import Images, Integers
-
-__all__ = ["Part", "Split", "SplitPlan", "SplitResult", "load_split", "load_test", "make_split", "plan_split"]
 
 KIND = "split"
 COMMAND = "saukit make-lt"
@@ -135,8 +133,8 @@ def load_split(workspace: Workspace) -> Split:
         classes=tuple(metadata["classes"]),
         train=train,
         val=_load_part(workspace.split, "val")[0] if "val.safetensors" in manifest.files else None,
-        mean=_channels(metadata["mean"]),
-        std=_channels(metadata["std"]),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
         flip=metadata["flip"],
         groups=_groups(metadata["groups_rule"], metadata["groups"]),
         manifest=manifest,
@@ -166,8 +164,7 @@ def make_split(
         resolved = resolved_for(config, source)
         if (ready := _existing(resolved, workspace, source.fingerprint, force=force)) is not None:
             return ready
-        choice = choose(resolved, source, None)  # before any decoding, so that a bad ratio is an error at once
-        plan = plan_of(resolved, source, choice)
+        plan = plan_of(resolved, source)  # before any decoding, so that a bad ratio is an error at once
         check_disk_space(workspace.root, plan.bytes)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
@@ -175,17 +172,14 @@ def make_split(
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
             refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
-            choice = choose(resolved, source, pixels)
-            plan = plan_of(resolved, source, choice)
-        manifest = _write(workspace, plan, source, choice, pixels, check_root(config.dataset, root))
+            plan = plan_of(resolved, source, pixels)
+        manifest = _write(workspace, plan, source, pixels, check_root(config.dataset, root))
     return SplitResult("new", resolved, manifest)
 
 
-def _write(
-    workspace: Workspace, plan: SplitPlan, source: Source, choice: Choice, pixels: Pixels, root: Path | None
-) -> Manifest:
+def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels, root: Path | None) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
-    config, row = plan.config, TABLE[plan.config.dataset]
+    config, choice, row = plan.config, plan.choice, TABLE[plan.config.dataset]
     parts = {
         "train": ("train", source.train_labels, choice.train),
         "test": (*source.test_pool, choice.test),
@@ -241,17 +235,12 @@ def _statistics(images: Images) -> tuple[Channels, Channels]:
         deviation = float(np.sqrt(histogram @ (values - mean) ** 2 / histogram.sum()))
         means.append(mean)
         deviations.append(deviation if deviation > 0 else 1.0)  # a channel of one value: leave its scale alone
-    return _channels(means), _channels(deviations)
+    return tuple(means), tuple(deviations)
 
 
 def _groups(rule: str, members: Mapping[str, Sequence[int]]) -> ShotGroups:
     """Shot groups from a file, where the order of keys is not kept."""
     return ShotGroups(rule, {name: tuple(members[name]) for name in GROUP_NAMES if name in members})
-
-
-def _channels(values: list[float]) -> Channels:
-    red, green, blue = values
-    return red, green, blue
 
 
 def _same_without_looking(config: SplitConfig, workspace: Workspace, root: Path | None) -> SplitResult | None:
