@@ -186,6 +186,26 @@ def test_the_tables_of_the_results_are_their_records(file: str) -> None:
         assert cells == expected, label
 
 
+def test_the_table_of_photos_is_its_records() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    table = text.split("<!-- table: compare_clothing.json -->")[1].split("\n\n")[1]
+    whole, *cuts = (record(f"compare_clothing{name}.json") for name in ("", "50_draw0", "50_draw1", "50_draw2"))
+    _, *lines = rows(table)
+    assert len(lines) == len(whole) == 6
+    for label, *cells in lines:
+        key = (label, False)
+        assert cells == [
+            written(whole[key], "top1"),
+            *(written(found[key], "balanced_accuracy") for found in (whole, *cuts)),
+        ], label
+        assert {
+            (found[key]["steps"], found[key]["batch_size"], len(found[key]["runs"])) for found in (whole, *cuts)
+        } == {(500, 256, 3)}
+    best = [found[("balanced-softmax", False)]["mean"] for found in (whole, *cuts)]
+    assert f"{100 * sum(mean['balanced_accuracy'] for mean in best[1:]) / 3:.1f} %" in text
+    assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
+
+
 def test_the_table_of_the_readme_is_its_records() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     files = [f"compare_{name}.json" for name in ("digits50", "digits20", "cifar10")]
