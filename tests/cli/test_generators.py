@@ -168,7 +168,7 @@ def test_a_folder_that_changed_is_not_mixed_with_what_came_before(
             Image.fromarray(pixels).save(tmp_path / "made" / label / f"{number}.png")
     folder = ("--generator", "folder", "--from", tmp_path / "made")
     with monkeypatch.context() as patched:
-        patched.setattr("saukit.synthesis.stage.save_sample_grid", None)
+        patched.setattr("saukit.synthesis.outcome.save_sample_grid", None)
         with pytest.raises(TypeError):
             cli("synth", *FEW, *folder, "-w", split_work)
     Image.new("RGB", (8, 8)).save(tmp_path / "made" / "7" / "0.png")

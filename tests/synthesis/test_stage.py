@@ -17,7 +17,7 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
 from saukit.data.synthetic import load_cache
-from saukit.synthesis import sampling, stage
+from saukit.synthesis import outcome, sampling, stage
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators import diffusion
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
@@ -166,9 +166,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -
         (sampling, "write_shard", 1),
         (sampling, "write_shard", 4),
         (GeneratorTrainer, "sample", 13),  # the first three measure the time
-        (stage, "save_selection", 1),
-        (stage, "save_sample_grid", 1),
-        (stage, "write_manifest", 1),
+        (outcome, "save_selection", 1),
+        (outcome, "save_sample_grid", 1),
+        (outcome, "write_manifest", 1),
     ],
 )
 def test_a_resumed_cache_is_the_same_to_the_bit(
@@ -218,7 +218,7 @@ def test_a_damaged_shard_is_made_again_by_a_resume(
     run: Run, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        kill_at(patched, stage, "save_sample_grid", 1)
+        kill_at(patched, outcome, "save_sample_grid", 1)
         with pytest.raises(Killed):
             run()
     (workspace.synth / "shard-00001.safetensors").write_bytes(b"cut off")
@@ -318,6 +318,27 @@ def test_a_refusal_leaves_nothing_behind_and_takes_nothing_away(
     with pytest.raises(error):
         run(replace(micro, seed=1, **change), force=True)
     assert hashes_of(workspace.synth) == before
+
+
+def test_a_model_that_is_missing_is_noticed_before_the_judge_is_trained(
+    run: Run, workspace: Workspace, offline: Path
+) -> None:
+    config = SynthConfig(generator="pipeline", model="nobody/nothing", per_class_target=20)
+    assert config.needs_classifier
+    with pytest.raises(EnvironmentFault, match="cannot be fetched from the Hub"):
+        run(config)
+    assert {path.name for path in workspace.root.iterdir()} == {"split"}
+
+
+@pytest.mark.parametrize(
+    ("agreement", "warned"), [(0.0, True), (0.19, True), (0.2, False), (1.0, False), (None, False)]
+)
+def test_a_judge_that_recognises_no_more_than_by_chance_is_a_warning(agreement: float | None, warned: bool) -> None:
+    document = {"overall": {"agreement": agreement}, "per_class": [{}] * 10, "classifier_run": "judge"}
+    text = outcome.not_recognised(document)
+    assert (text is not None) == warned
+    if text is not None and agreement == 0:
+        assert text.startswith("the judge judge takes only 0.0% of the kept images for their class (by chance: 10.0%)")
 
 
 def test_a_full_disk_in_the_middle_keeps_the_shards_before_it(

@@ -25,6 +25,11 @@ def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20
     return shown if len(texts) <= limit else f"{shown}{before_last}and {len(texts) - limit} more"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something, else the error's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def format_bytes(count: float | None) -> str:
     """`count` bytes for a person: 38 KiB, 1.2 GiB; a dash for a number that is not there."""
     if count is None:

@@ -1,4 +1,4 @@
-"""What `saukit synth` can be told. Imports no torch, so that `--help` is quick."""
+"""The options of `saukit synth`. Imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 

@@ -1,33 +1,103 @@
-"""What is written and said of the kept images of a cache: the sample grid, the audit, the manifest's summary."""
+"""Completing a cache once its candidates are sampled and chosen: sample grid, audit, summary, manifest."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from saukit.core.artifacts import write_json
-from saukit.core.errors import SaukitError
-from saukit.data.split import Part, Split
+from saukit.core.artifacts import CONFIG_NAME, Manifest, write_json, write_manifest
+from saukit.core.console import Reporter
+from saukit.core.device import describe_device
+from saukit.core.errors import SaukitError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.split import Part, Split, load_test
+from saukit.data.synthetic import KIND, SELECTION_NAME, shard_path
 from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.audit.pictures import COLUMNS, save_closest_pairs, save_grid, shown_classes
-from saukit.synthesis.cache import load_images
+from saukit.synthesis.audit.preflight import PREFLIGHT_NAME
+from saukit.synthesis.cache import load_images, save_selection
+from saukit.synthesis.generators.protocol import CHECKPOINT, ImageGenerator
+from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.judges import Judges
-from saukit.synthesis.judging.scorers import inception_features
+from saukit.synthesis.judging.scorers import InceptionFeatures
 from saukit.synthesis.judging.selection import Selection
-from saukit.synthesis.plan import SynthesisPlan
+from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan
+from saukit.synthesis.sampling import Rate
 
-GRID, AUDIT, CLOSEST = "samples.png", "audit.json", "closest.png"
+GRID, AUDIT, CLOSEST, SOURCE = "samples.png", "audit.json", "closest.png", "source.json"
 AT_CHANCE = 0.1  # agreement this part of the way from chance to certainty, or less, is as good as chance
 
 
-def shortage(plan: SynthesisPlan, selection: Selection) -> str | None:
-    """What is missing of what was wanted, in words; None if nothing is.
+def complete(
+    workspace: Workspace,
+    plan: SynthesisPlan,
+    selection: Selection,
+    judges: Judges,
+    *,
+    split: Split,
+    device: torch.device,
+    reporter: Reporter,
+) -> Manifest:
+    """Write what was chosen, audit what is kept, and vouch for it all.
 
-    Raises: SaukitError if nothing at all is kept.
+    Raises: SaukitError if nothing is kept.
     """
+    folder = workspace.synth
+    _warn_of_shortage(plan, selection, reporter)
+    save_selection(folder, selection.reasons)
+    save_sample_grid(folder, plan, selection, split)
+    for name in (AUDIT, CLOSEST):
+        (folder / name).unlink(missing_ok=True)
+    if plan.config.audit:
+        reporter.say("auditing what is kept")
+        # The test images are read here, when nothing can be chosen any more.
+        document = _write_audit(folder, plan, selection, judges, train=split.train, test=load_test(workspace))
+        if (text := not_recognised(document)) is not None:
+            reporter.warn(text)
+    optional = [name for name in (AUDIT, CLOSEST, PREFLIGHT_NAME) if (folder / name).exists()]
+    shards = [shard_path(folder, index).name for index in range(plan.shard_count)]
+    own = find_generator(plan.config.generator).files
+    manifest = write_manifest(
+        folder,
+        kind=KIND,
+        files=[CONFIG_NAME, PLAN_NAME, SOURCE, SELECTION_NAME, GRID, *optional, *own, *shards],
+        inputs={"split": split.manifest.digest},
+        summary=_summary(plan, selection, judges, read_source(folder)),
+        device=describe_device(device),
+    )
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return manifest
+
+
+def note_source(folder: Path, generator: ImageGenerator, rate: Rate | None = None, *, images: int = 0) -> None:
+    """Keep what samples the images, which a later choice among them has to say too.
+
+    `rate`, once this process has sampled: how fast it did, and so how long all `images` candidates take.
+    Raises: UsageError if the generator is not the one that the work began with.
+    """
+    if (folder / SOURCE).exists() and (before := read_source(folder)["digest"]) != generator.digest:
+        raise UsageError(
+            f"the generator is not the one that {folder} was begun with ({before[:12]} then, {generator.digest[:12]} "
+            "now): bring that back, or start over with --force"
+        )
+    source: dict[str, Any] = {"digest": generator.digest, "description": generator.description}
+    if rate is not None and rate.images_per_second is not None:
+        source["sample_seconds"] = round(images / rate.images_per_second, 1)
+        source["images_per_second"] = round(rate.images_per_second, 2)
+    write_json(folder / SOURCE, source)
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """What `note_source` kept."""
+    source: dict[str, Any] = json.loads((folder / SOURCE).read_text("utf-8"))
+    return source
+
+
+def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, reporter: Reporter) -> None:
     kept = plan.count(selection.kept)
     if not kept.any():
         raise SaukitError(
@@ -39,12 +109,11 @@ def shortage(plan: SynthesisPlan, selection: Selection) -> str | None:
         for name, have, want in zip(plan.classes, kept.tolist(), plan.wanted.tolist(), strict=True)
         if have < want
     ]
-    if not short:
-        return None
     fix = "loosen the filters, or allow more candidates per image with --max-tries"
     if not plan.config.rejects:  # only a folder can do that
         fix = "put more images of these classes into the folder"
-    return f"not all that was wanted is there ({', '.join(short)}): {fix}"
+    if short:
+        reporter.warn(f"not all that was wanted is there ({', '.join(short)}): {fix}")
 
 
 def save_sample_grid(folder: Path, plan: SynthesisPlan, selection: Selection, split: Split) -> None:
@@ -64,15 +133,8 @@ def save_sample_grid(folder: Path, plan: SynthesisPlan, selection: Selection, sp
     )
 
 
-def write_audit(
-    folder: Path,
-    plan: SynthesisPlan,
-    selection: Selection,
-    judges: Judges,
-    *,
-    train: Part,
-    test: Part,
-    device: torch.device,
+def _write_audit(
+    folder: Path, plan: SynthesisPlan, selection: Selection, judges: Judges, *, train: Part, test: Part
 ) -> dict[str, Any]:
     """Audit the kept images, and write the document and the picture of the closest pairs; returns the document."""
     classifier, detector = judges.classifier, judges.copies
@@ -82,22 +144,18 @@ def write_audit(
     nearest = detector.nearest(images)
     extractors: list[FeatureExtractor] = [classifier]
     if plan.config.inception is not None:
-        extractors.append(inception_features(Path(plan.config.inception), device))
+        extractors.append(InceptionFeatures(Path(plan.config.inception), detector.device))
     document = audit_document(
         classes=plan.classes,
-        real_images=train.images,
-        real_labels=train.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-        images=images,
-        labels=labels,
+        real=(train.images, train.labels),
+        test=(test.images, test.labels),
+        synthetic=(images, labels),
         generated_counts=plan.generated,
         wanted_counts=plan.wanted,
         rejected=selection.rejected_counts(plan.labels, len(plan.classes)),
         extractors=extractors,
         detector=detector,
         nearest=nearest,
-        device=device,
     )
     document["classifier_run"] = classifier.name
     document["classifier_also_filters"] = "classifier" in plan.config.filters
@@ -126,7 +184,7 @@ def not_recognised(document: dict[str, Any]) -> str | None:
     )
 
 
-def summarise(plan: SynthesisPlan, selection: Selection, judges: Judges, source: dict[str, Any]) -> dict[str, Any]:
+def _summary(plan: SynthesisPlan, selection: Selection, judges: Judges, source: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of the cache; `source` is what sampled the candidates, and how fast."""
     kept = plan.count(selection.kept)
     rejected = selection.rejected_counts(plan.labels, len(plan.classes))

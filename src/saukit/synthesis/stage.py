@@ -33,7 +33,6 @@ from saukit.core.artifacts import (
     format_bytes,
     read_manifest,
     write_json,
-    write_manifest,
 )
 from saukit.core.config import differences, load_config
 from saukit.core.console import Reporter
@@ -43,10 +42,9 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
 from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, reopen, require_made_from
-from saukit.data.split import Split, load_split, load_test
-from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
+from saukit.data.split import Split, load_split
+from saukit.data.synthetic import COMMAND, KIND, shard_path
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME, preflight, warning
-from saukit.synthesis.cache import save_selection
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.estimate import TimeEstimate, estimate
 from saukit.synthesis.generators.batch_size import find_batch_size
@@ -56,21 +54,11 @@ from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.jobs import Job, cache_lock
 from saukit.synthesis.judging.judges import Judges, open_judges
 from saukit.synthesis.judging.selection import Selection
-from saukit.synthesis.outcome import (
-    AUDIT,
-    CLOSEST,
-    GRID,
-    not_recognised,
-    save_sample_grid,
-    shortage,
-    summarise,
-    write_audit,
-)
+from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
 from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
 
 DAY_SECONDS = 24 * 3600.0
-SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -193,7 +181,7 @@ def synthesize(
                 state = work.prepare(plan, force=force, resume=resume)
 
             generator = _trained(plan, generator, work)
-            _note_source(folder, generator)
+            note_source(folder, generator)
             if not planned:
                 plan.save(folder)
             _preflight(plan, generator, judges, work)
@@ -202,7 +190,7 @@ def synthesize(
                 plan, selection = sample_rounds(
                     folder, plan, generator, judges, rate=rate, stop=stop, reporter=reporter
                 )
-                _update_source(folder, plan, generator, rate)
+                note_source(folder, generator, rate, images=plan.total)
                 return SynthesisResult(state, plan, _complete(work, plan, selection, judges), folder)
         with workspace.lock(folder / job.name, tidy=False):
             first, shards = plan.rounds[0], job.shards(plan)
@@ -310,29 +298,6 @@ def _trained(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _
     return Grey(generator) if is_grey(work.split.train.images) else generator
 
 
-def _note_source(folder: Path, generator: ImageGenerator) -> None:
-    """Keep what samples the images, which a later choice among them has to say too.
-
-    Raises: UsageError if it is not what it was when the work began.
-    """
-    path = folder / SOURCE
-    if path.exists() and (before := json.loads(path.read_text("utf-8")))["digest"] != generator.digest:
-        raise UsageError(
-            f"the generator is not the one that {folder} was begun with ({before['digest'][:12]} then, "
-            f"{generator.digest[:12]} now): bring that back, or start over with --force"
-        )
-    write_json(path, {"digest": generator.digest, "description": generator.description})
-
-
-def _update_source(folder: Path, plan: SynthesisPlan, generator: ImageGenerator, rate: Rate) -> None:
-    """Note what shows only when images have been sampled."""
-    source: dict[str, Any] = {"digest": generator.digest, "description": generator.description}
-    if rate.images_per_second is not None:  # of this process, for all candidates
-        source["sample_seconds"] = round(plan.total / rate.images_per_second, 1)
-        source["images_per_second"] = round(rate.images_per_second, 2)
-    write_json(folder / SOURCE, source)
-
-
 def _preflight(plan: SynthesisPlan, generator: ImageGenerator, judges: Judges, work: _Work) -> None:
     """Have a few images of each class judged before the long run, unless that was done."""
     path, train = work.folder / PREFLIGHT_NAME, work.split.train
@@ -353,31 +318,6 @@ def _complete_closed(work: _Work, plan: SynthesisPlan, judges: Judges) -> Manife
 
 
 def _complete(work: _Work, plan: SynthesisPlan, selection: Selection, judges: Judges) -> Manifest:
-    """Write what was chosen, look at what is kept, and vouch for it all."""
-    folder, reporter = work.folder, work.reporter
-    if (text := shortage(plan, selection)) is not None:
-        reporter.warn(text)
-    save_selection(folder, selection.reasons)
-    save_sample_grid(folder, plan, selection, work.split)
-    for name in (AUDIT, CLOSEST):
-        (folder / name).unlink(missing_ok=True)
-    if plan.config.audit:
-        reporter.say("auditing what is kept")
-        # The test images are read here, when nothing can be chosen any more.
-        train, test = work.split.train, load_test(work.workspace)
-        document = write_audit(folder, plan, selection, judges, train=train, test=test, device=work.device)
-        if (text := not_recognised(document)) is not None:
-            reporter.warn(text)
-    optional = [name for name in (AUDIT, CLOSEST, PREFLIGHT_NAME) if (folder / name).exists()]
-    shards = [shard_path(folder, index).name for index in range(plan.shard_count)]
-    own = find_generator(plan.config.generator).files
-    manifest = write_manifest(
-        folder,
-        kind=KIND,
-        files=[CONFIG_NAME, PLAN_NAME, SOURCE, SELECTION_NAME, GRID, *optional, *own, *shards],
-        inputs=work.inputs,
-        summary=summarise(plan, selection, judges, json.loads((folder / SOURCE).read_text("utf-8"))),
-        device=describe_device(work.device),
+    return complete(
+        work.workspace, plan, selection, judges, split=work.split, device=work.device, reporter=work.reporter
     )
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return manifest

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.pipeline import PipelineGenerator, fit_image, match_classes, resolve_dtype
 from saukit.synthesis.generators.pipeline_files import find_model
 from saukit.synthesis.generators.prompts import PromptBook
@@ -24,8 +25,11 @@ Build = Callable[..., PipelineGenerator]
 
 
 def built(model: Path | str, **options: Any) -> PipelineGenerator:
-    settings = {"classes": CLASSES, "image_size": (8, 8), "steps": 2, "device": CPU, **options}
-    return PipelineGenerator(model=str(model), **{"prompts": PromptBook.of(settings["classes"]), **settings})
+    classes = options.pop("classes", CLASSES)
+    own = {name: options.pop(name) for name in ("image_size", "prompts", "class_ids") if name in options}
+    own = {"image_size": (8, 8), "prompts": PromptBook.of(classes), "class_ids": None, **own}
+    config = SynthConfig(**{"generator": "pipeline", "model": str(model), "sampler_steps": 2, **options})
+    return PipelineGenerator(config, classes=classes, device=CPU, **own)
 
 
 def drawn(generator: PipelineGenerator, *images: tuple[int, int, int]) -> np.ndarray:
@@ -52,7 +56,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_an_image_is_its_seeds_whatever_its_batch(
     models: Path, name: str, pipeline: str, scheduler: str, side: int
 ) -> None:
-    generator = built(models / name, image_size=(8, 6), size=(48, 48) if name == "flux" else None)
+    generator = built(models / name, image_size=(8, 6), pipeline_size=48 if name == "flux" else None)
     assert generator.description["drawn_size"] is None
     images = drawn(generator, (0, 11, 0), (1, 12, 0), (1, 13, 0))
     assert images.shape == (3, 3, 8, 6)
@@ -85,7 +89,7 @@ def test_the_prompt_is_that_of_the_class_and_the_ordinal(models: Path, monkeypat
 
 
 def test_options_reach_the_pipeline_and_what_is_not_given_is_its_own(models: Path) -> None:
-    generator = built(models / "sd", steps=None)
+    generator = built(models / "sd", sampler_steps=None)
     seen: list[dict[str, Any]] = []
 
     class Spy:
@@ -106,7 +110,7 @@ def test_options_reach_the_pipeline_and_what_is_not_given_is_its_own(models: Pat
     drawn(generator, (0, 1, 0))
     assert generator.flagged == 2
 
-    given = built(models / "sd", negative_prompt="blur", guidance=2.0, steps=3, size=(16, 24))
+    given = built(models / "sd", negative_prompt="blur", guidance=2.0, sampler_steps=3, pipeline_size=16)
     assert (given.description["guidance"], given.description["steps"]) == (2.0, 3)
     given._pipe = Spy()
     drawn(given, (0, 1, 0))
@@ -117,7 +121,7 @@ def test_options_reach_the_pipeline_and_what_is_not_given_is_its_own(models: Pat
         "guidance_scale": 2.0,
         "num_inference_steps": 3,
         "height": 16,
-        "width": 24,
+        "width": 16,
     }
 
 
@@ -129,8 +133,10 @@ def test_an_image_that_is_not_finite_is_an_error(models: Path) -> None:
 
 
 def test_a_size_that_the_pipeline_refuses_is_an_error(models: Path) -> None:
-    with pytest.raises(UsageError, match=r"^StableDiffusionPipeline refuses its options: .*divisible by 8.*; change s"):
-        drawn(built(models / "sd", size=(30, 30)), (0, 1, 0))
+    with pytest.raises(
+        UsageError, match=r"^StableDiffusionPipeline refuses its options: .*divisible by 8.*; change --pi"
+    ):
+        drawn(built(models / "sd", pipeline_size=30), (0, 1, 0))
 
 
 def test_other_arithmetic_draws_almost_the_same(models: Path) -> None:
@@ -177,10 +183,10 @@ def test_lora_weights_that_do_not_fit_are_an_error(models: Path, tmp_path: Path)
 
 def test_options_that_a_pipeline_does_not_take_are_told(models: Path) -> None:
     with pytest.raises(UsageError) as raised:
-        built(models / "dit", negative_prompt="blur", size=(32, 32), lora=str(models / "lora"))
+        built(models / "dit", negative_prompt="blur", pipeline_size=32, lora=str(models / "lora"))
     assert str(raised.value) == (
-        "DiTPipeline takes no negative_prompt: leave it out; DiTPipeline takes no size: leave it out; "
-        "DiTPipeline takes no lora: leave it out"
+        "DiTPipeline takes no negative_prompt: leave it out; DiTPipeline takes no pipeline_size: leave it "
+        "out; DiTPipeline takes no lora: leave it out"
     )
     with pytest.raises(UsageError, match=r"^FluxPipeline ignores negative_prompt, as its true_cfg_scale is off"):
         built(models / "flux", negative_prompt="blur")
@@ -269,7 +275,7 @@ def test_the_digest_is_that_of_what_draws(models: Path, sd: Path) -> None:
     assert built(sd).digest == digest
     others = [
         built(sd, prompts=PromptBook.of(CLASSES, templates=("a {class}",))),
-        built(sd, steps=3),
+        built(sd, sampler_steps=3),
         built(sd, guidance=2.0),
         built(sd, negative_prompt="blur"),
         built(sd, image_size=(8, 9)),

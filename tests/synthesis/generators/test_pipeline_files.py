@@ -23,7 +23,7 @@ def test_code_that_comes_with_a_model_is_not_run(sd: Path) -> None:
     with pytest.raises(DataError, match=r"brings code of its own \(unet/my_unet\.py\), which saukit does not run$"):
         find_model(str(sd))
     (sd / "model_index.json").write_text(json.dumps({**index, "_class_name": ["pipeline", "Mine"]}))
-    with pytest.raises(DataError, match=r"describes no pipeline: its pipeline is code of its own"):
+    with pytest.raises(DataError, match=r"does not describe a pipeline: its pipeline is code of its own"):
         find_model(str(sd))
 
 
@@ -35,10 +35,10 @@ def test_a_folder_that_is_no_pipeline_is_an_error(sd: Path, tmp_path: Path) -> N
         find_model(str(tmp_path / "none"))
     for text in ("{", "[]", "{}"):
         index.write_text(text)
-        with pytest.raises(DataError, match=r"model_index\.json describes no pipeline: "):
+        with pytest.raises(DataError, match=r"model_index\.json does not describe a pipeline: "):
             find_model(str(sd))
     index.unlink()
-    with pytest.raises(DataError, match=r"holds no model_index\.json, so it is no pipeline; give a folder as diff"):
+    with pytest.raises(DataError, match=r"has no model_index\.json, so it is not a pipeline: give a folder as diff"):
         find_model(str(sd))
 
 
@@ -53,7 +53,9 @@ def test_the_components_are_what_the_index_names_with_a_library(sd: Path) -> Non
 def test_a_model_that_cannot_be_fetched_is_an_error(offline: Path) -> None:
     with pytest.raises(EnvironmentFault) as raised:
         find_model("nobody/nothing")
-    assert str(raised.value).startswith("model nobody/nothing is no folder here and cannot be fetched from the Hub (")
+    assert str(raised.value).startswith(
+        "model nobody/nothing is not a local folder and cannot be fetched from the Hub ("
+    )
     assert "give a local folder, or check its id, the network, HF_HUB_OFFLINE" in str(raised.value)
 
 
@@ -66,7 +68,7 @@ def test_the_file_of_lora_weights_has_to_be_clear(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=r"holds 2 safetensors files \(a.safetensors, b.safetensors\): name the file$"):
         find_lora(str(tmp_path))
-    with pytest.raises(UsageError, match=r"^lora .*c\.bin is no safetensors file"):
+    with pytest.raises(UsageError, match=r"^lora .*c\.bin is not a safetensors file"):
         find_lora(str(tmp_path / "c.bin"))
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
     assert find_lora(str(tmp_path)).name == "pytorch_lora_weights.safetensors"

@@ -97,7 +97,7 @@ def test_every_problem_of_a_file_is_told(tmp_path: Path) -> None:
         PromptBook.of(CLASSES, prompts=path)
     assert str(raised.value) == (
         f"{path}: 'crane' has no prompt; prompt 1 of 'airplane' is empty; "
-        "prompt 3 of 'airplane' is no text but {'x': 'y'}; prompt 1 of '7' is empty"
+        "prompt 3 of 'airplane' is not text, got {'x': 'y'}; prompt 1 of '7' is empty"
     )
 
 
@@ -106,8 +106,8 @@ def test_every_unknown_class_and_bad_template_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
         PromptBook.of(CLASSES, templates=("a photo", "{}"), descriptions={"x": "y", "7": ""}, prompts=path)
     assert str(raised.value) == (
-        "template 'a photo' has no {class}, so every class would look the same; "
-        "template '{}' has no {class}, so every class would look the same; "
+        "template 'a photo' has no {class}, so all classes would look the same; "
+        "template '{}' has no {class}, so all classes would look the same; "
         "descriptions: unknown class 'x' (the classes are crane, airplane, 7); "
         "descriptions: '7' is described by nothing; "
         f"{path}: unknown class 'cranes' (did you mean 'crane'?); "
@@ -123,9 +123,13 @@ def test_every_unknown_class_and_bad_template_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.yaml", "- a photo\n", "maps no class to anything: write a line a class, such as `cat: [a photo of a cat]`"),
-        ("p.yaml", "", "maps no class to anything"),
-        ("p.json", "{}", "maps no class to anything"),
+        (
+            "p.yaml",
+            "- a photo\n",
+            "does not map classes to prompts: write one line per class, such as `cat: [a photo of a cat]`",
+        ),
+        ("p.yaml", "", "does not map classes to prompts"),
+        ("p.json", "{}", "does not map classes to prompts"),
         ("p.yaml", "cat: [", "is not YAML: "),
         ("p.json", "cat: a cat", "is not JSON: "),
     ],
@@ -138,7 +142,7 @@ def test_a_file_that_holds_no_prompts_is_an_error(tmp_path: Path, name: str, tex
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^no file .*none\.yaml; give a YAML or JSON file with a line a class$"):
+    with pytest.raises(UsageError, match=r"^no file .*none\.yaml: give a YAML or JSON file with one line a class$"):
         read_prompts(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("cat: café".encode("latin-1"))
     for path in (tmp_path, tmp_path / "latin.yaml"):

@@ -150,7 +150,7 @@ def test_a_choice_that_was_interrupted_is_finished_without_drawing(
     go(MICRO)
     config = replace(MICRO, filter="classifier", classifier="judge", min_confidence=BAR)
     with monkeypatch.context() as patched:
-        patched.setattr("saukit.synthesis.stage.save_sample_grid", None)
+        patched.setattr("saukit.synthesis.outcome.save_sample_grid", None)
         with pytest.raises(TypeError):
             go(config, anew=True)
     with pytest.raises(DataError, match="is not complete"):

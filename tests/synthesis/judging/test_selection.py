@@ -84,27 +84,6 @@ def test_what_no_rule_looks_at_may_be_missing_or_no_number() -> None:
     assert not decided(Rules(), [0, 1], [1, 1], is_copy=np.array([True, True])).reasons.any()
 
 
-@pytest.mark.parametrize(
-    ("rules", "given", "message"),
-    [
-        (Rules(min_confidence=0.5), {}, r"these rules need the score 'confidence'$"),
-        (Rules(0.5, 0.2, True), {}, r"need the score 'confidence' and the score 'clip' and is_copy$"),
-        (Rules(min_clip=0.2), {"clip": [1]}, r"clip must have one value for each of 2 candidates, got \(1,\)"),
-        (Rules(), {"is_copy": np.zeros(3, bool)}, r"is_copy must have one value for each of 2 .* got \(3,\)"),
-    ],
-)
-def test_what_a_rule_needs_has_to_be_there(rules: Rules, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        decided(rules, [0, 1], [1, 1], **given)
-
-
-def test_labels_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="labels must be from 0 to 1, got 0 to 2"):
-        decided(Rules(), [0, 2], [1, 1])
-    with pytest.raises(ValueError, match="labels must be from 0 to 1, got -1 to 0"):
-        decided(Rules(), [0, -1], [1, 1])
-
-
 def test_the_first_round_is_what_is_wanted_and_there() -> None:
     wanted = np.array([0, 1, 7, 50])
     assert first_round(wanted, capacity=None).tolist() == [0, 1, 7, 50]

@@ -1,7 +1,7 @@
 """How far two sets of images lie apart, from their features: Fréchet and kernel distance, precision and recall.
 
 All in float64 on plain arrays [n, d]; work over pairs goes in chunks, so that 10,000 x 10,000 needs no memory to speak
-of. The numbers depend on the features: with another network than Inception they are no FID or KID, and comparable only
+of. The numbers depend on the features: with another network than Inception they are not FID or KID, and comparable only
 among sets measured with the same one.
 """
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from saukit.core.seeding import numpy_generator
 from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
@@ -27,6 +26,7 @@ PAIRS = 12
 Pixels = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Set = tuple[Pixels, Integers]
 
 
 class FeatureExtractor(Protocol):
@@ -56,19 +56,15 @@ class Pair:
 def audit_document(
     *,
     classes: Sequence[str],
-    real_images: Pixels,
-    real_labels: Integers,
-    test_images: Pixels,
-    test_labels: Integers,
-    images: Pixels,
-    labels: Integers,
+    real: Set,
+    test: Set,
+    synthetic: Set,
     generated_counts: Integers,
     wanted_counts: Integers,
     rejected: Mapping[str, Integers],
     extractors: Sequence[FeatureExtractor],
     detector: CopyDetector,
     nearest: Nearest,
-    device: torch.device,
 ) -> dict[str, Any]:
     """All that is known of the kept synthetic images; every number finite, what cannot be known None.
 
@@ -90,25 +86,19 @@ def audit_document(
       same classes with as many images of each set as the rarest class has; distances of fewer images are larger, so
       compare only these two with each other. Features of a network that was trained on the real images flatter them.
 
-    Shapes: real_images, test_images, images uint8 [n, 3, H, W] with labels int64 [n]; generated_counts, wanted_counts
-        and rejected (reason to counts) int64 [K].
-        nearest: of `images`, from `detector`, which holds `real_images`.
-    Raises: ValueError if lengths differ.
+    Shapes: real, test, synthetic (kept): images uint8 [n, 3, H, W] and labels int64 [n]; generated_counts,
+        wanted_counts and rejected (reason to counts) int64 [K].
+        nearest: of the synthetic images, from `detector`, which holds the real ones.
     """
-    count = len(classes)
-    _check_lengths(
-        count,
-        pairs=((real_images, real_labels), (test_images, test_labels), (images, labels), (images, nearest.distance)),
-        counts=(generated_counts, wanted_counts, *rejected.values()),
-    )
+    labels, real_labels = synthetic[1], real[1]
     copied = detector.is_copy(nearest)
-    leakage, leaked = _leakage(real_images, test_images, images, detector, nearest, device)
-    sets = {"synthetic": (images, labels), "real": (real_images, real_labels), "test": (test_images, test_labels)}
-    judged = _judge(extractors[0], sets) if extractors else NOT_JUDGED
-    diversities = _diversities(judged, sets, count)
+    leakage, leaked = _leakage(real[0], test[0], synthetic[0], detector, nearest)
+    sets = {"synthetic": synthetic, "real": real, "test": test}
+    judged = _judge(extractors[0], sets)
+    diversities = _diversities(judged, sets, len(classes))
     comparable = [row for row in diversities if row["ratio"] is not None]
     per_class = []
-    for c in range(count):
+    for c in range(len(classes)):
         own = labels == c
         per_class.append(
             {
@@ -175,15 +165,14 @@ class _Judged:
     agrees bool [n] and confidence float32 [n]: None without probabilities, `classifier` too.
     """
 
-    name: str | None
+    name: str
     classifier: str | None
     agrees: npt.NDArray[np.bool_] | None
     confidence: Floats | None
     features: Mapping[str, Floats]
 
 
-NOT_JUDGED = _Judged(None, None, None, None, {})
-Sets = Mapping[str, tuple[Pixels, Integers]]
+Sets = Mapping[str, Set]
 
 
 def _judge(extractor: FeatureExtractor, sets: Sets) -> _Judged:
@@ -232,13 +221,12 @@ def _leakage(
     images: Pixels,
     detector: CopyDetector,
     nearest: Nearest,
-    device: torch.device,
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
     """The section of the document, and whether each synthetic image is leaked, bool [n]; None without test images."""
     names = ("near_test", "explained_by_training", "leaked", "share", "real_share")
     if not len(test_images):
         return dict.fromkeys(names), None
-    of_test = CopyDetector(test_images, flip=detector.flip, threshold=detector.threshold, device=device)
+    of_test = CopyDetector(test_images, flip=detector.flip, threshold=detector.threshold, device=detector.device)
     to_test = of_test.nearest(images)
     near = of_test.is_copy(to_test)
     explained = near & (nearest.distance <= to_test.distance)
@@ -329,14 +317,3 @@ def _mean(values: npt.NDArray[Any] | None, chosen: npt.NDArray[np.bool_]) -> flo
 
 def _mean_of(values: Sequence[float] | npt.NDArray[Any]) -> float | None:
     return float(np.mean(values, dtype=np.float64)) if len(values) else None
-
-
-def _check_lengths(
-    num_classes: int, *, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], counts: Sequence[Integers]
-) -> None:
-    for images, others in pairs:
-        if len(images) != len(others):
-            raise ValueError(f"{len(images)} images need as many labels and distances, got {len(others)}")
-    for count in counts:
-        if count.shape != (num_classes,):
-            raise ValueError(f"counts must hold a number for each of {num_classes} classes, got {count.shape}")

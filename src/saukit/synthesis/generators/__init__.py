@@ -1,1 +1,1 @@
-"""What draws synthetic images: the split's own diffusion model, pretrained pipelines, folders."""
+"""What samples synthetic images: the split's own diffusion model, pretrained pipelines, folders."""

@@ -1,4 +1,4 @@
-"""How many images to draw at once on a device whose memory is the limit."""
+"""How many images to sample per batch on a device whose memory is the limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST, LARGEST = 8, 1024
 def find_batch_size(seconds: Callable[[int], float], *, first: int = FIRST, largest: int = LARGEST) -> int:
     """The batch beyond which images/s hardly rise or memory does not suffice: `first`, doubled as often as it pays.
 
-    `seconds(n)` draws a batch of n images, twice if the first time warms up, and tells how long the last one took.
+    `seconds(n)` samples a batch of n images, twice if the first time warms up, and returns how long the last one took.
     Raises: torch.OutOfMemoryError if not even one image fits.
     """
     best, rate = None, 0.0

@@ -53,7 +53,7 @@ WEIGHT_DECAY = 0.01
 class TrainingImages:
     """The split's training images on a device, class by class.
 
-    A class of n images is drawn with probability proportional to n^(1 - balance): 1 makes all classes equally likely, 0
+    A class of n images is chosen with probability proportional to n^(1 - balance): 1 makes all classes equally likely, 0
     all images. `grey`: whether no image has any colour.
     """
 

@@ -27,8 +27,9 @@ import torch
 from saukit.core.artifacts import sha256_file
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
+from saukit.core.words import first_line
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
-from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model, first_line
+from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model
 from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
@@ -42,8 +43,8 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 _ARGUMENTS = {
     "negative_prompt": "negative_prompt",
     "guidance": "guidance_scale",
-    "steps": "num_inference_steps",
-    "size": "height",
+    "sampler_steps": "num_inference_steps",
+    "pipeline_size": "height",
 }
 
 
@@ -57,36 +58,27 @@ class PipelineGenerator:
 
     def __init__(
         self,
+        config: SynthConfig,
         *,
-        model: str,
         classes: Sequence[str],
         image_size: tuple[int, int],
         prompts: PromptBook,
-        negative_prompt: str | None = None,
-        guidance: float | None = None,
-        steps: int | None = None,
-        size: tuple[int, int] | None = None,
-        lora: str | None = None,
-        lora_scale: float = 1.0,
-        dtype: Dtype = "auto",
-        class_ids: Mapping[str, int] | None = None,
+        class_ids: Mapping[str, int] | None,
         device: torch.device,
     ) -> None:
-        """Load `model`, a folder or a Hub id, onto `device`.
+        """Load the model of `config` onto `device`; what the options leave open is the pipeline's own.
 
-        image_size: height and width of the images that `sample` returns.
-        negative_prompt, guidance, steps, size (height and width the pipeline samples at): None is the pipeline's own.
-        lora: a safetensors file, or a folder with one. class_ids: class name to a DiT model's own number.
+        image_size: height and width of the images that `sample` returns. class_ids: class name to a DiT model's number.
 
         Raises: UsageError for options that the pipeline does not take and for classes that it does not know, DataError
         for a model that is not whole or not in safetensors, EnvironmentFault for a missing extra or a model that
         cannot be fetched; torch.OutOfMemoryError passes.
         """
-        self.model = find_model(model)
+        self.model = find_model(config.model or "")
         self.flagged = 0
         self._drawn_size: tuple[int, int] | None = None
         self._image_size, self._prompts, self._device = image_size, prompts, device
-        self._dtype = resolve_dtype(dtype, device)
+        self._dtype = resolve_dtype(config.dtype, device)
         self._class_ids: tuple[int, ...] | None = None
         if self.model.pipeline == CLASS_CONDITIONAL:
             self._class_ids = match_classes(self.model.names, classes, class_ids or {})
@@ -96,20 +88,15 @@ class PipelineGenerator:
                     f"class_ids are for {CLASS_CONDITIONAL}; {self.model.pipeline} samples from prompts: leave them out"
                 )
             require_extra("text2image", purpose=f"the pipeline {self.model.pipeline}")
-        self._lora = None if lora is None else find_lora(lora)
-        self._lora_scale = lora_scale
+        self._lora = None if config.lora is None else find_lora(config.lora)
+        self._lora_scale = config.lora_scale
         self._pipe = _load(self.model, self._dtype)
         self._parameters = inspect.signature(self._pipe.__call__).parameters
-        self._options: dict[str, Any] = {
-            "negative_prompt": negative_prompt,
-            "guidance": guidance,
-            "steps": steps,
-            "size": size,
-        }
+        self._options: dict[str, Any] = {name: getattr(config, name) for name in _ARGUMENTS}
         self._check_options()
         self._check_class_ids()
         if self._lora is not None:
-            _add_lora(self._pipe, self._lora, lora_scale)
+            _add_lora(self._pipe, self._lora, config.lora_scale)
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
 
@@ -127,7 +114,9 @@ class PipelineGenerator:
             with torch.inference_mode():
                 output = self._pipe(**arguments, generator=generators, output_type="np")
         except ValueError as error:  # the pipelines' check of their arguments
-            raise UsageError(f"{self._name} refuses its options: {error}; change size, guidance or steps") from error
+            raise UsageError(
+                f"{self._name} refuses its options: {error}; change --pipeline-size, --guidance or --sampler-steps"
+            ) from error
         images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
         if not np.isfinite(images).all():
             raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: use float32")
@@ -157,8 +146,8 @@ class PipelineGenerator:
             "weights": self._weights,
             "scheduler": type(self._pipe.scheduler).__name__ if hasattr(self._pipe, "scheduler") else None,
             "guidance": self._in_force("guidance"),
-            "steps": self._in_force("steps"),
-            "size": self._options["size"],
+            "steps": self._in_force("sampler_steps"),
+            "size": self._options["pipeline_size"] and (self._options["pipeline_size"],) * 2,
             "drawn_size": self._drawn_size,
             "dtype": self._dtype_name,
             "prompts": self._prompts.digest if self._class_ids is None else None,
@@ -207,7 +196,7 @@ class PipelineGenerator:
         """The arguments that were given; what is None is left to the pipeline."""
         given: dict[str, Any] = {_ARGUMENTS[name]: value for name, value in self._options.items() if value is not None}
         if "height" in given:
-            given["height"], given["width"] = given["height"]
+            given["width"] = given["height"]
         if "negative_prompt" in given:
             given["negative_prompt"] = [given["negative_prompt"]] * count
         return given
@@ -353,17 +342,10 @@ def _open(config: ResolvedSynthConfig, split: Split, device: torch.device, repor
     if book.templated:
         reporter.say(f"{config.prompts} has no prompts for {', '.join(book.templated)}: these get the templates")
     generator = PipelineGenerator(
-        model=config.model or "",
+        config,
         classes=split.classes,
         image_size=split.image_size,
         prompts=book,
-        negative_prompt=config.negative_prompt,
-        guidance=config.guidance,
-        steps=config.sampler_steps,
-        size=None if config.pipeline_size is None else (config.pipeline_size, config.pipeline_size),
-        lora=config.lora,
-        lora_scale=config.lora_scale,
-        dtype=config.dtype,
         class_ids=None if config.class_ids is None else _numbers(Path(config.class_ids)),
         device=device,
     )

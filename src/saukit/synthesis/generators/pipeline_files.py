@@ -16,6 +16,7 @@ from typing import Any
 
 from saukit.core.artifacts import sha256_file
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.core.words import first_line
 
 INDEX = "model_index.json"
 CLASS_CONDITIONAL = "DiTPipeline"
@@ -112,7 +113,7 @@ class Model:
 def find_model(model: str) -> Model:
     """The model in a folder, or on the Hub, from where it is fetched if it is not in the cache.
 
-    Raises: UsageError for what is neither a folder nor like an id, DataError for a folder that is no pipeline,
+    Raises: UsageError for what is neither a folder nor like an id, DataError for a folder that is not a pipeline,
     EnvironmentFault if it cannot be fetched.
     """
     folder, revision = Path(model).expanduser(), None
@@ -132,10 +133,10 @@ def find_model(model: str) -> Model:
             raise ValueError("its pipeline is code of its own, which saukit does not run")
     except FileNotFoundError:
         raise DataError(
-            f"{model} holds no {INDEX}, so it is no pipeline; give a folder as diffusers' save_pretrained writes it"
+            f"{model} has no {INDEX}, so it is not a pipeline: give a folder as diffusers' save_pretrained writes it"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX} describes no pipeline: {error}; fetch the model again") from None
+        raise DataError(f"{folder / INDEX} does not describe a pipeline: {error}; fetch the model again") from None
     found = Model(model, folder, revision, index)
     found.check()
     return found
@@ -158,13 +159,10 @@ def find_lora(lora: str) -> Path:
     if not path.is_file():
         raise UsageError(f"no LoRA weights {lora}: give a safetensors file, or a folder with one (download it first)")
     if path.suffix != ".safetensors":
-        raise UsageError(f"lora {lora} is no safetensors file: saukit reads nothing else, since a pickle can run code")
+        raise UsageError(
+            f"lora {lora} is not a safetensors file: saukit reads nothing else, since a pickle can run code"
+        )
     return path
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something, else the error's name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _fetch(model: str) -> Path:
@@ -180,6 +178,6 @@ def _fetch(model: str) -> Path:
                 "load it with diffusers where you trust it, and save it with save_pretrained"
             ) from error
         raise EnvironmentFault(
-            f"model {model} is no folder here and cannot be fetched from the Hub ({first_line(error)}); "
+            f"model {model} is not a local folder and cannot be fetched from the Hub ({first_line(error)}); "
             "give a local folder, or check its id, the network, HF_HUB_OFFLINE and, for a gated one, `hf auth login`"
         ) from error

@@ -29,7 +29,7 @@ class Preset:
     first stage by patch^2; `channels` has one entry per stage, each stage at half the resolution of the one before;
     `attention` says in which stages there is self-attention.
     `train_steps` are at most `max_epochs` passes over the training images, and at least `LEAST_STEPS`: a small set is
-    learned by heart beyond that, and its synthetic images are copies then.
+    memorised beyond that, and its synthetic images are copies then.
     """
 
     patch: int

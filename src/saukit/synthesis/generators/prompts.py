@@ -1,4 +1,4 @@
-"""What a text-to-image pipeline is told: one line of text for each image of each class.
+"""What a text-to-image pipeline is asked for: one line of text for each image of each class.
 
 Image i of a class takes line i of its lines, and starts over after the last, so an image's prompt depends on nothing
 but its class and its number. The lines are templates, with the class's name for `{class}`, or come from a file:
@@ -110,11 +110,13 @@ def says_nothing(name: str) -> bool:
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """The prompts of each class that a YAML or JSON file names; every name and prompt is text, `7` and `no` too.
 
-    Raises: UsageError if the file is not there or no mapping, or one that lists everything in it that is no prompt.
+    Raises: UsageError if the file is not there or not a mapping, or one that lists everything in it that is not a prompt.
     """
     document = _parsed(path)
     if not isinstance(document, dict) or not document:
-        raise UsageError(f"{path} maps no class to anything: write a line a class, such as `cat: [a photo of a cat]`")
+        raise UsageError(
+            f"{path} does not map classes to prompts: write one line per class, such as `cat: [a photo of a cat]`"
+        )
     problems: list[str] = []
     prompts: dict[str, tuple[str, ...]] = {}
     for name, value in document.items():
@@ -123,7 +125,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
             problems.append(f"{name!r} has no prompt")
         for number, line in enumerate(lines, start=1):
             if not isinstance(line, str):
-                problems.append(f"prompt {number} of {name!r} is no text but {line!r}")
+                problems.append(f"prompt {number} of {name!r} is not text, got {line!r}")
             elif not line.strip():
                 problems.append(f"prompt {number} of {name!r} is empty")
         if not problems:
@@ -138,7 +140,7 @@ def read_texts(path: Path) -> dict[str, str]:
     prompts = read_prompts(path)
     several = [name for name, lines in prompts.items() if len(lines) > 1]
     if several:
-        raise UsageError(f"{path}: one text a class, got several for {', '.join(several)}")
+        raise UsageError(f"{path}: one text per class, got several for {', '.join(several)}")
     return {name: lines[0] for name, lines in prompts.items()}
 
 
@@ -149,7 +151,7 @@ def _parsed(path: Path) -> Any:
             return json.loads(text)
         return yaml.load(text, Loader=yaml.BaseLoader)  # text alone: a class may be called 7, no or null
     except FileNotFoundError:
-        raise UsageError(f"no file {path}; give a YAML or JSON file with a line a class") from None
+        raise UsageError(f"no file {path}: give a YAML or JSON file with one line per class") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     except (yaml.YAMLError, json.JSONDecodeError) as error:
@@ -162,7 +164,7 @@ def _template_problems(templates: Sequence[str]) -> Iterator[str]:
         yield f"no template: give at least one, such as {TEMPLATES[0]!r}"
     for template in templates:
         if PLACE not in template:
-            yield f"template {template!r} has no {PLACE}, so every class would look the same"
+            yield f"template {template!r} has no {PLACE}, so all classes would look the same"
 
 
 def _unknown(given: Mapping[str, object], classes: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Augmentation of the generator's training images that does not leak into what it draws.
+"""Augmentation of the generator's training images that does not leak into its samples.
 
-Each training image is, with some probability, moved, scaled, stretched and turned, and the network is told how, in six
-more input channels; drawing with zeros there asks for images that are not warped at all. (Karras et al. 2022, arXiv
+Each training image is, with some probability, moved, scaled, stretched and turned, and six more input channels say how;
+sampling with zeros there asks for images that are not warped at all. (Karras et al. 2022, arXiv
 2206.00364, Appendix F.2, after Karras et al. 2020 and Jun et al. 2020; here the six numbers of the affine map itself.)
 """
 

@@ -1,7 +1,7 @@
 """Near-duplicates of small images: exact, mirrored, shifted by a pixel, slightly noised or brightened copies.
 
 A mirrored image counts as a copy only where mirroring keeps an image's class (`flip`, as a split says of itself): there
-a generator is trained on mirrored images too. A mirrored 2 is no 2, and nothing that a generator has seen.
+a generator is trained on mirrored images too. A mirrored 2 is not a 2, and no generator has seen one.
 
 The distance of two images is the RMS of their difference at the best of two mirrorings and nine shifts, relative to
 their contrast:
@@ -59,24 +59,6 @@ class Nearest:
     index: npt.NDArray[np.int64]
 
 
-def aligned_distance(a: Pixels, b: Pixels, *, flip: bool = True) -> npt.NDArray[np.float32]:
-    """The distance of each pair, float32 [n]: 0 for copies (mirrored, shifted by a pixel), about 1 for strangers.
-
-    Shapes: a, b uint8 [n, 3, H, W]; contrast is the root mean square of the two images' standard deviations.
-    `flip`: whether a mirrored copy is a copy.
-    Raises: ValueError if the shapes differ or are no images.
-    """
-    _check(a, "a")
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have the same shape, got {a.shape} and {b.shape}")
-    _check(b, "b")
-    distances = np.empty(len(a), dtype=np.float32)
-    for part in _slices(len(a), PAIR_VALUES // _values(a)):
-        x, y = _floats(a[part], torch.device("cpu")), _floats(b[part], torch.device("cpu"))
-        distances[part] = _best_distance(x, y, flip).numpy()
-    return distances
-
-
 class CopyDetector:
     """Finds images that are copies of one of m reference images.
 
@@ -101,7 +83,7 @@ class CopyDetector:
         if threshold is not None and not threshold > 0:
             raise ValueError(f"threshold must be above 0, got {threshold}")
         self.flip = flip
-        self._reference, self._threshold, self._device = reference, threshold, device
+        self._reference, self._threshold, self.device = reference, threshold, device
         described = [
             torch.cat([_describe(_floats(reference[part], device, mirrored=mirrored)) for part in _parts(reference)])
             for mirrored in _mirrorings(flip)
@@ -119,7 +101,7 @@ class CopyDetector:
     def real_distances(self) -> npt.NDArray[np.float32]:
         """How close reference images are to the closest other one, float32 [n]: of all, or of a fixed 2,000 of them.
 
-        Empty if there is no other one.
+        Empty if there is only one.
         """
         count = len(self._reference)
         if count == 1:
@@ -150,10 +132,10 @@ class CopyDetector:
         count, views = len(self._reference), len(self._described)
         distance, index = np.full(len(images), np.inf, dtype=np.float32), np.zeros(len(images), dtype=np.int64)
         for part in _slices(len(images), min(1024, MATRIX_VALUES // views)):
-            query = _floats(images[part], self._device)
+            query = _floats(images[part], self.device)
             coarse = self._coarse(query)
             if own is not None:
-                itself = torch.as_tensor(own[part], device=self._device)[:, None]
+                itself = torch.as_tensor(own[part], device=self.device)[:, None]
                 coarse.scatter_(1, torch.cat([itself + at for at in range(0, views, count)], dim=1), torch.inf)
             picked = coarse.topk(min(CANDIDATES, views), largest=False)[1].sort(dim=1)[0]
             exact = self._exact(query, picked)
@@ -177,11 +159,11 @@ class CopyDetector:
 
     def _exact(self, query: Tensor, picked: Tensor) -> Tensor:
         """Distances of each of n images to its candidates, numbers in [0, v): [n, k] to [n, k]."""
-        rows = torch.arange(len(query), device=self._device).repeat_interleave(picked.shape[1])
+        rows = torch.arange(len(query), device=self.device).repeat_interleave(picked.shape[1])
         flat, count = picked.flatten(), len(self._reference)
-        distances = torch.empty(len(flat), device=self._device)
+        distances = torch.empty(len(flat), device=self.device)
         for part in _slices(len(flat), PAIR_VALUES // _values(self._reference)):
-            other = _floats(self._reference[(flat[part] % count).cpu().numpy()], self._device)
+            other = _floats(self._reference[(flat[part] % count).cpu().numpy()], self.device)
             mirrored = (flat[part] >= count)[:, None, None, None]
             distances[part] = _pair_distance(query[rows[part]], torch.where(mirrored, other.flip(3), other))
         return distances.view_as(picked)
@@ -198,11 +180,6 @@ def calibrated_threshold(real_distances: npt.NDArray[np.float32]) -> float:
 
 def _mirrorings(flip: bool) -> tuple[bool, ...]:
     return (False, True) if flip else (False,)
-
-
-def _best_distance(a: Tensor, b: Tensor, flip: bool) -> Tensor:
-    best = _pair_distance(a, b)
-    return torch.minimum(best, _pair_distance(a, b.flip(3))) if flip else best
 
 
 def _pair_distance(a: Tensor, b: Tensor) -> Tensor:

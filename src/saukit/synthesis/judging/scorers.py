@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
-from saukit.core.words import shortened
+from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
@@ -163,9 +163,25 @@ class InceptionFeatures:
 
     name = INCEPTION_NAME
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        from torchvision.models import Inception_V3_Weights
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        """`weights`: a local file, torchvision's state dict as .safetensors or as .pth.
 
+        Raises: DataError if the file is not there, cannot be read or does not fit.
+        """
+        from torchvision.models import Inception_V3_Weights, inception_v3
+
+        # torchvision's weights are TensorFlow's and expect [-1, 1]; `transform_input` turns ImageNet's scale into it.
+        network = inception_v3(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+        state = {name: value for name, value in _read_state(weights).items() if not name.startswith("AuxLogits.")}
+        try:
+            network.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            problem = str(error).strip().splitlines()[-1].strip()
+            raise DataError(
+                f"{weights} does not hold the weights of torchvision's inception_v3 ({problem[:300]}): "
+                "give the file that torchvision's Inception_V3_Weights.IMAGENET1K_V1 names"
+            ) from None
+        network.fc = nn.Identity()
         preset = Inception_V3_Weights.IMAGENET1K_V1.transforms()
         self._network, self._device = network.to(device).eval(), device
         self._mean, self._std = (
@@ -183,28 +199,6 @@ class InceptionFeatures:
             with torch.no_grad():
                 rows[part] = self._network((pixels - self._mean) / self._std).cpu().numpy()
         return rows, None
-
-
-def inception_features(weights: Path, device: torch.device) -> InceptionFeatures:
-    """The extractor with the weights of a local file: torchvision's state dict, as .safetensors or as .pth.
-
-    Raises: DataError if the file is not there, cannot be read or does not fit.
-    """
-    from torchvision.models import inception_v3
-
-    # torchvision's weights come from TensorFlow and expect [-1, 1]; `transform_input` turns ImageNet's scale into it.
-    network = inception_v3(weights=None, aux_logits=False, init_weights=False, transform_input=True)
-    state = {name: value for name, value in _read_state(weights).items() if not name.startswith("AuxLogits.")}
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        problem = str(error).strip().splitlines()[-1].strip()
-        raise DataError(
-            f"{weights} does not hold the weights of torchvision's inception_v3 ({problem[:300]}): "
-            "give the file that torchvision's Inception_V3_Weights.IMAGENET1K_V1 names"
-        ) from None
-    network.fc = nn.Identity()
-    return InceptionFeatures(network, device)
 
 
 def _load_clip(model: str) -> tuple[Any, Any, Any]:
@@ -231,10 +225,9 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
         if not size / 2 <= known <= size:
             raise ValueError(f"its tokenizer knows {known} tokens, its text model {size}")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise EnvironmentFault(
-            f"the CLIP model {model} cannot be loaded ({reason}): give the folder of a CLIP model with safetensors "
-            "weights, image processor and tokenizer, or a name on the Hub that can be reached or was loaded before"
+            f"the CLIP model {model} cannot be loaded ({first_line(error)}): give the folder of a CLIP model with "
+            "safetensors weights, image processor and tokenizer, or a name on the Hub that can be reached"
         ) from error
     return network.eval(), processor, tokenizer
 
@@ -249,12 +242,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path} is not there: give a file with the weights of Inception-v3") from None
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path} cannot be read as weights ({reason}): give a state dict's .safetensors or .pth"
+            f"{path} cannot be read as weights ({first_line(error)}): give a .safetensors or .pth"
         ) from None
     if not isinstance(state, dict):
         raise DataError(f"{path} holds a {type(state).__name__}, not a state dict: give a .safetensors or .pth file")

@@ -77,11 +77,9 @@ def select(
     In each class candidates that break a rule are rejected; of the rest the first `wanted` are kept. A candidate whose
     needed score is NaN is never kept.
 
-    Shapes: labels [n]; wanted [K]; each score [n], "confidence" and "clip" by name; is_copy [n].
-    Raises: ValueError for shapes that differ, labels out of range, and what a rule needs and is missing.
+    Shapes: labels [n]; wanted [K]; each score that the rules need [n], "confidence" and "clip" by name; is_copy [n].
     """
     labels, wanted = np.asarray(labels, np.int64), np.asarray(wanted, np.int64)
-    _check_arrays(labels, wanted, scores, rules, is_copy)
     reasons = np.full(len(labels), KEPT, np.uint8)
 
     def reject(broken: Mask, code: int) -> None:
@@ -126,18 +124,3 @@ def more_candidates(
         rate = max(Fraction(have, made) if made else Fraction(1), LEAST_ACCEPTANCE)
         further.append(max(0, min(math.ceil((want - have) / rate), cap - made)) if have < want else 0)
     return np.array(further, np.int64)
-
-
-def _check_arrays(
-    labels: Integers, wanted: Integers, scores: Mapping[str, Floats], rules: Rules, is_copy: Mask | None
-) -> None:
-    missing = [f"the score {name!r}" for name in rules.needed_scores if name not in scores]
-    missing += ["is_copy"] if rules.reject_copies and is_copy is None else []
-    if missing:
-        raise ValueError(f"these rules need {' and '.join(missing)}")
-    if len(labels) and (labels.min() < 0 or labels.max() >= len(wanted)):
-        raise ValueError(f"labels must be from 0 to {len(wanted) - 1}, got {labels.min()} to {labels.max()}")
-    arrays = {name: scores[name] for name in rules.needed_scores} | ({} if is_copy is None else {"is_copy": is_copy})
-    for name, array in arrays.items():
-        if array.shape != (len(labels),):
-            raise ValueError(f"{name} must have one value for each of {len(labels)} candidates, got {array.shape}")
