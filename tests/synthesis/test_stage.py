@@ -330,9 +330,7 @@ def test_a_model_that_is_missing_is_noticed_before_the_judge_is_trained(
     assert {path.name for path in workspace.root.iterdir()} == {"split"}
 
 
-@pytest.mark.parametrize(
-    ("agreement", "warned"), [(0.0, True), (0.19, True), (0.2, False), (1.0, False), (None, False)]
-)
+@pytest.mark.parametrize(("agreement", "warned"), [(0.0, True), (0.19, True), (0.2, False), (None, False)])
 def test_a_judge_that_recognises_no_more_than_by_chance_is_a_warning(agreement: float | None, warned: bool) -> None:
     document = {"overall": {"agreement": agreement}, "per_class": [{}] * 10, "classifier_run": "judge"}
     text = outcome.not_recognised(document)

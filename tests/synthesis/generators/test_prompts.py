@@ -126,7 +126,7 @@ def test_every_unknown_class_and_bad_template_is_told(tmp_path: Path) -> None:
         (
             "p.yaml",
             "- a photo\n",
-            "does not map classes to prompts: write one line per class, such as `cat: [a photo of a cat]`",
+            "does not map classes to prompts: write lines such as `cat: [a photo of a cat]`",
         ),
         ("p.yaml", "", "does not map classes to prompts"),
         ("p.json", "{}", "does not map classes to prompts"),
@@ -142,7 +142,7 @@ def test_a_file_that_holds_no_prompts_is_an_error(tmp_path: Path, name: str, tex
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^no file .*none\.yaml: give a YAML or JSON file with one line a class$"):
+    with pytest.raises(UsageError, match=r"^no file .*none\.yaml: give a YAML or JSON file with one line per class$"):
         read_prompts(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("cat: café".encode("latin-1"))
     for path in (tmp_path, tmp_path / "latin.yaml"):

@@ -53,8 +53,8 @@ WEIGHT_DECAY = 0.01
 class TrainingImages:
     """The split's training images on a device, class by class.
 
-    A class of n images is chosen with probability proportional to n^(1 - balance): 1 makes all classes equally likely, 0
-    all images. `grey`: whether no image has any colour.
+    A class of n images is chosen with probability proportional to n^(1 - balance): 1 makes all classes equally likely,
+    0 all images. `grey`: whether no image has any colour.
     """
 
     def __init__(

@@ -159,9 +159,7 @@ def find_lora(lora: str) -> Path:
     if not path.is_file():
         raise UsageError(f"no LoRA weights {lora}: give a safetensors file, or a folder with one (download it first)")
     if path.suffix != ".safetensors":
-        raise UsageError(
-            f"lora {lora} is not a safetensors file: saukit reads nothing else, since a pickle can run code"
-        )
+        raise UsageError(f"lora {lora} is not a safetensors file: saukit reads no other, since a pickle can run code")
     return path
 
 

@@ -110,7 +110,7 @@ def says_nothing(name: str) -> bool:
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """The prompts of each class that a YAML or JSON file names; every name and prompt is text, `7` and `no` too.
 
-    Raises: UsageError if the file is not there or not a mapping, or one that lists everything in it that is not a prompt.
+    Raises: UsageError if the file is not there or not a mapping, or one that lists all in it that is not a prompt.
     """
     document = _parsed(path)
     if not isinstance(document, dict) or not document:
