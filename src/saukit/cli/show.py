@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
 from saukit.core.words import format_bytes, format_duration, format_share, shortened
+from saukit.core.workspace import Workspace
 from saukit.data.charts import counts_chart
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.evaluation.config import Selection
@@ -73,7 +74,7 @@ def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
     images, total = sum(there.stop - there.start for there in mine.values()), result.plan.rounds[0].total
     reporter.result(
         f"job {job}: {images:,} of {total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
-        "saukit synth --resume"
+        f"{Workspace(result.folder.parent).command('saukit synth --resume')}"
     )
     reporter.document(
         {

@@ -15,7 +15,7 @@ from saukit.core.device import describe_device
 from saukit.core.errors import SaukitError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Part, Split, load_test
-from saukit.data.synthetic import KIND, SELECTION_NAME, shard_path
+from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
 from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.audit.pictures import COLUMNS, save_closest_pairs, save_grid, shown_classes
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME
@@ -47,7 +47,7 @@ def complete(
     Raises: SaukitError if nothing is kept.
     """
     folder = workspace.synth
-    _warn_of_shortage(plan, selection, reporter)
+    _warn_of_shortage(plan, selection, workspace.command(f"{COMMAND} --refilter"), reporter)
     save_selection(folder, selection.reasons)
     save_sample_grid(folder, plan, selection, split)
     for name in (AUDIT, CLOSEST):
@@ -97,12 +97,12 @@ def read_source(folder: Path) -> dict[str, Any]:
     return source
 
 
-def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, reporter: Reporter) -> None:
+def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, refilter: str, reporter: Reporter) -> None:
     kept = plan.count(selection.kept)
     if not kept.any():
         raise SaukitError(
             f"the filters rejected all {plan.total:,} candidates: choose again from the same candidates with "
-            "`saukit synth --refilter` and looser rules (--min-confidence, --min-clip, --no-reject-copies)"
+            f"`{refilter}` and looser rules (--min-confidence, --min-clip, --no-reject-copies)"
         )
     short = [
         f"{name} {have:,} of {want:,}"

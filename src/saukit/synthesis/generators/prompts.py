@@ -114,9 +114,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     document = _parsed(path)
     if not isinstance(document, dict) or not document:
-        raise UsageError(
-            f"{path} does not map classes to prompts: write one line per class, such as `cat: [a photo of a cat]`"
-        )
+        raise UsageError(f"{path} does not map classes to prompts: write lines such as `cat: [a photo of a cat]`")
     problems: list[str] = []
     prompts: dict[str, tuple[str, ...]] = {}
     for name, value in document.items():
