@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -57,10 +58,22 @@ def _sections(command: Any, context: typer.Context) -> dict[str, list[tuple[str,
     for parameter in command.get_params(context):
         if (row := parameter.get_help_record(context)) is not None:
             panel = parameter.rich_help_panel or f"{parameter.param_type_name.capitalize()}s"
-            found.setdefault(panel, []).append(row)
+            found.setdefault(panel, []).append(_spelled(*row))
     for name in command.list_commands(context) if isinstance(command, TyperGroup) else ():
         found.setdefault("Commands", []).append((name, command.get_command(context, name).get_short_help_str(200)))
     return found
+
+
+def _spelled(name: str, text: str) -> tuple[str, str]:
+    """A name and its help in our own spelling: long lists of choices in the help, no brackets within brackets."""
+    name = re.sub(r"<list\[(\w+)\]>", lambda found: f"<{found[1].lower()}>", name)
+    text = re.sub(r"default: \((.+)\)(?=[;\]])", r"default: \1", text)
+    option, _, choices = name.partition(" <")
+    if len(name) > NAMES and "|" in choices:
+        listed = f"one of: {choices[:-1].replace('|', ', ')}"
+        name = f"{option} <choice>"
+        text = text.replace("  [", f"  [{listed}; ", 1) if "  [" in text else f"{text}  [{listed}]"
+    return name, text
 
 
 def _rows(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from saukit.core.console import Reporter
 from saukit.core.words import format_bytes, format_duration, format_share, shortened
 from saukit.core.workspace import Workspace
 from saukit.data.charts import counts_chart
-from saukit.data.shots import GROUP_NAMES, ShotGroups
+from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.config import Selection
 
 if TYPE_CHECKING:
@@ -34,14 +34,23 @@ def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
     summary = result.summary
     for line in counts_chart(summary["classes"], summary["counts"], result.groups):
         reporter.result(line)
-    _show_groups(result.groups, summary["classes"], summary["counts"], reporter)
+    classes, counts = summary["classes"], summary["counts"]
+    reporter.table(
+        f"shot groups ({result.groups.rule})",
+        ["group", "classes", "real training images"],
+        [
+            [name, shortened((classes[c] for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
+            for name in GROUP_NAMES
+            if (rows := result.groups.members.get(name))
+        ],
+        text_columns=2,
+    )
     reporter.result(
         f"{summary['source']}: {summary['train_images']:,} training, {summary['val_images']:,} validation and "
         f"{summary['test_images']:,} test images of {summary['image_size']} pixels; "
         f"largest / smallest class {summary['imb_reached']:.4g}"
     )
-    _show_state(result.state, folder, reporter)
-    reporter.document(_document(result.state, folder, result.config, summary))
+    _finish(result, folder, reporter, summary)
 
 
 def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
@@ -63,9 +72,7 @@ def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
     if audit is not None:
         _show_audit(audit, reporter)
     reporter.result(f"look at {result.samples}: real images on the left, synthetic ones on the right")
-    _show_state(result.state, result.folder, reporter)
-    extra = {} if audit is None else {"audit": audit}
-    reporter.document(_document(result.state, result.folder, result.config, summary) | extra)
+    _finish(result, result.folder, reporter, summary, {} if audit is None else {"audit": audit})
 
 
 def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
@@ -76,16 +83,8 @@ def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
         f"job {job}: {images:,} of {total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
         f"{Workspace(result.folder.parent).command('saukit synth --resume')}"
     )
-    reporter.document(
-        {
-            "state": "job done",
-            "folder": str(result.folder),
-            "config": to_mapping(result.config),
-            "job": str(job),
-            "images": images,
-            "shards": len(mine),
-        }
-    )
+    document = {"state": "job done", "folder": str(result.folder), "config": to_mapping(result.config)}
+    reporter.document(document | {"job": str(job), "images": images, "shards": len(mine)})
 
 
 def show_run(result: TrainingResult, reporter: Reporter) -> None:
@@ -97,8 +96,7 @@ def show_run(result: TrainingResult, reporter: Reporter) -> None:
         f"peak memory {format_bytes(summary['peak_memory_bytes'])}; "
         f"the model of the {summary['chosen_by']} is kept (step {summary['chosen_step']:,})"
     )
-    _show_state(result.state, result.folder, reporter)
-    reporter.document({"name": result.name, **_document(result.state, result.folder, result.config, summary)})
+    _finish(result, result.folder, reporter, {"name": result.name}, summary)
 
 
 def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter) -> None:
@@ -106,18 +104,10 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
     document = result.document
     name = document["run"]["name"]
     if selection == "all":
-        top5 = format_share(document["top5"])
         reporter.table(
             f"{name} on {document['test_images']:,} test images",
             ["top-1", "top-5", "balanced accuracy", "calibration error"],
-            [
-                [
-                    format_share(document["top1"]),
-                    top5,
-                    format_share(document["balanced_accuracy"]),
-                    format_share(document["ece"]),
-                ]
-            ],
+            [[format_share(document[measure]) for measure in ("top1", "top5", "balanced_accuracy", "ece")]],
         )
     chosen = GROUP_NAMES if selection == "all" else (selection,)
     reporter.table(
@@ -130,15 +120,9 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
         f"{name}: accuracy by class, %",
         ["class", "group", "real training images", "test images", "top-1"],
         [
-            [
-                str(entry["class"]),
-                entry["group"],
-                f"{entry['train_images']:,}",
-                f"{entry['test_images']:,}",
-                format_share(entry["top1"]),
-            ]
-            for entry in document["per_class"]
-            if entry["group"] in chosen
+            [row["class"], row["group"], *_counts_and_top1(row["train_images"], row["test_images"], row["top1"])]
+            for row in document["per_class"]
+            if row["group"] in chosen
         ],
         text_columns=2,
     )
@@ -155,8 +139,12 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
 def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
     if group is None:
         return [name, "-", "-", "-", "-"]
-    classes = ", ".join(group["classes"]) if len(group["classes"]) <= 12 else f"{len(group['classes'])} classes"
-    return [name, classes, f"{group['train_images']:,}", f"{group['images']:,}", format_share(group["top1"])]
+    counts = _counts_and_top1(group["train_images"], group["images"], group["top1"])
+    return [name, shortened(group["classes"], limit=12), *counts]
+
+
+def _counts_and_top1(train: int, test: int, top1: float | None) -> list[str]:
+    return [f"{train:,}", f"{test:,}", format_share(top1)]
 
 
 def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
@@ -198,36 +186,26 @@ def _audit_row(name: str, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _show_groups(groups: ShotGroups, classes: list[str], counts: list[int], reporter: Reporter) -> None:
-    reporter.table(
-        f"shot groups ({groups.rule})",
-        ["group", "classes", "real training images"],
-        [
-            [name, shortened((classes[c] for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
-            for name in GROUP_NAMES
-            if (rows := groups.members.get(name))
-        ],
-        text_columns=2,
-    )
-
-
-def _show_state(state: State, folder: Path, reporter: Reporter) -> None:
+def _say_state(state: State, folder: Path, reporter: Reporter) -> None:
     if state == "complete":
-        reporter.result(f"nothing to do: {folder} holds just this already, and every file is as it was written")
+        reporter.result(f"nothing to do: {folder} is complete, and every file is as it was written")
     else:
         reporter.result(f"written to {folder}")
 
 
-def _document(state: State, folder: Path, config: object, summary: dict[str, Any]) -> dict[str, Any]:
-    return {"state": state, "folder": str(folder), "config": to_mapping(config), **summary}
+def _finish(result: Any, folder: Path, reporter: Reporter, *facts: dict[str, Any]) -> None:
+    """What every stage that makes an artefact ends with: its state, and the JSON document."""
+    _say_state(result.state, folder, reporter)
+    document = {"state": result.state, "folder": str(folder), "config": to_mapping(result.config)}
+    reporter.document({name: value for part in (document, *facts) for name, value in part.items()})
 
 
 def show_predictions(result: PredictResult, file: Path, reporter: Reporter) -> None:
     """Predictions that were written to a file: how many, and how many of each class."""
     counts = Counter(result.classifier.classes[label] for label in result.labels[:, 0].tolist())
     reporter.table("predicted", ["class", "images"], [[name, f"{count:,}"] for name, count in counts.most_common()])
-    left_out = f", {len(result.skipped):,} left out" if result.skipped else ""
-    reporter.result(f"{len(result.images):,} images by {result.model}{left_out}: written to {file}")
+    skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
+    reporter.result(f"{len(result.images):,} images by {result.model}{skipped}: written to {file}")
     reporter.document({"out": str(file), **result.document()})
 
 
@@ -266,7 +244,7 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
         reporter.result("\n".join([verdict.headline, *verdict.sentences]))
     reporter.result(chosen_by(document))
     reporter.result(f"look at {' and '.join(map(str, result.files))}")
-    _show_state(result.state, result.folder, reporter)
+    _say_state(result.state, result.folder, reporter)
     reporter.document(document)
 
 

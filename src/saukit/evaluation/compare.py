@@ -16,7 +16,6 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, read_manifest, write_json, write_manifest
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
-from saukit.core.interrupts import StopRequest
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
 from saukit.core.workspace import State, Workspace, existing_state, prepare
@@ -67,36 +66,35 @@ def compare(
     As many runs are trained side by side as there are `devices`, names as those of `job_devices`; one in this process.
     `force` replaces the comparison's files, never a run.
     Raises: as `plan_comparison`, before anything is trained, and `core.workspace.prepare`; LockHeldError if another
-    process is still training a run when all others are done; Interrupted after a signal, once the state is saved.
+    process is still training a run when all others are done.
     """
     folder = workspace.comparison(name)
-    with StopRequest(at_once="the same call"):
-        plan = plan_comparison(config, workspace, device=torch.device(devices[0]))
-        if not force:
-            _check_name(folder, plan.config)
-        finished = _finish_all(plan, workspace, devices, reporter)
-        inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
-        with workspace.lock(folder):
-            state = prepare(
-                folder, plan.config, kind=KIND, force=force, resume=True, another="another --name", inputs=inputs
-            )
-            if state == "complete":
-                document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
-                return ComparisonResult(state, folder, document)
-            audit = workspace.synth / AUDIT
-            judged = json.loads(audit.read_text(encoding="utf-8"))["overall"] if audit.exists() else None
-            document = comparison_document(plan, finished, name=name, judged=judged)
-            write_json(folder / DOCUMENT_NAME, document)
-            write_tables(folder, document)
-            save_figure(comparison_figure(document), folder / CHART_NAME)
-            write_manifest(
-                folder,
-                kind=KIND,
-                files=[CONFIG_NAME, DOCUMENT_NAME, TABLE_NAME, MARKDOWN_NAME, CHART_NAME],
-                inputs=inputs,
-                summary={"baseline": plan.baseline, "methods": len(plan.contenders), "runs": len(finished)},
-                device=", ".join(sorted({run.manifest.device for run in finished})),
-            )
+    plan = plan_comparison(config, workspace, device=torch.device(devices[0]))
+    if not force:
+        _check_name(folder, plan.config)
+    finished = _finish_all(plan, workspace, devices, reporter)
+    inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
+    with workspace.lock(folder):
+        state = prepare(
+            folder, plan.config, kind=KIND, force=force, resume=True, another="another --name", inputs=inputs
+        )
+        if state == "complete":
+            document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
+            return ComparisonResult(state, folder, document)
+        audit = workspace.synth / AUDIT
+        judged = json.loads(audit.read_text(encoding="utf-8"))["overall"] if audit.exists() else None
+        document = comparison_document(plan, finished, name=name, judged=judged)
+        write_json(folder / DOCUMENT_NAME, document)
+        write_tables(folder, document)
+        save_figure(comparison_figure(document), folder / CHART_NAME)
+        write_manifest(
+            folder,
+            kind=KIND,
+            files=[CONFIG_NAME, DOCUMENT_NAME, TABLE_NAME, MARKDOWN_NAME, CHART_NAME],
+            inputs=inputs,
+            summary={"baseline": plan.baseline, "methods": len(plan.contenders), "runs": len(finished)},
+            device=", ".join(sorted({run.manifest.device for run in finished})),
+        )
     return ComparisonResult(state, folder, document)
 
 
