@@ -39,7 +39,7 @@ def test_unknown_formats(cli: Cli, shared_work: Path, tmp_path: Path, formats: s
 
 def test_no_format_at_all(cli: Cli, shared_work: Path, tmp_path: Path) -> None:
     outcome = cli("export", "ce", "--to", tmp_path / "out", "--format", ",", "-w", shared_work)
-    assert outcome.code == 2 and "give one or more of torch, onnx, hub" in outcome.error
+    assert outcome.code == 2 and "formats must be one or more of torch, onnx, hub, each once, got none" in outcome.error
 
 
 def test_a_folder_has_to_be_given(cli: Cli, shared_work: Path) -> None:

@@ -60,7 +60,7 @@ def run() -> None:
     with shell_streams():
         try:
             with typed_command(sys.argv[1:]):
-                app()
+                app(prog_name="saukit")
         except SaukitError as error:
             _fail(error)
         except (MemoryError, OSError, RuntimeError) as error:
