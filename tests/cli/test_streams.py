@@ -14,7 +14,7 @@ import os, sys, time
 from saukit.cli import main
 from saukit.core.console import Reporter
 
-def work():
+def work(**_):
     reporter = Reporter(json_output="--json" in sys.argv, quiet="--quiet" in sys.argv)
     try:
         if reporter.json_output:

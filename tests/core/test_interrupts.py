@@ -16,7 +16,7 @@ import sys, time
 from saukit.cli import main
 from saukit.core.interrupts import StopRequest
 
-def work():
+def work(**_):
     with StopRequest() as stop:
         print("working", flush=True)
         while not stop.requested:

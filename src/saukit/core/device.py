@@ -153,9 +153,9 @@ def limit_threads() -> None:
 def suited_threads(image_size: tuple[int, int], device: torch.device) -> int:
     """Threads for work on images of this height and width: one for small ones on a CPU, else those torch has.
 
-    Each of a small network's many short operations waits for its slowest thread: a second thread makes it up to twice
-    as fast on a quiet processor, and ten to a hundred times slower on a busy one (examples/benchmarks/threads.py). One
-    thread also computes the same bits on any number of cores. OMP_NUM_THREADS sets another number.
+    Each of a small network's many short operations waits for its slowest thread, so that on a busy processor a second
+    thread makes it many times slower (examples/benchmarks/threads.py). One thread also computes the same bits on any
+    number of cores. OMP_NUM_THREADS sets another number.
     """
     small = device.type == "cpu" and max(image_size) <= ONE_THREAD_SIDE and "OMP_NUM_THREADS" not in os.environ
     return 1 if small else torch.get_num_threads()
