@@ -143,10 +143,13 @@ def test_a_failed_run_stops_the_others_which_save(split_work: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_killed_worker_is_an_error_that_says_so(split_work: Path) -> None:
     runs = planned(split_work, "ce", "balanced-softmax", **ENDLESS)
+    heard: set[str] = set()
     with Jobs(Workspace(split_work), ["cpu", "cpu"]) as jobs:
 
         def kill(run: PlannedRun, news: str | float) -> None:
-            jobs._workers[0]._process.kill()
+            heard.add(run.title)
+            if len(heard) == 2:  # both have taken a step
+                jobs._workers[0]._process.kill()
 
         with pytest.raises(EnvironmentFault, match=r"its process was killed \(signal 9\).*give a smaller --jobs$"):
             list(jobs.finish(runs, kill))
