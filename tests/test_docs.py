@@ -136,7 +136,7 @@ def test_the_command_reference_has_every_command_option_and_help_text() -> None:
 
 def test_the_command_reference_says_choices_and_defaults() -> None:
     text = hooks().command_reference()
-    assert re.search(r"`--method` · one of `sau`, .*`bcl`.* · default: `sau`\n:   \S", text)
+    assert re.search(r"`--method` · one of `sau`, .*`bcl`.* · default: sau; balanced.*\n:   \S", text)
     assert re.search(r"`--synthetic` / `--no-synthetic` · default: if there is one\n", text)
     assert re.search(r"`--workspace` / `-w` · path · default: `saukit_work`\n", text)
     assert "[dim]" not in text and "[bold]" not in text

@@ -74,6 +74,7 @@ CHANGED = [
         backbone="resnet32-w64",
         weights="run:ce",
         tune="head",
+        multi_crop=True,
         epochs=3,
         steps=4,
         batch_size=128,
@@ -244,7 +245,7 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
 
 
 def test_differences_are_told_a_line_a_field() -> None:
-    old = TrainConfig(epochs=200, lr=0.01)
+    old = TrainConfig(method="sau", epochs=200, lr=0.01)
     assert differences(old, replace(old, epochs=50, method="ce", lr=None)) == [
         "method: 'sau' -> 'ce'",
         "epochs: 200 -> 50",

@@ -58,6 +58,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     [
         {},
         {"classifier": "cosine"},
+        {"standardize": True, "crops": 4},
         pytest.param({"backbone": "resnet32-w16", "classifier": "cosine"}, marks=pytest.mark.slow),
     ],
 )

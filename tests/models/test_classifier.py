@@ -106,6 +106,7 @@ def test_what_is_saved_is_a_hub_model(saved: Path) -> None:
         "backbone": "convnet-small",
         "classes": ["cat", "größe", "no"],
         "classifier": "linear",
+        "crops": 1,
         "image_size": [16, 16],
         "mean": [0.4914, 0.4822, 0.4465],
         "method": "sau",

@@ -13,6 +13,7 @@ from saukit.training.methods import METHODS
 
 def resolved(config: TrainConfig, **facts: Any) -> TrainConfig:
     given = {"cache_exists": True, "image_side": 32, "default_flip": True, "device_type": "cpu", "amp": "off"}
+    given |= {"real_images": 500, "may_freeze": True}
     return resolve(config, methods=METHODS, backbones=BACKBONES, **{**given, **facts})
 
 
@@ -114,11 +115,46 @@ def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, s
 
 
 def test_the_preset_for_photos_trains_a_head_on_a_pretrained_network() -> None:
-    """Its weight decay is that of scikit-learn's C 0.003 on 3,068 images: 1 / (C N), a mean instead of a sum."""
-    config = resolved(TrainConfig(preset="photo-small", method="ce"), image_side=224)
+    """Its weight decay is that of scikit-learn's C 0.01: 1 / (C N), since its loss is a mean instead of a sum."""
+    config = resolved(TrainConfig(preset="photo-small", method="ce"), image_side=224, real_images=3068)
     assert (config.backbone, config.weights, config.tune) == ("timm/tf_efficientnet_lite0", "pretrained", "head")
-    assert config.weight_decay == pytest.approx(1 / (0.003 * 3068), rel=0.1)
+    assert config.weight_decay == pytest.approx(1 / (0.01 * 3068))
+    assert config.multi_crop is True
     assert resolved(TrainConfig(preset="photo-small", method="ce"), image_side=8).backbone == config.backbone
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("given", "facts", "frozen"),
+    [
+        ({}, {}, True),
+        ({"method": "ldam-drw"}, {}, True),
+        ({"backbone": "timm/resnet50"}, {}, True),
+        ({"weights": "run:other"}, {}, True),
+        ({"method": "sau"}, {}, False),  # its views are of pixels
+        ({"method": "bcl"}, {}, False),
+        ({"tune": "all"}, {}, False),
+        ({"weights": "none"}, {}, False),
+        ({"backbone": "resnext50"}, {}, False),
+        ({"preset": "small"}, {}, False),
+        ({}, {"may_freeze": False}, False),  # without the extra timm
+        ({}, {"image_side": 64}, False),
+    ],
+)
+def test_auto_freezes_a_pretrained_backbone_for_photos(
+    given: dict[str, Any], facts: dict[str, Any], frozen: bool, device_type: str
+) -> None:
+    config = resolved(TrainConfig(**given), **{"image_side": 224, "device_type": device_type, **facts})
+    assert config.tune == ("head" if frozen else "all")
+    assert (config.preset == "photo-small") is frozen
+    assert config.multi_crop is frozen
+    assert config.method == given.get("method", "balanced-softmax" if frozen else "sau")
+
+
+def test_crops_are_of_a_frozen_backbone() -> None:
+    with pytest.raises(UsageError, match="multi_crop has no effect with tune all: use tune head, or leave it out"):
+        resolved(TrainConfig(multi_crop=True))
+    resolved(TrainConfig(multi_crop=False))  # what every other preset says
 
 
 def test_exactly_one_length_in_each_preset() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 from support import tiny
@@ -17,7 +18,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
-from saukit.data.split import load_split, make_split
+from saukit.data.split import load_split, load_test, make_split
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.models.classifier import load_classifier
@@ -98,6 +99,43 @@ def test_the_model_is_a_linear_head_on_standardised_features(work: Path, weights
     assert found == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize(("flip", "count"), [(False, 2), (True, 4)])
+def test_crops_are_averaged(work: Path, weights: Path, flip: bool, count: int) -> None:
+    folder = train(work, weights, multi_crop=True, flip=flip)
+    images = load_split(Workspace(work)).train.images
+    margin = 2  # 0.875 of 32 pixels are 28
+    centre = torch.from_numpy(images)[:, :, margin:-margin, margin:-margin].float()
+    centre = F.interpolate(centre, size=(32, 32), mode="bicubic", align_corners=False)
+    views = [images.astype(np.float32), centre.numpy()]
+    if flip:
+        views += [view[..., ::-1].copy() for view in views]
+    features = np.mean([timm_features(weights, view) for view in views], axis=0)
+    state = load_file(folder / "model.safetensors")
+    assert state["standardize.mean"].numpy() == pytest.approx(features.mean(0), abs=1e-4)
+
+    classifier = load_classifier(folder)
+    assert classifier.spec.crops == count
+    standard = (features[:7] - state["standardize.mean"].numpy()) / state["standardize.std"].numpy()
+    expected = standard @ state["classifier.weight"].numpy().T + state["classifier.bias"].numpy()
+    with torch.no_grad():
+        found = classifier(torch.from_numpy(images[:7]).float() / 255).numpy()
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_evaluation_keeps_its_features_and_agrees_with_the_classifier(
+    work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        folder = train(work, weights, name, multi_crop=True, method="ce" if name == "first" else "ldam-drw")
+        document = evaluate(EvalConfig(run=name), Workspace(work), device=CPU, force=False, reporter=QUIET).document
+        test = load_test(Workspace(work))
+        with torch.no_grad():
+            logits = load_classifier(folder)(torch.from_numpy(test.images).float() / 255)
+        assert document["top1"] == pytest.approx((logits.argmax(1).numpy() == test.labels).mean(), abs=1e-9)
+        # From here on nothing has to be computed.
+        monkeypatch.setattr(room, "backbone_features", lambda *_, **__: pytest.fail("features are computed again"))
+
+
 def test_a_head_learns(work: Path, weights: Path) -> None:
     folder = train(work, weights, steps=200, batch_size=32, lr=0.02)
     split = load_split(Workspace(work))
@@ -113,16 +151,16 @@ def test_features_are_computed_once_for_every_method_and_seed(
 ) -> None:
     first = train(work, weights, "first")
     computed: list[int] = []
-    original = room.predict
+    original = room.backbone_features
 
     def counted(*arguments: Any, **options: Any) -> Any:
         computed.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(room, "predict", counted)
+    monkeypatch.setattr(room, "backbone_features", counted)
     train(work, weights, "second", method="balanced-softmax", seed=1)
     assert computed == []
-    (kept,) = (work / "features").iterdir()
+    kept = sorted((work / "features").iterdir())[0]
     content = bytearray(kept.read_bytes())
     content[-5] ^= 1
     kept.write_bytes(bytes(content))

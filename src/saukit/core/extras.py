@@ -7,6 +7,7 @@ import os
 
 from saukit.core.errors import EnvironmentFault
 
+TIMM = "timm/"  # what names of timm's networks begin with
 OFFLINE = "SAUKIT_OFFLINE"
 EXTRAS = {
     "clip": ("transformers",),

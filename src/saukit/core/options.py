@@ -138,8 +138,9 @@ def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
     """
     found = {}
     for name, entry in options_of(type(config)).items():
-        if getattr(config, name) in (getattr(type(config), name), None):
-            continue
+        value = getattr(config, name)
+        if value in (getattr(type(config), name), None) or (entry.preset and value is False):
+            continue  # at its default, or a switch that a preset leaves off
         for needs in entry.needs:
             known = {key: need for key, need in needs.items() if "." not in key or key.split(".")[0] in tables}
             if known and not any(_holds(_look_up(config, key, tables), wanted) for key, wanted in known.items()):

@@ -223,7 +223,8 @@ def _wanted(config: CompareConfig) -> list[tuple[str, TrainConfig]]:
 def _with_shared(fields: Mapping[str, Any], train: Mapping[str, Any], where: str) -> TrainConfig:
     """`fields` over the shared ones, of which those without effect are left out: a temperature, of cross-entropy."""
     config = from_mapping(TrainConfig, overlay(train, fields), where=where)
-    idle = without_effect(config, {"method": METHODS}).keys() & train.keys() - fields.keys()
+    known = replace(config, method=config.method or "sau")
+    idle = without_effect(known, {"method": METHODS}).keys() & train.keys() - fields.keys()
     return replace(config, **{name: getattr(TrainConfig, name) for name in idle})
 
 
@@ -233,9 +234,11 @@ def _resolve_all(
     """Every label resolved as its run would be; all that is wrong with any of them is in the one error."""
     contenders, kinds = [], set()
     problems: dict[str, list[str]] = {}
+    # One network for all: where a method needs more than one view, none is trained on a frozen backbone by itself.
+    may_freeze = all(config.method is None or METHODS[config.method].views_per_step == 1 for _, config in wanted)
     for label, config in wanted:
         try:
-            plan = plan_training(config, workspace, name=None, device=device)
+            plan = plan_training(config, workspace, name=None, device=device, may_freeze=may_freeze)
         except SaukitError as error:
             problems.setdefault(str(error), []).append(label)
             kinds.add(type(error))

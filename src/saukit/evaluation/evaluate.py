@@ -35,6 +35,7 @@ from saukit.evaluation.metrics import (
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
+from saukit.training.features import kept_features
 
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
@@ -80,7 +81,11 @@ def evaluate(
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
     with using_threads(suited_threads(split.image_size, device)):
-        probabilities = predict(network, spec, test.images, device=device).probabilities
+        inputs: npt.NDArray[np.uint8] | npt.NDArray[np.float32] = test.images
+        if spec.standardize:  # the head of a frozen backbone
+            source = f"{split.manifest.digest} test"
+            inputs = kept_features(network, spec, test.images, source, workspace, device=device, reporter=reporter)
+        probabilities = predict(network, spec, inputs, device=device).probabilities
     training = load_config(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}

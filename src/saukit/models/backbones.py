@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saukit.core.extras import require_extra
-
-TIMM = "timm/"  # what names of timm's networks begin with
+from saukit.core.extras import TIMM, require_extra
 
 
 class OptionAShortcut(nn.Module):

@@ -50,6 +50,7 @@ class ImageClassifier(
         method: str,
         classifier: str = "linear",
         standardize: bool = False,
+        crops: int = 1,
     ) -> None:
         super().__init__()
         fields = {
@@ -62,6 +63,7 @@ class ImageClassifier(
             "projection": False,
             "classifier": classifier,
             "standardize": standardize,
+            "crops": crops,
         }
         self.spec = from_mapping(ModelSpec, fields, where="the classifier")
         self.network = self.spec.build_network()
@@ -82,6 +84,7 @@ class ImageClassifier(
             method=spec.method,
             classifier=spec.classifier,
             standardize=spec.standardize,
+            crops=spec.crops,
         )
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})

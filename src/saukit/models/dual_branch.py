@@ -18,8 +18,10 @@ from saukit.models.backbones import build_backbone
 PROJECTION_HIDDEN = 2048
 PROJECTION_DIM = 128
 COSINE_SCALE = 30.0  # LDAM-DRW's
+CENTRE = 0.875  # share of the side that the second crop keeps; timm's own evaluation keeps as much
 
 Classifier = Literal["linear", "cosine"]
+Crops = Literal[1, 2, 4]
 
 
 class CosineClassifier(nn.Linear):
@@ -60,7 +62,8 @@ class DualBranchNet(nn.Module):
 
     Inference uses the classifier alone; a method without a contrastive loss has no projection. `class_projection`
     turns the classifier's weights into one embedding a class, for balanced contrastive learning. `standardize` puts
-    a standardisation of the features before the heads, for a backbone that does not learn.
+    a standardisation of the features before the heads, for a backbone that does not learn. `crops`: the features are
+    the mean over so many views of an image, 1: the image, 2: its centre too, 4: both mirrored too.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class DualBranchNet(nn.Module):
         class_projection: bool = False,
         classifier: Classifier = "linear",
         standardize: bool = False,
+        crops: Crops = 1,
     ) -> None:
         super().__init__()
+        self.crops = crops
         self.backbone = build_backbone(backbone)
         feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
         self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
@@ -85,8 +90,18 @@ class DualBranchNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images [b, 3, H, W] -> features [b, d]; features of the backbone [b, d] are taken as they are."""
-        features: Tensor = self.standardize(self.backbone(images) if images.dim() == 4 else images)
+        features: Tensor = self.standardize(self.backbone_features(images) if images.dim() == 4 else images)
         return features
+
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Normalised images [b, 3, H, W] -> the mean of the backbone's features over their crops [b, d]."""
+        views = [images] if self.crops == 1 else [images, _centre(images)]
+        if self.crops == 4:
+            views += [view.flip(3) for view in views]
+        features: Tensor = self.backbone(views[0])
+        for view in views[1:]:
+            features = features + self.backbone(view)
+        return features / len(views) if len(views) > 1 else features
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [b, 3, H, W], or features of the backbone [b, d] -> logits [b, K]."""
@@ -147,6 +162,15 @@ class DualBranchNet(nn.Module):
                 yield
         finally:
             self.train(training)
+
+
+def _centre(images: Tensor) -> Tensor:
+    """The centre of images [b, 3, H, W], enlarged to their size."""
+    height, width = images.shape[2:]
+    sides = [round(CENTRE * side) for side in (height, width)]
+    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
+    centre = images[:, :, top : top + sides[0], left : left + sides[1]]
+    return F.interpolate(centre, size=(height, width), mode="bicubic", align_corners=False)
 
 
 def _projection_head(feature_dim: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,18 +50,44 @@ def predict(
     predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
     """
     network = network.to(device)
-    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     features = np.empty((len(images), network.classifier.in_features), np.float32)
     logits = np.empty((len(images), network.classifier.out_features), np.float32)
-    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, images[:1].size // 3)))
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
+    for part, batch in _batches(images, spec, device, batch_size):
         with network.inference(), precision.autocast():
-            batch = torch.from_numpy(images[part]).to(device)
-            found = network.features(normalise(batch, mean, std) if batch.dim() == 4 else batch)
+            found = network.features(batch)
             features[part] = found.float().cpu().numpy()
             logits[part] = network.classifier(found).float().cpu().numpy()
     return Predictions(features, logits)
+
+
+def backbone_features(
+    network: DualBranchNet,
+    spec: ModelSpec,
+    images: npt.NDArray[np.uint8],
+    *,
+    device: torch.device,
+    precision: Precision = FLOAT32,
+    batch_size: int = BATCH_SIZE,
+) -> npt.NDArray[np.float32]:
+    """What the backbone alone makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised; as `predict`."""
+    network = network.to(device)
+    features = np.empty((len(images), network.classifier.in_features), np.float32)
+    for part, batch in _batches(images, spec, device, batch_size):
+        with network.inference(), precision.autocast():
+            features[part] = network.backbone_features(batch).float().cpu().numpy()
+    return features
+
+
+def _batches(
+    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32], spec: ModelSpec, device: torch.device, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Images, normalised, or features as they are, on `device`, a batch at a time."""
+    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
+    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, images[:1].size // 3)))
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        batch = torch.from_numpy(images[part]).to(device)
+        yield part, normalise(batch, mean, std) if batch.dim() == 4 else batch
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

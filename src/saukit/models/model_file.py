@@ -11,7 +11,7 @@ from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.models.backbones import BACKBONES
-from saukit.models.dual_branch import Classifier, DualBranchNet
+from saukit.models.dual_branch import Classifier, Crops, DualBranchNet
 
 MODEL_NAME = "model.safetensors"  # of a run
 
@@ -30,6 +30,7 @@ class ModelSpec:
     class_projection: bool = False
     classifier: Classifier = "linear"
     standardize: bool = False
+    crops: Crops = 1
 
     def build_network(self) -> DualBranchNet:
         """A new network of this kind, its weights at random. Raises: KeyError for an unknown backbone."""
@@ -42,6 +43,7 @@ class ModelSpec:
             class_projection=self.class_projection,
             classifier=self.classifier,
             standardize=self.standardize,
+            crops=self.crops,
         )
 
 

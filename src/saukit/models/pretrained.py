@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.extras import TIMM
 from saukit.core.words import shortened
-from saukit.models.backbones import TIMM, TimmNetwork
+from saukit.models.backbones import TimmNetwork
 from saukit.models.model_file import MODEL_NAME, load_model
 
 LISTED = 4
@@ -28,7 +29,7 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentFault(
             f"the pretrained weights of {name} cannot be loaded ({reason}): "
-            "check the network, or give --weights FILE.safetensors, or --weights none"
+            "check the network, or give --weights FILE.safetensors, or train from scratch with --preset small"
         ) from error
     backbone.load_state_dict(state)
 

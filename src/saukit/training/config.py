@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from saukit.core.config import Amp
+from saukit.core.extras import TIMM
 from saukit.core.options import check, option, options_of, resolved_as
 
 Method = Literal[
@@ -38,7 +39,11 @@ class TrainConfig:
     SAU's contrastive loss, nor how a trained model predicts.
     """
 
-    method: Method = option("sau", "Loss and batches; mixup-cutmix and sau-aware are SAU with one branch off.")
+    method: Method | None = option(
+        None,
+        "Loss and batches; mixup-cutmix and sau-aware are SAU with one branch off.",
+        shown="sau; balanced-softmax with --tune head",
+    )
     synthetic: bool | None = option(None, "Train on the synthetic cache too.", shown="if there is one")
     preset: Literal["auto", PresetName] = option(
         "auto",
@@ -56,6 +61,13 @@ class TrainConfig:
     tune: Literal["all", "head"] | None = option(
         None, "Train the whole network, or a linear head on the frozen backbone's features.", preset=True
     )
+    multi_crop: bool | None = option(
+        None,
+        "Average the features of a frozen backbone over the image and its centre, and over both mirrored with --flip.",
+        preset=True,
+        needs={"tune": "head"},
+        flags=("--multi-crop/--single-crop",),
+    )
     epochs: int | None = option(None, "Passes over the training set.", preset=True, least=1, excludes=("steps",))
     steps: int | None = option(None, "Optimizer steps, however many images there are.", preset=True, least=1)
     batch_size: int | None = option(None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images")
@@ -63,7 +75,9 @@ class TrainConfig:
         None, "Leave out an epoch's last batch if it is not full.", preset=True, flags=("--drop-last/--keep-last",)
     )
     lr: float | None = option(None, "Peak learning rate.", preset=True, above=0)
-    weight_decay: float | None = option(None, "Weight decay of SGD.", preset=True, least=0)
+    weight_decay: float | None = option(
+        None, "Weight decay of SGD; photo-small: 100 / real images.", preset=True, least=0
+    )
     schedule: Schedule | None = option(
         None, "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.", preset=True
     )
@@ -113,11 +127,13 @@ class TrainConfig:
 class ResolvedTrainConfig(TrainConfig):
     """A training run with nothing left open: what config.yaml holds. Exactly one of `epochs` and `steps` is set."""
 
+    method: Method
     synthetic: bool
     preset: PresetName
     backbone: str
     weights: str
     tune: Literal["all", "head"]
+    multi_crop: bool
     batch_size: int
     drop_last: bool
     lr: float
@@ -133,7 +149,7 @@ class Preset:
     """A row of the table of presets; exactly one of `epochs` and `steps` is set.
 
     `warmup` is the share of the steps in which the learning rate rises. `drop_last` leaves an epoch's last batch out
-    where it is not a whole one.
+    where it is not a whole one. `weight_decay` None is `HEAD_PRIOR` / real training images.
     `steps` is a fixed number of optimizer steps however many images there are: more images are not more training.
     """
 
@@ -142,13 +158,16 @@ class Preset:
     steps: int | None
     batch_size: int
     lr: float
-    weight_decay: float
+    weight_decay: float | None
     schedule: Schedule
     warmup: float
     drop_last: bool = True
     tune: Literal["all", "head"] = "all"
+    multi_crop: bool = False
 
 
+HEAD_PRIOR = 100.0  # 1 / C of scikit-learn's logistic regression, whose loss is a sum over the images, not a mean
+PHOTO_SIDE = 64  # above it auto takes the preset for photos
 SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the small convolutional network is used
 
 PRESETS: dict[PresetName, Preset] = {
@@ -160,7 +179,9 @@ PRESETS: dict[PresetName, Preset] = {
     # A budget for a processor; minutes, not days.
     "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
     # Photos in minutes on a CPU: the weight decay is what regularises a linear head on standardised features.
-    "photo-small": Preset("timm/tf_efficientnet_lite0", None, 500, 256, 0.01, 0.1, "cosine-step", 0.05, tune="head"),
+    "photo-small": Preset(
+        "timm/tf_efficientnet_lite0", None, 1000, 256, 0.01, None, "cosine-step", 0.05, tune="head", multi_crop=True
+    ),
 }
 
 
@@ -171,18 +192,27 @@ def resolve(
     backbones: Mapping[str, Any],
     cache_exists: bool,
     image_side: int,
+    real_images: int,
     default_flip: bool,
     device_type: str,
     amp: Literal["bf16", "fp16", "off"],
+    may_freeze: bool,
 ) -> ResolvedTrainConfig:
     """The configuration with nothing left open: what config.yaml holds, and what a run is repeated from.
 
-    `methods` and `backbones` are the tables that its names are looked up in.
+    `methods` and `backbones` are the tables that its names are looked up in. `may_freeze`: whether preset auto may be
+    that of a frozen backbone, which the extra timm brings.
     Raises: UsageError that lists every value that makes no sense.
     """
     tiny = image_side <= SMALL_IMAGE_SIDE
+    single_view = [name for name, row in methods.items() if row.views_per_step == 1]
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
+    freezable = config.method in (None, *single_view) and (config.backbone or TIMM).startswith(TIMM)
+    if image_side > PHOTO_SIDE and may_freeze and freezable and config.tune != "all" and config.weights != "none":
+        suitable = "photo-small"
     values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
+    if values["weight_decay"] is None:
+        values["weight_decay"] = HEAD_PRIOR / real_images
     if config.epochs is not None or config.steps is not None:
         del values["epochs"], values["steps"]
     if tiny and values["tune"] == "all":
@@ -190,17 +220,19 @@ def resolve(
     values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
     config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
     name = config.backbone or values["backbone"]
-    values["weights"] = "pretrained" if name.startswith("timm/") else "none"
+    values["weights"] = "pretrained" if name.startswith(TIMM) else "none"
+    tune = config.tune or values["tune"]
+    values["method"] = "balanced-softmax" if tune == "head" else "sau"
+    values["multi_crop"] = values["multi_crop"] and tune == "head"
     resolved = resolved_as(ResolvedTrainConfig, config, values)
     problems = []
-    if resolved.weights == "pretrained" and not resolved.backbone.startswith("timm/"):
+    if resolved.weights == "pretrained" and not resolved.backbone.startswith(TIMM):
         problems.append(f"{resolved.backbone} has no pretrained weights: use --weights none, a file or run:NAME")
     if resolved.tune == "head":
-        single = [name for name, row in methods.items() if row.views_per_step == 1]
-        if resolved.method not in single:
+        if resolved.method not in single_view:
             problems.append(
                 f"tune head trains on features of one view per image, and {resolved.method} needs other views: "
-                f"use method {', '.join(single)}, or tune all"
+                f"use method {', '.join(single_view)}, or tune all"
             )
         if resolved.weights == "none":
             problems.append(
@@ -216,7 +248,7 @@ def resolve(
 
 def default_run_name(config: TrainConfig) -> str:
     """The name of a resolved configuration's run: `ce`, `ce-seed1`, `sau+synth-prior0.75-weight0.5-finish0.5`."""
-    name = config.method + ("+synth" if config.synthetic else "")
+    name = (config.method or "sau") + ("+synth" if config.synthetic else "")
     for field, tag in tags().items():
         value = getattr(config, field)
         if value != getattr(TrainConfig, field):

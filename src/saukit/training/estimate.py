@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saukit.core.device import suited_threads, synchronise, using_threads
+from saukit.core.device import Precision, suited_threads, synchronise, using_threads
 from saukit.models import dual_branch
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training.features import images_features
+from saukit.models.inference import backbone_features
 from saukit.training.methods import StepContext
 from saukit.training.plan import TrainingPlan
 from saukit.training.step import build_context
@@ -69,8 +69,13 @@ def _estimated(plan: TrainingPlan, images: int) -> float:
 def _feature_seconds(plan: TrainingPlan, network: DualBranchNet) -> float:
     """Seconds that the features of all images take, from a few."""
     images = plan.split.train.images[: 2 if plan.device.type == "cpu" else plan.batch_size]
-    images_features(plan, network, images)  # prepares kernels
-    return _time(plan.device, lambda: images_features(plan, network, images)) / len(images) * plan.training_images
+
+    def compute() -> object:
+        precision = Precision(plan.config.amp, plan.device.type)
+        return backbone_features(network, plan.model_spec, images, device=plan.device, precision=precision)
+
+    compute()  # prepares kernels
+    return _time(plan.device, compute) / len(images) * plan.training_images
 
 
 def _time_step(plan: TrainingPlan, context: StepContext, images: int) -> float:

@@ -1,6 +1,6 @@
-"""What a frozen backbone makes of a training set, computed once and kept for every method and seed.
+"""What a frozen backbone makes of images, computed once and kept for every method, seed and evaluation.
 
-    features/<name>.safetensors    train float32 [N, d] (real, then synthetic), val float32 [n, d] where there is one
+    features/<digest>.safetensors    features float32 [n, d] of one part of a split, or of its synthetic images
 
 The name is a digest of all that the features depend on, and the file holds a digest of its own bytes. It may be
 removed at any time: it is computed again.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.console import Reporter
@@ -22,7 +23,8 @@ from saukit.core.device import Precision
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.inference import predict
+from saukit.models.inference import FLOAT32, backbone_features
+from saukit.models.model_file import ModelSpec
 from saukit.training.plan import TrainingPlan
 
 CHUNK = 512  # images between two lines of progress
@@ -41,55 +43,68 @@ class FrozenFeatures:
 def frozen_features(
     plan: TrainingPlan, network: DualBranchNet, workspace: Workspace, reporter: Reporter
 ) -> FrozenFeatures:
-    """The features of the plan's images, from the file that keeps them or computed now."""
-    path = workspace.root / "features" / f"{_key(plan)}.safetensors"
-    if (kept := _read(path)) is not None:
+    """The features of the plan's images, from the files that keep them or computed now."""
+    spec, device, precision = plan.model_spec, plan.device, Precision(plan.config.amp, plan.device.type)
+
+    def of(images: npt.NDArray[np.uint8], name: str) -> Features:
+        return kept_features(
+            network, spec, images, name, workspace, device=device, precision=precision, reporter=reporter
+        )
+
+    train = of(plan.split.train.images, f"{plan.inputs['split']} train")
+    if plan.cache is not None:
+        train = np.concatenate([train, of(plan.cache.images, f"{plan.inputs['synth']} synth")])
+    val = None if plan.split.val is None else of(plan.split.val.images, f"{plan.inputs['split']} val")
+    return FrozenFeatures(train, val)
+
+
+def kept_features(
+    network: DualBranchNet,
+    spec: ModelSpec,
+    images: npt.NDArray[np.uint8],
+    name: str,
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    precision: Precision = FLOAT32,
+    reporter: Reporter,
+) -> Features:
+    """What the frozen backbone of `network` makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised.
+
+    `name` identifies the images: a digest of what they are from, and the part.
+    """
+    facts = [name, spec.backbone, spec.crops, spec.mean, spec.std, _digest_of(network), precision.amp, device.type]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    path = workspace.root / "features" / f"{key}.safetensors"
+    if (kept := _read(path, len(images))) is not None:
         return kept
-    parts = [plan.split.train.images] + ([] if plan.cache is None else [plan.cache.images])
-    val = None if plan.split.val is None else plan.split.val.images
-    total = sum(map(len, parts)) + (0 if val is None else len(val))
-    reporter.say(f"computing the features of {total:,} images with the frozen {plan.config.backbone}, once")
-    done, found = 0, []
-    with reporter.progress("features", total) as progress:
-        for images in [*parts, *([] if val is None else [val])]:
-            chunks = []
-            for start in range(0, len(images), CHUNK):
-                chunks.append(images_features(plan, network, images[start : start + CHUNK]))
-                done += len(chunks[-1])
-                progress.update(done)
-            found.append(np.concatenate(chunks))
-    made = FrozenFeatures(np.concatenate(found[: len(parts)]), None if val is None else found[-1])
-    tensors = {"train": made.train} | ({} if made.val is None else {"val": made.val})
-    save_tensors(path, tensors, {"sha256": _digest(made)})
+    chunks = []
+    with reporter.progress(f"features ({name.split()[-1]})", len(images)) as progress:
+        for start in range(0, len(images), CHUNK):
+            chunk = images[start : start + CHUNK]
+            chunks.append(backbone_features(network, spec, chunk, device=device, precision=precision))
+            progress.update(start + len(chunk))
+    made = np.concatenate(chunks)
+    save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
     return made
 
 
-def images_features(plan: TrainingPlan, network: DualBranchNet, images: npt.NDArray[np.uint8]) -> Features:
-    """What the frozen backbone of `network` makes of images uint8 [n, 3, H, W]: float32 [n, d]."""
-    precision = Precision(plan.config.amp, plan.device.type)
-    return predict(network, plan.model_spec, images, device=plan.device, precision=precision).features
-
-
-def _key(plan: TrainingPlan) -> str:
-    config = plan.config
-    facts = [plan.inputs, config.backbone, config.weights, config.amp, plan.device.type]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest(features: FrozenFeatures) -> str:
-    sha = hashlib.sha256(features.train.tobytes())
-    if features.val is not None:
-        sha.update(features.val.tobytes())
+def _digest_of(network: DualBranchNet) -> str:
+    """SHA-256 over the backbone's weights."""
+    sha = hashlib.sha256()
+    for name, value in network.backbone.state_dict().items():
+        sha.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
-def _read(path: Path) -> FrozenFeatures | None:
+def _read(path: Path, count: int) -> Features | None:
     """What the file keeps; None if it is not there, or not as it was written."""
     if not path.exists():
         return None
     try:
         tensors, metadata = load_tensors(path)
-        kept = FrozenFeatures(tensors["train"], tensors.get("val"))
+        kept: Features = tensors["features"]
     except (CorruptArtifactError, DataError, KeyError):
         return None
-    return kept if metadata.get("sha256") == _digest(kept) else None
+    intact = metadata.get("sha256") == hashlib.sha256(kept.tobytes()).hexdigest() and len(kept) == count
+    return kept if intact else None

@@ -13,6 +13,7 @@ import torch
 from saukit.core.artifacts import sha256_file
 from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, UsageError
+from saukit.core.extras import missing_packages
 from saukit.core.workspace import Workspace, require
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
@@ -77,6 +78,7 @@ class TrainingPlan:
             class_projection=self.method.class_projection,
             classifier=self.method.classifier,
             standardize=self.config.tune == "head",
+            crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
         )
 
     @property
@@ -107,8 +109,10 @@ class TrainingPlan:
         return self.total_steps - round(share * self.total_steps)
 
 
-def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device) -> TrainingPlan:
-    """Load and verify what a run needs, and resolve its configuration.
+def plan_training(
+    config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device, may_freeze: bool = True
+) -> TrainingPlan:
+    """Load and verify what a run needs, and resolve its configuration; `may_freeze`: as in `config.resolve`.
 
     Raises: DataError if there is no split, no cache where one is asked for, or no validation part with `select: val`;
     UsageError for values that make no sense.
@@ -120,9 +124,11 @@ def plan_training(config: TrainConfig, workspace: Workspace, *, name: str | None
         backbones=BACKBONES,
         cache_exists=workspace.synth.exists(),
         image_side=min(split.image_size),
+        real_images=len(split.train.labels),
         default_flip=split.flip,
         device_type=device.type,
         amp=resolve_amp(config.amp, device),
+        may_freeze=may_freeze and not missing_packages("timm"),
     )
     backbone = resolved.backbone
     row, size = BACKBONES[backbone], f"{split.image_size[0]} x {split.image_size[1]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import fit
 
 COPY_DISTANCE = "copy_distance"
-JUDGE = TrainConfig(method="balanced-softmax", synthetic=False)  # its run has the method's name
+JUDGE_NAME: Final = "balanced-softmax"  # of its run: the method's
+JUDGE = TrainConfig(method=JUDGE_NAME, synthetic=False)
 # Passes over the real images: below, the judge knows too little of a large split; above, it learns nothing more of a
 # tiny one. In between its budget is that of `train`.
 LEAST_EPOCHS, MOST_EPOCHS = 5, 400
@@ -82,7 +84,7 @@ def open_judges(
         scores.append(Score(CLIP, f"{config.clip_model} {clip.revision} {book.digest}", clip.similarity))
     if config.needs_classifier:
         _train_judge(config, workspace, device, reporter)
-        name = config.classifier or JUDGE.method
+        name = config.classifier or JUDGE_NAME
         folder, command = workspace.run(name), f"saukit train --name {name}"
         classifier = classifier_scorer(folder, name, split.classes, device)
         manifest = require(folder, kind="run", command=command)
@@ -101,14 +103,14 @@ def judge_to_train(config: SynthConfig, workspace: Workspace, device: torch.devi
     """The training of the classifier that `open_judges` is going to do; None if there is none to do."""
     if not config.needs_classifier or config.classifier is not None:
         return None
-    if (workspace.run(JUDGE.method) / MANIFEST_NAME).exists():
+    if (workspace.run(JUDGE_NAME) / MANIFEST_NAME).exists():
         return None  # however long it was trained: its owner chose that
-    plan = plan_training(JUDGE, workspace, name=JUDGE.method, device=device)
+    plan = plan_training(JUDGE, workspace, name=JUDGE_NAME, device=device)
     least, most = LEAST_EPOCHS * plan.steps_per_epoch, MOST_EPOCHS * plan.steps_per_epoch
     if least <= plan.total_steps <= most:
         return plan
     steps = min(max(plan.total_steps, least), most)
-    return plan_training(replace(JUDGE, steps=steps), workspace, name=JUDGE.method, device=device)
+    return plan_training(replace(JUDGE, steps=steps), workspace, name=JUDGE_NAME, device=device)
 
 
 def rules_of(config: SynthConfig) -> Rules:
