@@ -1,4 +1,5 @@
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -94,3 +95,17 @@ def test_inference_is_eval_mode_without_gradient_and_ends(network: DualBranchNet
         assert not network.training and not network(images).requires_grad
         raise ZeroDivisionError
     assert network.training and network(images).requires_grad
+
+
+@pytest.mark.parametrize("crops", [1, 2, 4])
+def test_a_network_of_one_size_sees_the_centre_enlarged(crops: Literal[1, 2, 4]) -> None:
+    timm = pytest.importorskip("timm")
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    network = DualBranchNet("timm/test_vit", 3, projection=False, crops=crops).eval()
+    plain = timm.create_model("test_vit", num_classes=0).eval()
+    plain.load_state_dict(network.backbone.network.state_dict())  # type: ignore[union-attr, operator]
+    centre = nn.functional.interpolate(images[:, :, 10:150, 10:150], size=(160, 160), mode="bicubic")
+    views = [images, centre, images.flip(3), centre.flip(3)][:crops]
+    with torch.no_grad():
+        expected = torch.stack([plain(view) for view in views]).mean(0)
+        torch.testing.assert_close(network.features(images), expected, atol=1e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saukit.models.backbones import build_backbone
+from saukit.models.backbones import BACKBONES, build_backbone
 
 PROJECTION_HIDDEN = 2048
 PROJECTION_DIM = 128
@@ -79,6 +79,7 @@ class DualBranchNet(nn.Module):
     ) -> None:
         super().__init__()
         self.crops = crops
+        self.only_side = BACKBONES[backbone].image_side
         self.backbone = build_backbone(backbone)
         feature_dim = int(self.backbone.feature_dim)  # type: ignore[arg-type]
         self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
@@ -95,7 +96,7 @@ class DualBranchNet(nn.Module):
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """Normalised images [b, 3, H, W] -> the mean of the backbone's features over their crops [b, d]."""
-        views = [images] if self.crops == 1 else [images, _centre(images)]
+        views = [images] if self.crops == 1 else [images, _centre(images, self.only_side)]
         if self.crops == 4:
             views += [view.flip(3) for view in views]
         features: Tensor = self.backbone(views[0])
@@ -164,13 +165,15 @@ class DualBranchNet(nn.Module):
             self.train(training)
 
 
-def _centre(images: Tensor) -> Tensor:
-    """The centre of images [b, 3, H, W], enlarged to their size."""
+def _centre(images: Tensor, only_side: int | None) -> Tensor:
+    """The centre of images [b, 3, H, W] as it is; enlarged for a backbone that takes `only_side` pixels alone."""
     height, width = images.shape[2:]
     sides = [round(CENTRE * side) for side in (height, width)]
     top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
     centre = images[:, :, top : top + sides[0], left : left + sides[1]]
-    return F.interpolate(centre, size=(height, width), mode="bicubic", align_corners=False)
+    if only_side is None:
+        return centre
+    return F.interpolate(centre, size=(only_side, only_side), mode="bicubic", align_corners=False)
 
 
 def _projection_head(feature_dim: int) -> nn.Sequential:
