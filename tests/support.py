@@ -84,7 +84,8 @@ def resolved(**fields: Any) -> ResolvedTrainConfig:
     """A configuration that never met a split."""
     given = {"synthetic": True, "preset": "small", "backbone": "convnet-small", "steps": 4, "batch_size": 16,
              "drop_last": True, "lr": 0.05, "weight_decay": 1e-3, "schedule": "cosine-step", "warmup": 0.0,
-             "flip": True, "amp": "off"}  # fmt: skip
+             "flip": True, "amp": "off", "tune": "all", "multi_crop": False, "optimizer": "sgd",
+             "head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False}  # fmt: skip
     return ResolvedTrainConfig(**{**given, **fields})
 
 

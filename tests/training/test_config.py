@@ -108,8 +108,9 @@ def test_data_decide_what_was_left_open() -> None:
 def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, side: int) -> None:
     once = resolved(TrainConfig(preset=preset), image_side=side)
     left = {name for name, value in vars(once).items() if value is None}
-    # A prior correction that is none stays None: of a run without one there is nothing to tell.
-    assert left in ({"epochs", "prior_correction"}, {"steps", "prior_correction"})
+    # What is none stays None: of a run without a prior correction there is nothing to tell.
+    assert left - {"epochs", "steps"} == {"prior_correction", "clip_norm", "average", "crop_scale"}
+    assert len(left) == 5
     # On another machine and without a cache the saved configuration still means the same.
     assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
 
@@ -151,6 +152,14 @@ def test_auto_freezes_a_pretrained_backbone_for_photos(
     assert config.method == given.get("method", "balanced-softmax" if frozen else "sau")
 
 
+def test_the_preset_that_fine_tunes_can_train_a_head_too() -> None:
+    config = resolved(TrainConfig(preset="photo"), image_side=224)
+    assert (config.tune, config.weights, config.optimizer, config.method) == ("all", "pretrained", "adamw", "sau")
+    assert (config.layer_decay, config.crop_scale) == (0.75, 0.35)
+    head = resolved(TrainConfig(preset="photo", tune="head"), image_side=224)
+    assert (head.layer_decay, head.crop_scale, head.head_share, head.method) == (1.0, None, 0.0, "balanced-softmax")
+
+
 def test_crops_are_of_a_frozen_backbone() -> None:
     with pytest.raises(UsageError, match="multi_crop has no effect with tune all: use tune head, or leave it out"):
         resolved(TrainConfig(multi_crop=True))
@@ -159,7 +168,7 @@ def test_crops_are_of_a_frozen_backbone() -> None:
 
 def test_exactly_one_length_in_each_preset() -> None:
     assert all((row.epochs is None) != (row.steps is None) for row in PRESETS.values())
-    assert set(PRESETS) == {*EXPECTED, "photo-small"}
+    assert set(PRESETS) == {*EXPECTED, "photo-small", "photo"}
 
 
 def test_every_problem_is_listed() -> None:

@@ -122,6 +122,24 @@ def test_cutout_centres_cover_every_pixel() -> None:
 # --- SimCLR's pieces ---------------------------------------------------------------------------------------------
 
 
+def test_with_a_crop_scale_the_first_view_is_torchvisions_resized_crop() -> None:
+    images = torch.randint(256, (40, 3, 24, 36), dtype=torch.uint8, generator=generator(3))
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+    found = augment.Views(mean, std, flip=True, crop_scale=0.5).crop_flip(images, generator(7))
+
+    again = generator(7)
+    crop = augment.draw_resized_crop(40, 24, 36, scale=(0.5, 1.0), device=CPU, generator=again)
+    flips = augment.draw_chosen(40, 0.5, device=CPU, generator=again)
+    shares = crop.height * crop.width / (24 * 36)
+    assert 0.48 < float(shares.min()) < 0.6 and float(shares.max()) > 0.8  # of an image of 3:2
+    assert flips.any() and not flips.all()
+    for image, view, mirrored, *box in zip(images, found, flips, *(side.tolist() for side in crop), strict=True):
+        expected = TF.resized_crop(as_float(image[None]), *box, [24, 36], InterpolationMode.BILINEAR, antialias=True)[0]
+        expected = expected.flip(2) if mirrored else expected
+        expected = (expected - mean[:, None, None]) / std[:, None, None]
+        assert float((view - expected).abs().max()) < 0.52 / 255 / 0.2  # the rounding to 256 levels
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resized_crop_equals_torchvision(height: int, width: int) -> None:
     images = photographs(height, width, 24)
@@ -162,9 +180,9 @@ def test_crop_parameters_are_distributed_as_torchvisions(height: int, width: int
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 400), (400, 4), (12, 13)])
-def test_crop_falls_back_to_the_centre(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "CROP_SCALE", (9.0, 9.5))  # no candidate fits
-    crop = augment.draw_resized_crop(5, height, width, device=CPU, generator=generator())
+def test_crop_falls_back_to_the_centre(height: int, width: int) -> None:
+    none_fits = (9.0, 9.5)
+    crop = augment.draw_resized_crop(5, height, width, scale=none_fits, device=CPU, generator=generator())
     expected = RandomResizedCrop.get_params(torch.zeros(3, height, width), [9.0, 9.5], [3 / 4, 4 / 3])
     assert torch.stack(crop, dim=1).tolist() == [list(expected)] * 5
 

@@ -30,6 +30,7 @@ EMPTY: Tables = {}
 class Option:
     """What is known of an option besides its type and default.
 
+    `off` is what switches a field off that a preset fills in.
     `least` and `most` are inclusive limits, `above` and `below` exclusive ones; `note` follows them in the message.
     `shown` is the default that the help shows where the field's own is None. `preset`: None means "from the preset".
     `needs`: each of these has to hold for the option to have an effect. `excludes`: options that say the same thing
@@ -48,6 +49,7 @@ class Option:
     below: float | None = None
     note: str = ""
     preset: bool = False
+    off: Any = False
     needs: tuple[Needs, ...] = ()
     excludes: tuple[str, ...] = ()
     displaces: tuple[str, ...] = ()
@@ -139,8 +141,8 @@ def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
     found = {}
     for name, entry in options_of(type(config)).items():
         value = getattr(config, name)
-        if value in (getattr(type(config), name), None) or (entry.preset and value is False):
-            continue  # at its default, or a switch that a preset leaves off
+        if value in (getattr(type(config), name), None) or (entry.preset and value == entry.off):
+            continue  # at its default, or what a preset leaves off
         for needs in entry.needs:
             known = {key: need for key, need in needs.items() if "." not in key or key.split(".")[0] in tables}
             if known and not any(_holds(_look_up(config, key, tables), wanted) for key, wanted in known.items()):

@@ -19,7 +19,8 @@ CHECKPOINT_NAME = "checkpoint.pt"
 class TrainingState:
     """`step` steps are done. Learning rate, batch order and random streams are functions of it and need no state.
 
-    `meters` are the sums since the last line of the log; `best` is the state chosen so far with `select: val`.
+    `meters` are the sums since the last line of the log; `average` is that of the averaged weights, and
+    `best` the state chosen so far with `select: val`.
     """
 
     step: int
@@ -29,6 +30,7 @@ class TrainingState:
     prototypes: tuple[Tensor, Tensor] | None
     meters: dict[str, Tensor]
     seconds: float
+    average: dict[str, Tensor] = field(default_factory=dict)
     best_accuracy: float | None = None
     best_step: int | None = None
     best_network: dict[str, Tensor] = field(default_factory=dict)

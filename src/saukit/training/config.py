@@ -24,7 +24,7 @@ Method = Literal[
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
-PresetName = Literal["paper", "ldam", "fast", "small", "photo-small"]
+PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 
 SAU = {"method": ("sau", "sau-aware")}
 
@@ -48,7 +48,7 @@ class TrainConfig:
     preset: Literal["auto", PresetName] = option(
         "auto",
         "Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU, "
-        "photo-small a frozen pretrained network.",
+        "photo-small a frozen pretrained network, photo a fine-tuned one.",
     )
     backbone: str | None = option(
         None, "resnet32-w64, resnet32-w16, convnet-small, resnext50, or timm/NAME (extra timm).", preset=True
@@ -71,15 +71,52 @@ class TrainConfig:
     epochs: int | None = option(None, "Passes over the training set.", preset=True, least=1, excludes=("steps",))
     steps: int | None = option(None, "Optimizer steps, however many images there are.", preset=True, least=1)
     batch_size: int | None = option(None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images")
+    optimizer: Literal["sgd", "adamw"] | None = option(None, "SGD with momentum 0.9, or AdamW.", preset=True)
     drop_last: bool | None = option(
         None, "Leave out an epoch's last batch if it is not full.", preset=True, flags=("--drop-last/--keep-last",)
     )
     lr: float | None = option(None, "Peak learning rate.", preset=True, above=0)
-    weight_decay: float | None = option(
-        None, "Weight decay of SGD; photo-small: 100 / real images.", preset=True, least=0
-    )
+    weight_decay: float | None = option(None, "Weight decay; photo-small: 100 / real images.", preset=True, least=0)
     schedule: Schedule | None = option(
         None, "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.", preset=True
+    )
+    head_share: float | None = option(
+        None,
+        "First share of the steps that trains the heads alone, on a backbone that waits.",
+        preset=True,
+        off=0.0,
+        least=0,
+        below=1,
+        needs={"tune": "all"},
+    )
+    layer_decay: float | None = option(
+        None,
+        "Learning rate of a layer of a timm backbone, as a factor of the next layer's.",
+        preset=True,
+        off=1.0,
+        above=0,
+        most=1,
+        needs={"tune": "all"},
+    )
+    freeze_bn: bool | None = option(
+        None,
+        "Keep BatchNorm's statistics in the backbone as they are.",
+        preset=True,
+        needs={"tune": "all"},
+        flags=("--freeze-bn/--train-bn",),
+    )
+    clip_norm: float | None = option(None, "Clip the gradient's norm to this.", preset=True, above=0, shown="none")
+    average: float | None = option(
+        None, "Keep an average of the weights with this decay per step.", preset=True, above=0, below=1, shown="none"
+    )
+    crop_scale: float | None = option(
+        None,
+        "Random crops keep at least this share of the image and are resized; none: pad by an eighth, then crop.",
+        preset=True,
+        above=0,
+        most=1,
+        needs={"tune": "all"},
+        shown="none",
     )
     warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
     noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU)
@@ -118,7 +155,12 @@ class TrainConfig:
     cuda_graph: bool = option(
         False,
         "Launch a whole step as one CUDA graph.",
-        needs=({"method.second_stage": None}, {"amp": ("auto", "bf16", "off")}, {"drop_last": (True, None)}),
+        needs=(
+            {"method.second_stage": None},
+            {"amp": ("auto", "bf16", "off")},
+            {"drop_last": (True, None)},
+            {"head_share": (None, 0.0)},
+        ),
     )
     seed: int = option(0, "Training seed; it never changes the data.")
 
@@ -135,9 +177,13 @@ class ResolvedTrainConfig(TrainConfig):
     tune: Literal["all", "head"]
     multi_crop: bool
     batch_size: int
+    optimizer: Literal["sgd", "adamw"]
     drop_last: bool
     lr: float
     weight_decay: float
+    head_share: float
+    layer_decay: float
+    freeze_bn: bool
     schedule: Schedule
     warmup: float
     flip: bool
@@ -164,6 +210,13 @@ class Preset:
     drop_last: bool = True
     tune: Literal["all", "head"] = "all"
     multi_crop: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    head_share: float = 0.0
+    layer_decay: float = 1.0
+    freeze_bn: bool = False
+    clip_norm: float | None = None
+    average: float | None = None
+    crop_scale: float | None = None
 
 
 HEAD_PRIOR = 100.0  # 1 / C of scikit-learn's logistic regression, whose loss is a sum over the images, not a mean
@@ -181,6 +234,22 @@ PRESETS: dict[PresetName, Preset] = {
     # Photos in minutes on a CPU: the weight decay is what regularises a linear head on standardised features.
     "photo-small": Preset(
         "timm/tf_efficientnet_lite0", None, 1000, 256, 0.01, None, "cosine-step", 0.05, tune="head", multi_crop=True
+    ),
+    # Fine-tuning on a GPU, of the network that long-tail papers fine-tune besides CLIP's (LIFT, Shi et al. 2024).
+    "photo": Preset(
+        "timm/vit_base_patch16_224.augreg_in21k",
+        10,
+        None,
+        128,
+        2e-4,
+        0.05,
+        "cosine-step",
+        0.1,
+        optimizer="adamw",
+        head_share=0.1,
+        layer_decay=0.75,
+        clip_norm=1.0,
+        crop_scale=0.35,
     ),
 }
 
@@ -223,7 +292,10 @@ def resolve(
     values["weights"] = "pretrained" if name.startswith(TIMM) else "none"
     tune = config.tune or values["tune"]
     values["method"] = "balanced-softmax" if tune == "head" else "sau"
-    values["multi_crop"] = values["multi_crop"] and tune == "head"
+    if tune == "head":
+        values |= {"head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
+    else:
+        values["multi_crop"] = False
     resolved = resolved_as(ResolvedTrainConfig, config, values)
     problems = []
     if resolved.weights == "pretrained" and not resolved.backbone.startswith(TIMM):
@@ -238,6 +310,8 @@ def resolve(
             problems.append(
                 "tune head trains on a frozen backbone, and weights none has learned nothing: give --weights"
             )
+    if resolved.layer_decay != 1 and not resolved.backbone.startswith(TIMM):
+        problems.append(f"layer_decay needs a backbone of timm, got {resolved.backbone}: use timm/NAME, or omit it")
     if resolved.backbone not in backbones:
         problems.append(f"unknown backbone {resolved.backbone!r}: use one of {', '.join(backbones)}")
     if resolved.cuda_graph and device_type != "cuda":

@@ -83,9 +83,11 @@ class TrainingPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that a run needs at most: two checkpoints of weights and momentum, and the model."""
+        """Bytes that a run needs at most: two checkpoints of weights and optimizer, and the model."""
+        moments = 1 if self.config.optimizer == "sgd" else 2
+        copies = 2 * (1 + moments + (self.config.average is not None)) + 1
         with torch.device("meta"):
-            return 5 * 4 * count_parameters(self.model_spec.build_network())
+            return copies * 4 * count_parameters(self.model_spec.build_network())
 
     @property
     def total_steps(self) -> int:
@@ -100,6 +102,11 @@ class TrainingPlan:
         per_epoch = min(self.steps_per_epoch * self.batch_size, self.training_images)
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * per_epoch + min(rest * self.batch_size, per_epoch)
+
+    @property
+    def head_steps(self) -> int:
+        """Steps at the start that train the heads alone."""
+        return round(self.config.head_share * self.total_steps)
 
     @property
     def first_part_steps(self) -> int:
@@ -177,14 +184,17 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
 
     `cosine-epoch` holds it during an epoch, as SAU does; `cosine-step` moves with every step. `step` holds it during an
     epoch too, in the warm-up as well, and multiplies it by 0.01 after 80 % of the epochs and again after 90 % (Cao et
-    al. 2019: after 160 and 180 of 200). A second stage that restarts has a schedule of its own, without a warm-up.
+    al. 2019: after 160 and 180 of 200). The steps of the heads alone have a schedule of their own, and so
+    has a second stage that restarts, without a warm-up.
     """
-    base, total, warmup_share = plan.config.lr, plan.total_steps, plan.config.warmup
+    base, warmup_share, starts = plan.config.lr, plan.config.warmup, [0, plan.head_steps]
     if plan.method.second_stage is not None and plan.method.second_stage.restarts:
-        if step < plan.first_part_steps:
-            total = plan.first_part_steps
-        else:
-            step, total, warmup_share = step - plan.first_part_steps, total - plan.first_part_steps, 0.0
+        starts.append(plan.first_part_steps)
+        if step >= plan.first_part_steps:
+            warmup_share = 0.0
+    start = max(first for first in starts if first <= step)
+    total = min(first for first in (*starts, plan.total_steps) if first > step) - start
+    step -= start
     warmup = int(warmup_share * total)
     if plan.config.schedule == "step":
         epoch, epochs = step // plan.steps_per_epoch, total / plan.steps_per_epoch

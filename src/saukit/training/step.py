@@ -19,11 +19,11 @@ from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
 from saukit.models.pretrained import load_pretrained, load_weights
 from saukit.training.methods import MethodEntry, StepContext, logit_offsets
+from saukit.training.optimizers import build_optimizer, set_learning_rate, set_training_mode
 from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
 from saukit.training.views import FeatureViews, Views
 
-MOMENTUM = 0.9
 WARM_UP_STEPS = 3
 # How far a replayed step's losses may lie from the eager step's: bf16 kernels differ in the order of their sums.
 REPLAY_TOLERANCE = 0.02
@@ -35,13 +35,15 @@ Metrics = dict[str, Tensor]
 class StepBatch:
     """What changes from step to step, besides the learning rate.
 
-    Shapes: prototypes two of [K, d], or None for a method without; `seed` of the step's augmentation.
+    Shapes: prototypes two of [K, d], or None for a method without; `seed` of the step's augmentation. `head_only`: the
+    backbone waits.
     """
 
     samples: Batch
     prototypes: tuple[Tensor, Tensor] | None
     seed: int
     second_stage: bool = False
+    head_only: bool = False
 
     def tensors(self) -> list[Tensor]:
         """The tensors, in a fixed order."""
@@ -49,7 +51,7 @@ class StepBatch:
 
 
 class TrainingStep:
-    """Views, forward passes, losses, backward passes and SGD of one step.
+    """Views, forward passes, losses, backward passes and the optimizer's update of one step.
 
     Forward passes run in autocast, losses in float32 (`training.methods`); each loss's backward pass comes before the
     next forward pass, so the activations of one pass are in memory at a time.
@@ -57,15 +59,7 @@ class TrainingStep:
 
     def __init__(self, method: MethodEntry, context: StepContext) -> None:
         self.method, self.context, self.network = method, context, context.network
-        # A tensor that stays where it is, because a recorded step reads the learning rate from its address.
-        self.learning_rate = torch.zeros((), device=context.logit_offsets.device)
-        self.optimizer = torch.optim.SGD(
-            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
-            lr=self.learning_rate,
-            momentum=MOMENTUM,
-            weight_decay=context.config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(self.network, context.config, context.logit_offsets.device)
         self.scaler = context.precision.scaler()
         self._recorded: _RecordedStep | None = None
 
@@ -100,9 +94,10 @@ class TrainingStep:
 
     def restore(self, optimizer: dict[str, object], scaler: dict[str, object]) -> None:
         """Continue with a saved state of optimiser and scaler; call it before `warm_up`."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate  # loading put a copy in its place
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # loading put a copy in its place
         self.scaler.load_state_dict(scaler)
 
     def forget_momentum(self) -> None:
@@ -110,18 +105,21 @@ class TrainingStep:
         self.optimizer.state.clear()
 
     def _run(self, work: Callable[[StepBatch], Metrics], batch: StepBatch, learning_rate: float) -> Metrics:
-        self.learning_rate.fill_(learning_rate)
+        set_learning_rate(self.optimizer, learning_rate)
         self.context.generator.manual_seed(batch.seed)
         return work(batch)
 
     def _compute(self, batch: StepBatch) -> Metrics:
         metrics: Metrics = {}
         context = replace(self.context, prototypes=batch.prototypes, second_stage=batch.second_stage, metrics=metrics)
-        self.network.train()
+        set_training_mode(self.network, context.config, head_only=batch.head_only)
         self.optimizer.zero_grad(set_to_none=True)
         for name, loss in self.method.step(batch.samples, context):
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             metrics[name] = loss.detach()
+        if context.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), context.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return metrics
@@ -140,23 +138,26 @@ class TrainingStep:
         """Put weights, BatchNorm's statistics and momentum back afterwards, in place."""
         state = [*self.network.parameters(), *self.network.buffers()]
         before = [tensor.detach().clone() for tensor in state]
-        momentum = [None if buffer is None else buffer.clone() for buffer in self._momentum()]
+        moments = {address: buffer.clone() for address, buffer in self._moments().items()}
         scaler = self.scaler.state_dict()
         yield
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
-            for buffer, saved in zip(self._momentum(), momentum, strict=True):
-                if buffer is not None:
-                    # A momentum of zeros and no momentum yet are the same to SGD.
-                    buffer.copy_(torch.zeros_like(buffer) if saved is None else saved)
+            for address, buffer in self._moments().items():
+                # Moments of zeros and no moments yet are the same to SGD and AdamW.
+                buffer.copy_(moments.get(address, torch.zeros_like(buffer)))
         self.scaler.load_state_dict(scaler)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _momentum(self) -> list[Tensor | None]:
-        return [
-            self.optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in self.network.parameters()
-        ]
+    def _moments(self) -> dict[tuple[int, str], Tensor]:
+        """The optimizer's state, by the parameter's position and the state's name."""
+        return {
+            (index, name): value
+            for index, parameter in enumerate(self.network.parameters())
+            for name, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
 
 
 def build_context(plan: TrainingPlan) -> StepContext:
@@ -180,6 +181,7 @@ def build_context(plan: TrainingPlan) -> StepContext:
             torch.tensor(plan.model_spec.mean, device=device),
             torch.tensor(plan.model_spec.std, device=device),
             flip=config.flip,
+            crop_scale=config.crop_scale,
         ),
         precision=Precision(config.amp, device.type),
         config=config,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, check_disk_space, write_manifest
 from saukit.core.console import Reporter
@@ -33,7 +34,7 @@ from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
-from saukit.models.dual_branch import Standardize
+from saukit.models.dual_branch import DualBranchNet, Standardize
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.advice import starting_method
@@ -128,6 +129,10 @@ class Trainer:
         self.training_set = build_training_set(plan.split, plan.cache, plan.device)
         self.step = TrainingStep(plan.method, build_context(plan))
         self.network = self.step.network
+        self.average: AveragedModel | None = None
+        if plan.config.average is not None:
+            average = get_ema_multi_avg_fn(plan.config.average)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         self.prototypes: tuple[Tensor, Tensor] | None = None
         self.step_count = 0
         self.meters: dict[str, Tensor] = {}
@@ -168,8 +173,12 @@ class Trainer:
         stage, index = self.method.second_stage, self.step_count
         if stage is not None and stage.restarts and index == self.plan.first_part_steps:
             self._restart_classifier()
+        if index == self.plan.head_steps > 0:
+            self.step.forget_momentum()  # the backbone has none yet, and fused SGD takes all or nothing
         metrics = self.step(self._batch(index), learning_rate(index, self.plan))
         self.step_count += 1
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
             self.meters[name] = self.meters.get(name, 0) + value.double()
 
@@ -228,6 +237,7 @@ class Trainer:
             prototypes=self.prototypes,
             meters=self.meters,
             seconds=self.seconds,
+            average={} if self.average is None else self.average.state_dict(),
             best_accuracy=accuracy,
             best_step=step,
             best_network=network,
@@ -239,6 +249,8 @@ class Trainer:
         self.step.restore(state.optimizer, state.scaler)
         self.step_count, self.prototypes = state.step, state.prototypes
         self.meters, self.seconds = state.meters, state.seconds
+        if self.average is not None:
+            self.average.load_state_dict(state.average)
         if state.best_accuracy is not None and state.best_step is not None:
             self.best = (state.best_accuracy, state.best_step, state.best_network)
 
@@ -274,7 +286,13 @@ class Trainer:
             real_only=in_last_part and stage is None,
         )
         seed = derive_seed(plan.config.seed, "augmentation", step)
-        return StepBatch(order.batch(step), self.prototypes, seed, second_stage=in_last_part and stage is not None)
+        return StepBatch(
+            order.batch(step),
+            self.prototypes,
+            seed,
+            second_stage=in_last_part and stage is not None,
+            head_only=step < plan.head_steps,
+        )
 
     def _order(self, *, class_balanced: bool, real_only: bool) -> BatchOrder:
         kind = class_balanced, real_only
@@ -304,6 +322,14 @@ class Trainer:
         generator = torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device)
         return class_prototypes(data.images[real], data.labels[real], self.step.context, generator)
 
+    @property
+    def _learned(self) -> DualBranchNet:
+        """The network that predicts: of averaged weights, where there are some."""
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, DualBranchNet)
+        return self.average.module
+
     def _post_hoc_adjustment(self) -> Tensor:
         """What post-hoc logit adjustment adds to a trained classifier's logits: -log n_k, and else zeros; [K]."""
         return -prior_offsets(self.step.context.class_counts, 1.0 if self.method.post_hoc else 0.0)
@@ -313,12 +339,12 @@ class Trainer:
         plan = self.plan
         images = part.images if self.features is None or self.features.val is None else self.features.val
         found = predict(
-            self.network, plan.model_spec, images, device=plan.device, precision=self.step.context.precision
+            self._learned, plan.model_spec, images, device=plan.device, precision=self.step.context.precision
         )
         correct = (found.logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
         accuracy = float(np.mean([correct[part.labels == label].mean() for label in np.unique(part.labels)]))
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
-            state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+            state = {name: value.detach().cpu().clone() for name, value in self._learned.state_dict().items()}
             self.best = (accuracy, self.step_count, state)
         return accuracy
 
@@ -370,7 +396,7 @@ class Trainer:
     def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan = self.plan
         rate = plan.images_of(self.step_count) / max(self.seconds, 1e-9)
-        chosen = dict(self.network.state_dict() if self.best is None else self.best[2])
+        chosen = dict(self._learned.state_dict() if self.best is None else self.best[2])
         if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
             bias = chosen["classifier.bias"]
             chosen["classifier.bias"] = bias + self._post_hoc_adjustment().to(bias)

@@ -76,13 +76,15 @@ class Views:
     """The augmented views of a batch of uint8 images [b, 3, H, W]: normalised, channels-last, float32 [b, 3, H, W].
 
     `mean` and `std`, float32 [3], are for pixels in [0, 1]; `flip` says whether images are ever mirrored. Crop padding
-    is an eighth of the shorter side and Cutout's square half of it: SAU's 4 and 16 at 32 pixels.
+    is an eighth of the shorter side and Cutout's square half of it: SAU's 4 and 16 at 32 pixels. With `crop_scale` v1
+    and v2 have a resized crop of at least that share of the area instead, as is usual for photos.
     Raises (each view): ValueError if the images are not uint8 [b, 3, H, W].
     """
 
     mean: Tensor
     std: Tensor
     flip: bool
+    crop_scale: float | None = None
 
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
@@ -123,6 +125,8 @@ class Views:
 
     def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         _check_images(images)
+        if self.crop_scale is not None:
+            return self._resized_crop_flip(images, self.crop_scale, generator)
         padding = max(1, min(images.shape[-2:]) // 8)
         images = random_crop(
             images, *draw_crop(len(images), padding, device=images.device, generator=generator), padding
@@ -130,6 +134,13 @@ class Views:
         if not self.flip:
             return images
         return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
+
+    def _resized_crop_flip(self, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        batch, _, height, width = images.shape
+        device = images.device
+        crop = draw_resized_crop(batch, height, width, scale=(scale, 1.0), device=device, generator=generator)
+        flips = draw_chosen(batch, 0.5 if self.flip else 0.0, device=device, generator=generator)
+        return resized_crop(images, crop, flips).mul_(255).round_().to(torch.uint8)
 
 
 class FeatureViews(Views):
@@ -210,9 +221,15 @@ def cutout_mask(centre_y: Tensor, centre_x: Tensor, size: int, height: int, widt
 
 
 def draw_resized_crop(
-    batch: int, height: int, width: int, *, device: torch.device, generator: torch.Generator
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float] = CROP_SCALE,
+    device: torch.device,
+    generator: torch.Generator,
 ) -> ResizedCropParameters:
-    """Draw crops of a share of the area uniform in (0.2, 1) and an aspect ratio log-uniform in (3/4, 4/3).
+    """Draw crops of a share of the area uniform in `scale` and an aspect ratio log-uniform in (3/4, 4/3).
 
     As torchvision's RandomResizedCrop: the first of ten candidates that fits into the image, otherwise the largest
     centred crop of an allowed ratio. The ten are drawn at once and a mask finds the first.
@@ -220,7 +237,7 @@ def draw_resized_crop(
     Shapes: int64 [b] each.
     """
     draws = torch.rand((batch, CROP_ATTEMPTS, 4), device=device, generator=generator)
-    area = height * width * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * draws[..., 0])
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
     log_low, log_high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     ratio = (log_low + (log_high - log_low) * draws[..., 1]).exp()
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
