@@ -14,7 +14,7 @@ from .conftest import TreeMaker
 
 
 def chosen(config: SplitConfig, source: Source | None = None) -> tuple[Choice, Source]:
-    source = source or open_source(config.dataset, None)
+    source = source or open_source(config, None)
     return choose(resolved_for(settled(config), source), source, None), source
 
 
@@ -55,7 +55,7 @@ def test_profile_none_keeps_every_image_in_the_order_of_the_source() -> None:
 
 def test_the_resolved_configuration_repeats_itself(make_tree: TreeMaker) -> None:
     plan = plan_split(SplitConfig(imb=0.02), None)
-    assert plan.config == ResolvedSplitConfig(imb=50.0, profile="exp", image_size=8, test_fraction=0.2)
+    assert plan.config == ResolvedSplitConfig(imb=50.0, profile="exp", image_size=8, test_fraction=0.2, flip=False)
     assert plan_split(plan.config, None) == plan
     root = make_tree({"cat": 9, "dog": 8, "eel": 7})
     plan = plan_split(SplitConfig(dataset="folder", counts={"2": 3, "cat": 4}), root)
@@ -86,7 +86,7 @@ def test_no_class_that_can_give_to_the_validation_part(make_tree: TreeMaker) -> 
 
 
 def test_unreadable_images_are_never_chosen() -> None:
-    source = open_source("digits", None)
+    source = open_source(SplitConfig(), None)
     config = resolved_for(settled(SplitConfig(imb=5)), source)
     ok = np.ones(1797, bool)
     ok[::3] = False

@@ -12,6 +12,7 @@ from saukit.core.errors import UsageError
 from saukit.core.options import check, option, resolved_as
 from saukit.data.shots import parse_rule
 from saukit.data.source import IMAGE_SIZES
+from saukit.data.source_config import SourceConfig
 from saukit.data.sources.table import TABLE
 
 Profile = Literal["exp", "step", "pareto", "counts", "none"]
@@ -48,7 +49,7 @@ def _groups_problems(rule: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
+class SplitConfig(SourceConfig):
     """A long-tailed split. Every default of `make-lt` lives here; None is "as the source suggests".
 
     profile: None is `counts` with counts, `none` (keep every image) for a folder, else `exp`.
@@ -60,7 +61,7 @@ class SplitConfig:
         "digits",
         f"{', '.join(list(TABLE)[:-1])}, or {list(TABLE)[-1]}.",
         check=_dataset_problems,
-        displaces=("counts", "image_size", "test_fraction"),
+        displaces=("counts", "image_size", "test_fraction", "flip"),
     )
     imb: float | None = option(
         None,
@@ -101,6 +102,9 @@ class SplitConfig:
         needs={"dataset.test_set": (False, None)},
     )
     val_fraction: float = option(0.0, "Share of the real training images for validation.", least=0, most=0.5)
+    flip: bool | None = option(
+        None, "Whether a mirrored image keeps its class; also for training.", shown="as the data set allows"
+    )
     groups: str = option(
         "auto", "Shot groups: auto, thresholds, thirds, or bounds like 100,20.", check=_groups_problems
     )
@@ -119,6 +123,7 @@ class ResolvedSplitConfig(SplitConfig):
 
     profile: Profile
     image_size: int
+    flip: bool
 
 
 def settled(config: SplitConfig) -> SplitConfig:
@@ -129,10 +134,10 @@ def settled(config: SplitConfig) -> SplitConfig:
     config = from_mapping(SplitConfig, to_mapping(config), where="the split")
     if problems := _dataset_problems(config.dataset):
         raise UsageError(problems[0])
-    own_files = TABLE[config.dataset].own_files
-    by_ratio: Profile = "none" if own_files and config.imb is None else "exp"
+    row = TABLE[config.dataset]
+    by_ratio: Profile = "none" if row.own_files and config.imb is None else "exp"
     profile = config.profile or ("counts" if config.counts is not None else by_ratio)
-    config = replace(config, profile=profile)
+    config = replace(config, profile=profile, flip=row.flip if config.flip is None else config.flip)
     problems = []
     if profile == "counts" and config.counts is None:
         problems.append("profile counts needs counts: write CLASS=N, such as --counts cat=50")

@@ -73,7 +73,7 @@ def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
     Raises: UsageError or DataError, as `make_split` would, except for images that only decoding shows to be bad.
     """
     config = settled(config)
-    source = open_source(config.dataset, root)
+    source = open_source(config, root)
     resolved = resolved_for(config, source)
     return plan_of(resolved, source)
 

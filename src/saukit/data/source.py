@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
+    from saukit.data.source_config import SourceConfig
     from saukit.data.types import Flags, Images, Integers
 
 Channels = tuple[float, ...]  # red, green, blue
@@ -60,13 +61,14 @@ class Source:
 class Known:
     """A row of the table of sources: what is known of one before it is opened.
 
-    open(name, root): the source in the folder `root`; raises DataError if it cannot be read. `embedded`: it has none.
+    open(config, root): the source at `root` as `config` wants it; raises DataError if it
+    cannot be read. `embedded`: it has none.
     image_size: pixels per side. test_set: whether it has a test set of its own. None: only opening it shows that.
     flip: whether a mirrored image keeps its class. mean, std: the customary ones, or None: computed from the split.
     own_files: image files of the user's, which are kept as imbalanced as they are, and may be damaged.
     """
 
-    open: Callable[[str, Path], Source]
+    open: Callable[[SourceConfig, Path], Source]
     image_size: int | None
     flip: bool
     mean: Channels | None = None

@@ -160,7 +160,7 @@ def make_split(
         recover_folder(workspace.split)
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready
-        source = open_source(config.dataset, root)
+        source = open_source(config, root)
         resolved = resolved_for(config, source)
         if (ready := _existing(resolved, workspace, source.fingerprint, force=force)) is not None:
             return ready
@@ -199,7 +199,7 @@ def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels
                 "classes": list(plan.classes),
                 "mean": list(mean),
                 "std": list(std),
-                "flip": row.flip,
+                "flip": config.flip,
                 "groups_rule": plan.groups.rule,
                 "groups": {group: list(members) for group, members in plan.groups.members.items()},
             }

@@ -8,6 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault
+from saukit.data.config import SplitConfig
 from saukit.data.source import Source
 from saukit.data.sources import folder as room
 from saukit.data.sources.folder import open_folder
@@ -18,7 +19,7 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
 def opened(root: Path) -> Source:
-    return open_folder("folder", root)
+    return open_folder(SplitConfig(dataset="folder"), root)
 
 
 def test_one_tree_is_read_in_the_order_of_names(make_tree: TreeMaker) -> None:

@@ -15,12 +15,13 @@ from sklearn.datasets import load_digits
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.data.config import SplitConfig
 from saukit.data.source import Source
 from saukit.data.sources.table import TABLE, open_source
 
 
 def opened(dataset: str, root: Path | None = None) -> Source:
-    return open_source(dataset, root)
+    return open_source(SplitConfig(dataset=dataset), root)
 
 
 def read(source: Source, part: str, positions: list[int], size: int) -> np.ndarray[Any, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saukit.data.source import Source
 from saukit.data.sources.in_memory import source_of_arrays
 
+if TYPE_CHECKING:
+    from saukit.data.source_config import SourceConfig
 
-def open_digits(name: str, root: Path) -> Source:
+
+def open_digits(config: SourceConfig, root: Path) -> Source:
     """The digits; their values 0..16 become 0..255."""
     import numpy as np
     from sklearn.datasets import load_digits

@@ -18,6 +18,7 @@ from saukit.data.source import IMAGE_SIZES, Pixels, Source
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
+    from saukit.data.source_config import SourceConfig
     from saukit.data.types import Images, Integers
 
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
@@ -39,7 +40,7 @@ class Tree:
     ignored: Counter[str]
 
 
-def open_folder(name: str, root: Path) -> Source:
+def open_folder(config: SourceConfig, root: Path) -> Source:
     """The images in `root` as a source; reads names and image sizes, decodes nothing yet.
 
     Raises: DataError for a folder that is not there, has fewer than two classes, or has empty

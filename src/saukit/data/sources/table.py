@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saukit.core.errors import UsageError
 from saukit.data.source import Channels, Known, Source
 from saukit.data.sources.digits import open_digits
 from saukit.data.sources.folder import open_folder
 from saukit.data.sources.torchvision_sets import TorchvisionSet
+
+if TYPE_CHECKING:
+    from saukit.data.source_config import SourceConfig
 
 DATA_ROOT = "SAUKIT_DATA"
 CIFAR_MEAN: Channels = (0.4914, 0.4822, 0.4465)
@@ -33,12 +37,12 @@ TABLE: dict[str, Known] = {
 # fmt: on
 
 
-def open_source(name: str, root: Path | None) -> Source:
-    """The source called `name`, its files in `root`.
+def open_source(config: SourceConfig, root: Path | None) -> Source:
+    """The source that `config` names, its files in `root`.
 
     Raises: UsageError if `root` is missing or out of place, DataError if the files are not there or damaged.
     """
-    return TABLE[name].open(name, check_root(name, root) or Path())
+    return TABLE[config.dataset].open(config, check_root(config.dataset, root) or Path())
 
 
 def check_root(name: str, root: Path | None) -> Path | None:

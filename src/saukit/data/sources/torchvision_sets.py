@@ -19,6 +19,7 @@ from saukit.data.source import Source
 from saukit.data.sources.in_memory import source_of_arrays
 
 if TYPE_CHECKING:
+    from saukit.data.source_config import SourceConfig
     from saukit.data.types import Images, Integers
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
@@ -38,11 +39,11 @@ class TorchvisionSet:
     test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
     classes: tuple[str, ...] | None = None
 
-    def __call__(self, name: str, root: Path) -> Source:
+    def __call__(self, config: SourceConfig, root: Path) -> Source:
         """The data set in `root`, downloaded if it is not there."""
         if missing := [file for file in self.files if not (root / file).exists()]:
-            self._download(name, root, missing)
-        (train, names), (test, _) = (self._read(name, root, part) for part in (self.train, self.test))
+            self._download(config.dataset, root, missing)
+        (train, names), (test, _) = (self._read(config.dataset, root, part) for part in (self.train, self.test))
         return source_of_arrays(self.classes or names, train, test)
 
     def _read(self, name: str, root: Path, part: Mapping[str, Any]) -> tuple[tuple[Images, Integers], tuple[str, ...]]:

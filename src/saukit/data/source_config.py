@@ -1,0 +1,14 @@
+"""The part of `make-lt`'s configuration that a source reads when it is opened. Imports no numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saukit.core.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Which source, and how its files are to be understood; `SplitConfig` adds what is chosen from it."""
+
+    dataset: str = option("digits", "A row of the table of sources.")
