@@ -79,6 +79,19 @@ def test_one_image_is_enough_where_there_is_a_test_folder(make_tree: TreeMaker) 
         plan_split(SplitConfig(dataset="folder", test_fraction=0.1), root)
 
 
+def test_a_validation_part_of_its_own_is_used_whole(make_tree: TreeMaker) -> None:
+    for part, counts in (
+        ("train", {"cat": 8, "dog": 4}),
+        ("test", {"cat": 2, "dog": 2}),
+        ("val", {"cat": 3, "dog": 1}),
+    ):
+        root = make_tree(counts, under=part)
+    plan = plan_split(SplitConfig(dataset="folder", imb=4, profile="exp"), root)
+    assert (plan.train_counts, plan.val_counts, plan.test_counts) == ((6, 1), (3, 1), (2, 2))
+    with pytest.raises(UsageError, match="this folder has a validation part of its own: leave val_fraction out"):
+        plan_split(SplitConfig(dataset="folder", val_fraction=0.1), root)
+
+
 def test_no_class_that_can_give_to_the_validation_part(make_tree: TreeMaker) -> None:
     root = make_tree({"cat": 2, "dog": 2})
     with pytest.raises(DataError, match="no class has two images, so none can give one to the validation part"):
@@ -90,9 +103,9 @@ def test_unreadable_images_are_never_chosen() -> None:
     config = resolved_for(settled(SplitConfig(imb=5)), source)
     ok = np.ones(1797, bool)
     ok[::3] = False
-    pixels = dataclasses.replace(source.load(8, Reporter()), train_ok=ok)
+    pixels = dataclasses.replace(source.load(8, Reporter()), ok={"train": ok})
     choice = choose(config, source, pixels)
     assert ok[choice.train].all() and ok[choice.test].all()
-    lost = Pixels(pixels.read, source.train_labels != 4, pixels.test_ok)
+    lost = Pixels(pixels.read, {"train": source.train_labels != 4})
     with pytest.raises(DataError, match=r"too few in: 4 \(0\)"):
         choose(config, source, lost)

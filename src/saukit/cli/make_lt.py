@@ -43,6 +43,8 @@ def command(
         config = replace(config, counts={**(config.counts or {}), **parse_counts(call.context.args)})
     if call.dry_run:
         plan = plan_split(config, root)
+        for note in plan.notes:
+            call.reporter.say(note)
         call.show_plan("make-lt", plan.config, plan.summary)
         for line in counts_chart(plan.classes, plan.train_counts, plan.groups):
             call.reporter.result(line)

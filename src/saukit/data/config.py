@@ -147,13 +147,17 @@ def settled(config: SplitConfig) -> SplitConfig:
     return config
 
 
-def resolve(config: SplitConfig, *, image_size: int, test_set: bool) -> ResolvedSplitConfig:
-    """The settled `config` with nothing left open, for a source of this size, with or without a test set of its own.
+def resolve(config: SplitConfig, *, image_size: int, test_set: bool, val_set: bool = False) -> ResolvedSplitConfig:
+    """The settled `config` with nothing left open, for a source of this size, with or without a test set and a
+    validation part of its own.
 
-    Raises: UsageError for a test_fraction where there is a test set.
+    Raises: UsageError for a test_fraction where there is a test set, and a val_fraction where there is a validation
+    part.
     """
     if test_set and config.test_fraction is not None:
         raise UsageError(f"this {config.dataset} has a test set of its own: leave test_fraction out")
+    if val_set and config.val_fraction:
+        raise UsageError(f"this {config.dataset} has a validation part of its own: leave val_fraction out")
     values = {"image_size": image_size} | ({} if test_set else {"test_fraction": DEFAULT_TEST_FRACTION})
     return resolved_as(ResolvedSplitConfig, config, values)
 

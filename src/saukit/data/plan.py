@@ -29,7 +29,7 @@ BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
 
 @dataclass(frozen=True)
 class Choice:
-    """Positions in the source: train and val in its training order, test in its test order."""
+    """Positions in the source: each part in the order of the part of the source that it is taken from."""
 
     train: Integers
     val: Integers
@@ -47,6 +47,7 @@ class SplitPlan:
     test_counts: tuple[int, ...]
     groups: ShotGroups
     bytes: int
+    notes: tuple[str, ...]
     choice: Choice = field(compare=False)
 
     @property
@@ -84,13 +85,22 @@ def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
         found = named_classes(config.counts, source.classes)
         named = {source.classes[index]: config.counts[key] for key, index in sorted(found.items(), key=lambda i: i[1])}
         config = replace(config, counts=named)
-    return resolve(config, image_size=source.image_size, test_set=source.test_labels is not None)
+    return resolve(
+        config,
+        image_size=source.image_size,
+        test_set=source.test_labels is not None,
+        val_set=source.val_labels is not None,
+    )
 
 
 def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> Choice:
     """Which images go where, among those that can be read (all, while `pixels` is None)."""
     num_classes = len(source.classes)
-    pool = np.arange(len(source.train_labels)) if pixels is None else np.flatnonzero(pixels.train_ok)
+
+    def readable(part: str, labels: Integers) -> Integers:
+        return np.arange(len(labels)) if pixels is None else np.flatnonzero(pixels.ok[part])
+
+    pool = readable("train", source.train_labels)
     if source.test_labels is None:
         labels = source.train_labels[pool]
         _need_images(source.classes, labels, 2, "to give one to the test set and keep one to train on")
@@ -98,7 +108,7 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
         rest, part = stratified_part(labels, config.test_fraction, num_classes, seed=config.seed, purpose="test part")
         pool, test = pool[rest], pool[part]
     else:
-        test = np.arange(len(source.test_labels)) if pixels is None else np.flatnonzero(pixels.test_ok)
+        test = readable("test", source.test_labels)
         _need_images(source.classes, source.test_labels[test], 1, "in the test set")
         _need_images(source.classes, source.train_labels[pool], 1, "to train on")
     labels = source.train_labels[pool]
@@ -112,7 +122,7 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
             assert config.imb is not None
             counts = fitting_counts(config.profile, config.imb, available)
         train = pool[select_ldam(labels, counts, config.seed)]
-    val = train[:0]
+    val = train[:0] if source.val_labels is None else readable("val", source.val_labels)
     if config.val_fraction > 0:
         kept, part = stratified_part(
             source.train_labels[train], config.val_fraction, num_classes, seed=config.seed, purpose="val part"
@@ -135,10 +145,10 @@ def _need_images(classes: tuple[str, ...], labels: Integers, least: int, purpose
 
 def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> SplitPlan:
     """The plan for the images that can be read."""
-    choice, labels = choose(config, source, pixels), source.train_labels
+    choice = choose(config, source, pixels)
     counts = [
-        tuple(class_counts(part, len(source.classes)).tolist())
-        for part in (labels[choice.train], labels[choice.val], source.test_pool[1][choice.test])
+        tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
+        for part, positions in (("train", choice.train), ("val", choice.val), ("test", choice.test))
     ]
     images = sum(map(sum, counts))
     return SplitPlan(
@@ -149,5 +159,6 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         test_counts=counts[2],
         groups=shot_groups(counts[0], config.groups),
         bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
+        notes=source.notes,
         choice=choice,
     )

@@ -5,7 +5,7 @@ A `Source` knows its labels at once; its pixels are loaded only when a split is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,12 @@ IMAGE_SIZES = (4, 1024)  # pixels per side that a split may have
 class Pixels:
     """The decoded images of a source.
 
-    read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", or "test" where there is one.
-    train_ok, test_ok: which images could be read, bool [N]; bad: (file, reason) of those that could not.
+    read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", and "test" and "val" where there
+    are such parts. ok: which images of each part could be read, bool [N]; bad: (file, reason) of those that could not.
     """
 
     read: Callable[[str, Integers, int], Images]
-    train_ok: Flags
-    test_ok: Flags
+    ok: Mapping[str, Flags]
     bad: tuple[tuple[str, str], ...] = ()
 
 
@@ -37,10 +36,13 @@ class Pixels:
 class Source:
     """A data set before anything is chosen from it.
 
-    train_labels int64 [N]; test_labels int64 [M], None if the source has no test set of its own.
+    train_labels int64 [N]; test_labels int64 [M], None if the source has no test set of its own; val_labels int64 [V],
+    None if it has no validation part of its own. Each part has an order of its own.
     image_size: pixels per side that its images suggest, with the reason where that was a decision.
     fingerprint: identifies files that may change under the same name; None where the name says it all.
     load(image_size, reporter) decodes the images.
+    files() names the files of each part ("train", "test", "val") relative to the root, in the part's order; None where
+    images have no files. notes: what opening found, a line each, such as what each part is taken from.
     """
 
     classes: tuple[str, ...]
@@ -50,11 +52,15 @@ class Source:
     load: Callable[[int, Reporter], Pixels]
     size_reason: str | None = None
     fingerprint: str | None = None
+    val_labels: Integers | None = None
+    files: Callable[[], Mapping[str, Sequence[str]]] | None = None
+    notes: tuple[str, ...] = ()
 
-    @property
-    def test_pool(self) -> tuple[str, Integers]:
-        """The part that a test set is taken from, and its labels."""
-        return ("train", self.train_labels) if self.test_labels is None else ("test", self.test_labels)
+    def pool(self, part: str) -> tuple[str, Integers]:
+        """The part of the source that `part` of a split is taken from, and its labels: the training part, where the
+        source has no `part` of its own."""
+        labels = {"test": self.test_labels, "val": self.val_labels}.get(part)
+        return ("train", self.train_labels) if labels is None else (part, labels)
 
 
 @dataclass(frozen=True)

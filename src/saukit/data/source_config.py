@@ -12,3 +12,10 @@ class SourceConfig:
     """Which source, and how its files are to be understood; `SplitConfig` adds what is chosen from it."""
 
     dataset: str = option("digits", "A row of the table of sources.")
+    test_dir: str | None = option(
+        None,
+        "Folder of --root that is the test set, such as val.",
+        metavar="NAME",
+        shown="test",
+        needs={"dataset": "folder"},
+    )

@@ -54,7 +54,7 @@ class Part:
     """Images of one part of a split.
 
     Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; source_indices int64 [N], positions in the source's own order
-    of the part (of the whole source, where that has no test set of its own).
+    of the part (of its training part, where it has no such part of its own).
     """
 
     images: Images
@@ -166,6 +166,8 @@ def make_split(
             return ready
         plan = plan_of(resolved, source)  # before any decoding, so that a bad ratio is an error at once
         check_disk_space(workspace.root, plan.bytes)
+        for note in source.notes:
+            reporter.say(note)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
         pixels = source.load(resolved.image_size, reporter)
@@ -180,16 +182,13 @@ def make_split(
 def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels, root: Path | None) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
     config, choice, row = plan.config, plan.choice, TABLE[plan.config.dataset]
-    parts = {
-        "train": ("train", source.train_labels, choice.train),
-        "test": (*source.test_pool, choice.test),
-        "val": ("train", source.train_labels, choice.val),
-    }
+    parts = {"train": choice.train, "test": choice.test, "val": choice.val}
     with staged_folder(workspace.split) as staging:
         mean, std = row.mean, row.std
-        for name, (of, labels, positions) in parts.items():
+        for name, positions in parts.items():
             if name == "val" and not len(positions):
                 continue
+            of, labels = source.pool(name)
             images = pixels.read(of, positions, config.image_size)
             if mean is None or std is None:
                 mean, std = _statistics(images)  # the training part comes first
@@ -203,7 +202,11 @@ def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels
                 "groups_rule": plan.groups.rule,
                 "groups": {group: list(members) for group, members in plan.groups.members.items()},
             }
-            tensors = {"images": images, "labels": labels[positions], "source_indices": positions.astype(np.int64)}
+            tensors: dict[str, np.ndarray[Any, Any]] = {
+                "images": images,
+                "labels": labels[positions],
+                "source_indices": positions.astype(np.int64),
+            }
             save_tensors(staging / f"{name}.safetensors", tensors, metadata)
             del images, tensors  # before the next part is read
         chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)

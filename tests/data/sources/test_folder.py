@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from ..conftest import TreeMaker
 COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
-def opened(root: Path) -> Source:
-    return open_folder(SplitConfig(dataset="folder"), root)
+def opened(root: Path, **options: Any) -> Source:
+    return open_folder(SplitConfig(dataset="folder", **options), root)
 
 
 def test_one_tree_is_read_in_the_order_of_names(make_tree: TreeMaker) -> None:
@@ -35,7 +36,7 @@ def test_one_tree_is_read_in_the_order_of_names(make_tree: TreeMaker) -> None:
     assert source.classes == ("cat", "dog") and source.train_labels.tolist() == [0, 0, 0, 0, 1, 1]
     assert source.test_labels is None and source.image_size == 8 and source.size_reason is None
     pixels = source.load(8, Reporter(quiet=True))
-    assert pixels.train_ok.all() and len(pixels.test_ok) == 0 and not pixels.bad
+    assert list(pixels.ok) == ["train"] and pixels.ok["train"].all() and not pixels.bad
     first = np.asarray(Image.open(root / "dog" / "001.png")).transpose(2, 0, 1)
     assert (pixels.read("train", np.array([5]), 8)[0] == first).all()
     assert (pixels.read("train", np.array([3]), 8)[0] == COLOUR.transpose(2, 0, 1)).all()  # 000 001 002 a/b/deep
@@ -57,6 +58,30 @@ def test_train_and_test_folders_are_two_parts(make_tree: TreeMaker) -> None:
     assert source.test_labels is not None and source.test_labels.tolist() == [0, 1]
     expected = np.asarray(Image.open(root / "test" / "dog" / "000.png")).transpose(2, 0, 1)
     assert (source.load(8, Reporter(quiet=True)).read("test", np.array([1]), 8)[0] == expected).all()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
+def test_a_validation_folder_is_a_part_of_its_own(make_tree: TreeMaker, name: str) -> None:
+    make_tree({"cat": 3, "dog": 2, "eel": 1}, under="train")
+    make_tree({"cat": 1, "dog": 1, "eel": 1}, under="test")
+    root = make_tree({"cat": 2, "eel": 2}, under=name)
+    source = opened(root)
+    assert source.val_labels is not None and source.val_labels.tolist() == [0, 0, 2, 2]
+    assert source.notes == (f"training images from train/, test images from test/, validation images from {name}/",)
+    assert source.files is not None
+    files = source.files()
+    assert list(files) == ["train", "test", "val"] and files["val"][2] == f"{name}/eel/000.png"
+    expected = np.asarray(Image.open(root / files["val"][3])).transpose(2, 0, 1)
+    pixels = source.load(8, Reporter(quiet=True))
+    assert (pixels.read("val", np.array([3]), 8)[0] == expected).all()
+    assert {part: len(flags) for part, flags in pixels.ok.items()} == {"train": 6, "test": 3, "val": 4}
+
+
+def test_a_named_folder_is_the_test_set(make_tree: TreeMaker) -> None:
+    make_tree({"cat": 3, "dog": 2}, under="train")
+    root = make_tree({"cat": 1, "dog": 1}, under="val")
+    source = opened(root, test_dir="val")
+    assert source.test_labels is not None and source.test_labels.tolist() == [0, 1] and source.val_labels is None
 
 
 def test_a_class_may_be_called_train(make_tree: TreeMaker) -> None:
@@ -136,7 +161,7 @@ def test_unreadable_images_are_all_found(make_tree: TreeMaker) -> None:
     reasons = dict(pixels.bad)
     assert list(reasons) == ["cat/000.png", "cat/zero.png", "dog/001.png", "dog/half.jpg"]
     assert reasons["cat/000.png"] == "unknown image format" and "truncated" in reasons["dog/half.jpg"]
-    assert pixels.train_ok.tolist() == [False, True, True, False, True, False, True, False]
+    assert pixels.ok["train"].tolist() == [False, True, True, False, True, False, True, False]
 
 
 def test_a_decompression_bomb_is_unreadable(make_tree: TreeMaker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
-"""A folder of images as a source: one subfolder per class, either in `train/` and `test/`, or in one tree."""
+"""A folder of images as a source: one subfolder per class, in `train/`, `test/` and perhaps `val/`, or in one tree."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from saukit.data.source_config import SourceConfig
     from saukit.data.types import Images, Integers
 
+PARTS = {"train": "training", "test": "test", "val": "validation"}
+
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
 DEFAULT_SIZE = 64
 LARGEST_NATIVE_SIZE = 224
@@ -34,6 +36,7 @@ class Tree:
     ignored: how many files of each other extension lie in it.
     """
 
+    folder: Path
     files: tuple[Path, ...]
     labels: Integers
     classes: tuple[str, ...]
@@ -48,48 +51,80 @@ def open_folder(config: SourceConfig, root: Path) -> Source:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder with one subfolder per class as --root")
-    train, test = _layout(root)
-    test_files = test.files if test else ()
-    files = (*train.files, *test_files)
+    trees = _layout(root, config.test_dir)
+    parts = {part: tree.files for part, tree in trees.items()}
+    labels = {part: tree.labels for part, tree in trees.items()}
+    files = [path for part in parts.values() for path in part]
     size, reason = _suggested_size(files)
-    ignored = train.ignored + (test.ignored if test else Counter())
+    ignored = sum((tree.ignored for tree in trees.values()), Counter[str]())
 
     def load(image_size: int, reporter: Reporter) -> Pixels:
         say_ignored(ignored, reporter)
-        return _decode_all(root, train.files, test_files, image_size, reporter)
+        return _decode_all(root, parts, image_size, reporter)
 
+    def names() -> dict[str, list[str]]:
+        return {part: [path.relative_to(root).as_posix() for path in paths] for part, paths in parts.items()}
+
+    taken = [f"{PARTS[part]} images from {tree.folder.name}/" for part, tree in trees.items()]
     return Source(
-        classes=train.classes,
-        train_labels=train.labels,
-        test_labels=test.labels if test else None,
+        classes=trees["train"].classes,
+        train_labels=labels["train"],
+        test_labels=labels.get("test"),
         image_size=size,
         load=load,
         size_reason=reason,
         fingerprint=_fingerprint(root, files),
+        val_labels=labels.get("val"),
+        files=names,
+        notes=(", ".join(taken),) if len(taken) > 1 else (),
     )
 
 
-def _layout(root: Path) -> tuple[Tree, Tree | None]:
-    """The trees of training and test images; None for the latter if there is one tree alone."""
+def _layout(root: Path, test_dir: str | None) -> dict[str, Tree]:
+    """The trees of the parts: training, test and validation images, or training images alone if it is one tree."""
     folders = {path.name: path for path in subfolders(root)}
+    if test_dir is not None:
+        if test_dir not in folders or "train" not in folders:
+            raise DataError(
+                f"{root} needs train/ and {test_dir}/ for --test-dir {test_dir}; it has {', '.join(folders)}"
+            )
+        folders["test"] = folders.pop(test_dir)
     split = {name for name in ("train", "test") if name in folders and _holds_classes(folders[name])}
     if split == {"train", "test"}:
         train, test = _scan(folders["train"], root), _scan(folders["test"], root)
+        trees = {"train": train, "test": test}
+        for name in sorted(VALIDATION_NAMES.intersection(folders)):
+            if _holds_classes(folders[name]):
+                trees["val"] = _scan(folders[name], root)
         problems = [
             f"{', '.join(sorted(set(one.classes) - set(other.classes)))} only in {name}/"
-            for name, one, other in (("train", train, test), ("test", test, train))
+            for name, one, other in (
+                ("train", train, test),
+                ("test", test, train),
+                *(("val", tree, train) for part, tree in trees.items() if part == "val"),
+            )
             if set(one.classes) - set(other.classes)
         ]
         if problems:
             raise DataError(f"train and test of {root} must have the same classes: {'; '.join(problems)}")
-        return train, test
+        if "val" in trees:
+            trees["val"] = _relabelled(trees["val"], train.classes)
+        return trees
     if split and set(folders) <= {"train", "test"} | VALIDATION_NAMES:
         missing = "test" if "train" in split else "train"
         raise DataError(
             f"{root} has {', '.join(f'{name}/' for name in sorted(folders))} but no {missing}/ with class folders: "
             f"add or rename one, or give {root / next(iter(split))} as --root to split that with --test-fraction"
         )
-    return _scan(root, root), None
+    return {"train": _scan(root, root)}
+
+
+def _relabelled(tree: Tree, classes: tuple[str, ...]) -> Tree:
+    """`tree` with the labels of `classes`, which it may not have all of."""
+    import numpy as np
+
+    order = np.array([classes.index(name) for name in tree.classes], np.int64)
+    return replace(tree, labels=order[tree.labels], classes=classes)
 
 
 def _scan(folder: Path, root: Path) -> Tree:
@@ -113,7 +148,7 @@ def _scan(folder: Path, root: Path) -> Tree:
         labels += [label] * len(images)
     if empty:
         raise DataError(f"class folders of {root} without an image ({KINDS}): {', '.join(empty)}; fill or remove them")
-    return Tree(tuple(files), np.array(labels, np.int64), tuple(path.name for path in class_folders), ignored)
+    return Tree(folder, tuple(files), np.array(labels, np.int64), tuple(path.name for path in class_folders), ignored)
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -152,12 +187,14 @@ def _fingerprint(root: Path, files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _decode_all(root: Path, train: Sequence[Path], test: Sequence[Path], size: int, reporter: Reporter) -> Pixels:
+def _decode_all(root: Path, parts: Mapping[str, Sequence[Path]], size: int, reporter: Reporter) -> Pixels:
     import numpy as np
 
     from saukit.data.decoding import decode_or_reason
 
-    files = (*train, *test)
+    files = [path for part in parts.values() for path in part]
+    ends = np.cumsum([len(paths) for paths in parts.values()]).tolist()
+    starts: dict[str, int] = dict(zip(parts, [0, *ends[:-1]], strict=True))
     _check_memory(len(files), size)
     images = np.zeros((len(files), 3, size, size), np.uint8)
 
@@ -173,13 +210,14 @@ def _decode_all(root: Path, train: Sequence[Path], test: Sequence[Path], size: i
 
     def read(part: str, positions: Integers, image_size: int) -> Images:
         assert image_size == size
-        return images[positions if part == "train" else positions + len(train)]
+        return images[positions + starts[part]]
 
     readable = np.array([reason is None for reason in reasons])
     bad = tuple(
         (file.relative_to(root).as_posix(), reason) for file, reason in zip(files, reasons, strict=True) if reason
     )
-    return Pixels(read, readable[: len(train)], readable[len(train) :], bad)
+    ok = {part: readable[starts[part] : starts[part] + len(paths)] for part, paths in parts.items()}
+    return Pixels(read, ok, bad)
 
 
 def _check_memory(count: int, size: int) -> None:

@@ -28,7 +28,7 @@ def source_of_arrays(
         return _resized(np.ascontiguousarray(chosen), size)
 
     def load(size: int, reporter: Reporter) -> Pixels:
-        return Pixels(read, np.ones(len(train[1]), bool), np.ones(0 if test is None else len(test[1]), bool))
+        return Pixels(read, {part: np.ones(len(images), bool) for part, images in parts.items()})
 
     return Source(classes, train[1], None if test is None else test[1], train[0].shape[2], load)
 
