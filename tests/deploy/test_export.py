@@ -180,6 +180,7 @@ def test_the_card_of_an_evaluated_run_has_its_figures(shared_work: Path, tmp_pat
     figures = {metric["type"]: metric["value"] for result in entry["results"] for metric in result["metrics"]}
     assert figures["accuracy"] == pytest.approx(results["top1"], abs=5e-5)
     assert figures["balanced_accuracy"] == pytest.approx(results["balanced_accuracy"], abs=5e-5)
+    assert figures["f1"] == pytest.approx(results["macro_f1"], abs=5e-5)
     assert f"| top-1 | {100 * results['top1']:.1f} | {results['test_images']} |" in text
     for name in ("many", "medium", "few"):
         group = results["groups"][name]

@@ -34,7 +34,7 @@ TINY = {"steps": 4, "batch_size": 16, "amp": "off"}
 # `ce` and `sau` (which is sau+synth) with seed 0 are there already, under these names.
 CONFIG = CompareConfig(methods=("ce", "sau+synth"), seeds=2, train=TINY)
 SWEEPS = Path(__file__).parents[2] / "examples" / "sweeps"
-MEASURES = ("top1", "balanced_accuracy", "many", "medium", "few", "ece")
+MEASURES = ("top1", "balanced_accuracy", "macro_f1", "many", "medium", "few", "ece")
 
 
 def run_compare(config: CompareConfig, work: Path, *, name: str = "main", force: bool = False) -> ComparisonResult:
@@ -69,7 +69,7 @@ def test_the_document_recomputed_from_the_results_of_the_runs(compared: Path) ->
         figures[label] = {}
         for name in names:
             results = json.loads((compared / "runs" / name / "results.json").read_text())
-            flat = {"top1": results["top1"], "balanced_accuracy": results["balanced_accuracy"], "ece": results["ece"]}
+            flat = {name: results[name] for name in ("top1", "balanced_accuracy", "macro_f1", "ece")}
             for group in ("many", "medium", "few"):
                 flat[group] = results["groups"][group]["top1"]
             for measure, value in flat.items():
@@ -143,6 +143,7 @@ def test_the_csv_has_a_row_a_run(compared: Path) -> None:
     ]  # fmt: skip
     for row in rows:
         results = json.loads((compared / "runs" / row["name"] / "results.json").read_text())
+        assert float(row["macro_f1"]) == results["macro_f1"]
         assert float(row["top1"]) == results["top1"] and float(row["few"]) == results["groups"]["few"]["top1"]
         assert row["chosen_by"] == "last step"
 
@@ -157,7 +158,7 @@ def test_the_markdown_tells_a_person(compared: Path) -> None:
             if line.startswith("| ")}  # fmt: skip
     better = max((ce, sau), key=lambda method: method["mean"]["balanced_accuracy"])
     assert f"{100 * better['mean']['balanced_accuracy']:.1f}" in " ".join(bold[better["label"]])
-    for measure, told in zip(MEASURES, ("top-1", "balanced", "many", "medium", "few", "ECE"), strict=True):
+    for measure, told in zip(MEASURES, ("top-1", "balanced", "macro F1", "many", "medium", "few", "ECE"), strict=True):
         difference = sau["difference"][measure]
         points = f"{100 * difference['mean']:+.1f}"
         assert f"| sau+synth | {told} | {points} | too few seeds | - |" in text
@@ -549,7 +550,7 @@ def test_a_group_without_classes_is_absent(tmp_path: Path) -> None:
         assert [run[group] for run in ce["runs"]] == [None, None]
     assert ce["mean"]["medium"] is not None and other["difference"]["medium"] is not None
     text = (result.folder / "compare.md").read_text()
-    assert re.search(r"^\| ce \| \S+ ± \S+ \| \S+ ± \S+ \| - \| \S+ ± \S+ \| - \|", text, re.M)
+    assert re.search(r"^\| ce \|( \S+ ± \S+ \|){3} - \| \S+ ± \S+ \| - \|", text, re.M)
     assert "- few: no class" in text
     row = next(csv.DictReader((result.folder / "compare.csv").open()))
     assert row["few"] == "" and row["medium"] != ""

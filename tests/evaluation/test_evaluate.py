@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from support import tiny, tree
 from torchmetrics.classification import MulticlassCalibrationError
 
-from saukit.core.artifacts import write_manifest
+from saukit.core.artifacts import added_files, write_manifest
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
@@ -61,6 +61,7 @@ def test_overall_figures_are_those_of_scikit_learn(figures: tuple[dict[str, Any]
     assert 0.3 < document["top1"] < 1
     assert document["top1"] == pytest.approx(sk.accuracy_score(labels, predicted))
     assert document["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
+    assert document["macro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"))
     assert document["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, probabilities, k=5))
     assert document["confusion"] == sk.confusion_matrix(labels, predicted).tolist()
     assert document["test_images"] == len(labels) == 359
@@ -90,6 +91,11 @@ def test_each_class_has_its_recall_and_counts(
     split = load_split(Workspace(trained))
     recalls = sk.recall_score(labels, probabilities.argmax(1), average=None)
     rows = document["per_class"]
+    precisions, _, f1s, _ = sk.precision_recall_fscore_support(labels, probabilities.argmax(1), zero_division=np.nan)
+    assert [row["f1"] for row in rows] == pytest.approx(f1s.tolist())
+    found = np.array([row["precision"] for row in rows], float)
+    np.testing.assert_allclose(found, precisions)
+    assert [row["recall"] for row in rows] == [row["top1"] for row in rows]
     assert [row["top1"] for row in rows] == pytest.approx(recalls.tolist())
     assert [row["class"] for row in rows] == list(split.classes)
     assert [row["train_images"] for row in rows] == split.class_counts.tolist()
@@ -144,6 +150,16 @@ def test_an_evaluation_is_read_back_and_vouched_for(work: Path) -> None:
     path.write_text(path.read_text().replace('"top1"', '"top2"', 1))
     with pytest.raises(CorruptArtifactError, match=r"results\.json was changed after it was written"):
         evaluated(work, run="sau")
+
+
+def test_results_of_an_earlier_version_are_computed_again(work: Path) -> None:
+    first = evaluated(work, run="ce").document
+    with added_files(work / "runs" / "ce", kind="run", files=["results.json"]):
+        path = work / "runs" / "ce" / "results.json"
+        path.write_text(json.dumps({name: value for name, value in first.items() if name != "macro_f1"}))
+    again = evaluated(work, run="ce")
+    assert again.computed and again.document == first
+    assert not evaluated(work, run="ce").computed
 
 
 def test_a_failure_on_the_way_leaves_the_run_as_it_was(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -13,12 +13,12 @@ from torchmetrics.functional.classification import (
 )
 
 from saukit.evaluation.metrics import (
-    balanced_accuracy,
     calibration_bins,
+    class_mean,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
-    per_class_accuracy,
+    precision_recall_f1,
     top_k_accuracy,
 )
 
@@ -39,6 +39,10 @@ def rows(*confidences: float, classes: int = 4) -> Floats:
     """Probabilities with class 0 at each confidence and the rest shared."""
     other = [(1 - confidence) / (classes - 1) for confidence in confidences]
     return np.array([[c, *[o] * (classes - 1)] for c, o in zip(confidences, other, strict=True)], np.float32)
+
+
+def recalls(confusion: Labels) -> list[float | None]:
+    return [score["recall"] for score in precision_recall_f1(confusion)]
 
 
 def paper_ece(probabilities: Floats, labels: Labels, bins: int) -> float:
@@ -146,10 +150,10 @@ def test_confusion_and_accuracies_against_torchmetrics_and_sklearn(classes: int,
     predicted, truth = torch.from_numpy(probabilities), torch.from_numpy(labels)
     confusion = confusion_matrix(probabilities, labels)
     np.testing.assert_array_equal(confusion, multiclass_confusion_matrix(predicted, truth, num_classes=classes).numpy())
-    accuracies = per_class_accuracy(confusion)
+    accuracies = recalls(confusion)
     oracle = multiclass_accuracy(predicted, truth, num_classes=classes, average=None)
     np.testing.assert_allclose(np.array(accuracies, float), oracle.numpy(), atol=1e-6)
-    assert balanced_accuracy(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
+    assert class_mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -160,15 +164,40 @@ def test_classes_without_test_images_are_absent_not_zero() -> None:
     confusion = confusion_matrix(probabilities, labels)
     assert confusion.shape == (6, 6)
     assert confusion[[1, 5]].sum() == 0 < confusion[:, [1, 5]].sum()  # never true, yet predicted
-    accuracies = per_class_accuracy(confusion)
+    accuracies = recalls(confusion)
     assert [c for c, accuracy in enumerate(accuracies) if accuracy is None] == [1, 5]
-    assert balanced_accuracy(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
+    assert class_mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
 
 
 def test_a_class_never_recognised_is_zero_not_absent() -> None:
     confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]])
-    assert per_class_accuracy(confusion) == [0.75, 0.0, None]
-    assert balanced_accuracy([0.75, 0.0, None]) == 0.375
+    assert recalls(confusion) == [0.75, 0.0, None]
+    assert class_mean([0.75, 0.0, None]) == 0.375
+
+
+@pytest.mark.parametrize(("classes", "seed", "spread"), CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_precision_recall_and_f1_against_sklearn(classes: int, seed: int, spread: float) -> None:
+    """With a class that is never predicted, and one without test images; zero division is nan there and None here."""
+    probabilities, labels = drawn(classes, seed, spread)
+    if classes > 3:
+        probabilities[:, 1] = 0
+        labels = np.where(labels == 2, 0, labels)
+    scores = precision_recall_f1(confusion_matrix(probabilities, labels))
+    oracle = precision_recall_fscore_support(
+        labels, probabilities.argmax(1), labels=range(classes), zero_division=np.nan
+    )
+    for name, values in zip(("precision", "recall", "f1"), oracle, strict=False):
+        mine = np.array([score[name] for score in scores], float)
+        there = np.isin(np.arange(classes), labels) if name == "f1" else np.full(classes, True)
+        np.testing.assert_allclose(mine[there], values[there], atol=1e-12, err_msg=name)
+        assert np.isnan(mine[~there]).all()
+    there = np.unique(labels)
+    macro = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=there, average="macro")
+    assert class_mean([score["f1"] for score in scores]) == pytest.approx(macro[2])
+    if classes > 3:
+        assert scores[1]["precision"] is None and (scores[1]["recall"], scores[1]["f1"]) == (0, 0)
+        assert scores[2]["recall"] is None and scores[2]["f1"] is None
 
 
 @pytest.mark.parametrize("classes", [2, 10])

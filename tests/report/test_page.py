@@ -28,7 +28,9 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
 from saukit.data.synthetic import load_cache
-from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.compare import compare
+from saukit.evaluation.comparison_files import mean_rows
+from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.evaluation.summary import MEASURES as TITLES
 from saukit.report import sections
@@ -191,6 +193,21 @@ def test_each_class_has_the_mean_over_the_seeds(page: Page, report_work: Path, r
     assert list(page.charts("classes")) == ["Accuracy per class of sau+synth and ce, in %"]
 
 
+def test_each_method_has_its_precision_recall_and_f1(page: Page, report_work: Path, runs: dict[str, list[str]]) -> None:
+    for label, names in {**runs, "extra": ["extra"]}.items():
+        table = page.tables[f"Precision, recall and F1 of {label}"]
+        assert table.rows[0] == ["class", "real", "precision", "recall", "F1"]
+        confusions = [np.array(results_of(report_work, name)["confusion"]) for name in names]
+        with np.errstate(invalid="ignore"):
+            precisions = np.array([np.diag(it) / it.sum(0) for it in confusions])
+        for c, told in enumerate(table.column("precision").values()):
+            there = precisions[:, c][~np.isnan(precisions[:, c])]
+            assert told == (percent(there.mean()) if len(there) else "-")
+        recalls = np.mean([np.diag(it) / it.sum(1) for it in confusions], axis=0)
+        assert list(table.column("recall").values()) == [percent(value) for value in recalls]
+    assert "-" in page.tables["Precision, recall and F1 of ce"].column("precision").values()
+
+
 def test_a_run_outside_the_comparison_has_a_row_of_its_own(page: Page, report_work: Path) -> None:
     table = page.tables["Accuracy of each run"]
     assert [row[0] for row in table.rows[1:]] == ["extra, real images alone"]
@@ -226,7 +243,7 @@ def test_the_models_have_figures_over_all_their_seeds(
         log = (report_work / "runs" / names[0] / "metrics.jsonl").read_text().splitlines()
         losses = [name.replace("_", " ") for name in json.loads(log[-1])["losses"]]
         assert set(losses) <= set(texts(charts[f"Losses of {label}"]))
-    assert re.findall(r"<summary>([^ <]+)", page.section("models")) == ["sau+synth", "ce", "extra"]
+    assert re.findall(r'class="model"[^>]*><summary>([^ <]+)', page.section("models")) == ["sau+synth", "ce", "extra"]
     assert page.section("models").count('<details class="model" open>') == 2
 
 
@@ -417,6 +434,33 @@ def test_a_comparison_of_an_earlier_saukit_must_be_made_again(report_work: Path,
     assert f"main: comparison of an earlier saukit: saukit compare --force --config {folder}/config.yaml" in text
     with pytest.raises(DataError, match="no complete comparison 'main'"):
         written(work, comparison="main")
+
+
+def without(document: Any, names: set[str]) -> Any:
+    """A JSON document as a version that did not know these names wrote it."""
+    if isinstance(document, dict):
+        return {name: without(value, names) for name, value in document.items() if name not in names}
+    return [without(value, names) for value in document] if isinstance(document, list) else document
+
+
+def test_results_of_an_earlier_saukit_have_dashes_or_name_the_command(report_work: Path, tmp_path: Path) -> None:
+    work = shutil.copytree(report_work, tmp_path / "work")
+    paths = [*(work / "runs").glob("*/results.json"), work / "comparisons" / "main" / "compare.json"]
+    for path in paths:
+        kind, lost = "run" if path.name == "results.json" else "comparison", {"macro_f1", "precision", "recall", "f1"}
+        lost |= {"calibration"} if path.parent.name == "extra" else set()
+        with added_files(path.parent, kind=kind, files=[path.name]):
+            path.write_text(json.dumps(without(json.loads(path.read_text()), lost)))
+    page = written(work)
+    assert set(page.tables["Accuracy of each method"].column("macro F1").values()) == {"-"}
+    assert set(page.tables["Precision, recall and F1 of ce"].column("F1").values()) == {"-"}
+    message = "results of run extra are an earlier saukit's, without calibration: re-run `saukit eval --run extra`"
+    assert message in page.text
+    with pytest.raises(DataError, match=message):
+        written(work, runs=("extra",))
+    config = CompareConfig(methods=("ce", "sau+synth"), seeds=3, train={"steps": 4, "batch_size": 16, "amp": "off"})
+    again = compare(config, Workspace(work), name="main", devices=["cpu"], force=False, reporter=QUIET)
+    assert again.state == "complete" and mean_rows(again.document)[0][3] == "-"
 
 
 def test_an_absent_group_is_a_dash(tmp_path: Path) -> None:

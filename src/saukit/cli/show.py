@@ -106,8 +106,8 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
     if selection == "all":
         reporter.table(
             f"{name} on {document['test_images']:,} test images",
-            ["top-1", "top-5", "balanced accuracy", "calibration error"],
-            [[format_share(document[measure]) for measure in ("top1", "top5", "balanced_accuracy", "ece")]],
+            ["top-1", "top-5", "balanced accuracy", "macro F1", "calibration error"],
+            [[format_share(document[name]) for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")]],
         )
     chosen = GROUP_NAMES if selection == "all" else (selection,)
     reporter.table(
@@ -117,10 +117,13 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
         text_columns=2,
     )
     reporter.table(
-        f"{name}: accuracy by class, %",
-        ["class", "group", "real training images", "test images", "top-1"],
+        f"{name}: by class, % (recall is the class's accuracy)",
+        ["class", "group", "real training images", "test images", "precision", "recall", "F1"],
         [
-            [row["class"], row["group"], *_counts_and_top1(row["train_images"], row["test_images"], row["top1"])]
+            [
+                *(row["class"], row["group"], f"{row['train_images']:,}", f"{row['test_images']:,}"),
+                *(format_share(row[score]) for score in ("precision", "recall", "f1")),
+            ]
             for row in document["per_class"]
             if row["group"] in chosen
         ],
@@ -139,12 +142,8 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
 def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
     if group is None:
         return [name, "-", "-", "-", "-"]
-    counts = _counts_and_top1(group["train_images"], group["images"], group["top1"])
-    return [name, shortened(group["classes"], limit=12), *counts]
-
-
-def _counts_and_top1(train: int, test: int, top1: float | None) -> list[str]:
-    return [f"{train:,}", f"{test:,}", format_share(top1)]
+    counts = [f"{group[count]:,}" for count in ("train_images", "images")]
+    return [name, shortened(group["classes"], limit=12), *counts, format_share(group["top1"])]
 
 
 def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:

@@ -31,7 +31,7 @@ from saukit.evaluation.config import CompareConfig
 from saukit.evaluation.contenders import ComparisonPlan, PlannedRun, plan_comparison
 from saukit.evaluation.jobs import FinishedRun, Jobs, finish_run
 from saukit.evaluation.statistics import CONFIDENCE
-from saukit.evaluation.summary import differences, measures_of, method_entry, verdict
+from saukit.evaluation.summary import differences, measures_of, method_entry, verdict, with_every_measure
 from saukit.synthesis.outcome import AUDIT
 
 KIND = "comparison"
@@ -80,7 +80,7 @@ def compare(
         )
         if state == "complete":
             document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
-            return ComparisonResult(state, folder, document)
+            return ComparisonResult(state, folder, with_every_measure(document))
         audit = workspace.synth / AUDIT
         judged = json.loads(audit.read_text(encoding="utf-8"))["overall"] if audit.exists() else None
         document = comparison_document(plan, finished, name=name, judged=judged)

@@ -24,12 +24,12 @@ from saukit.data.split import Part, Split, load_split, load_test
 from saukit.evaluation.charts import confusion_figure, per_class_figure
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.metrics import (
-    balanced_accuracy,
     calibration_bins,
+    class_mean,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
-    per_class_accuracy,
+    precision_recall_f1,
     top_k_accuracy,
 )
 from saukit.models.inference import predict
@@ -40,6 +40,8 @@ from saukit.training.features import kept_features
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
 CONFUSION_NAME = "confusion.png"
+# What a results.json of this version has and earlier ones did not.
+NEEDED = ("calibration", "confusion", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def evaluate(
     require_made_from(run, folder, split=split.manifest, command=f"saukit train --name {name}")
     if RESULTS_NAME in run.files and not force:
         document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-        return EvalResult(document, folder, computed=False)
+        if document.keys() >= set(NEEDED):
+            return EvalResult(document, folder, computed=False)
+        reporter.say(f"the results of {name} are an earlier saukit's: evaluating again")
 
     network, spec = load_model(folder / MODEL_NAME)
     if spec.classes != split.classes:
@@ -117,12 +121,12 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
 
 
 def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: Split) -> dict[str, Any]:
-    """The figures of results.json, all accuracies in [0, 1]; a group without classes is null.
+    """The figures of results.json, all shares in [0, 1]; a group without classes is null.
 
     Shapes: probabilities [n, K], in the order of the test part.
     """
     confusion = confusion_matrix(probabilities, test.labels)
-    accuracies = per_class_accuracy(confusion)
+    scores = precision_recall_f1(confusion)
     group_of = {c: name for name, rows in split.groups.members.items() for c in rows}
     counts = split.class_counts
     groups: dict[str, Mapping[str, Any] | None] = {}
@@ -136,7 +140,8 @@ def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: S
         "format_version": FORMAT_VERSION,
         "top1": float(np.mean(probabilities.argmax(1) == test.labels)),
         "top5": top_k_accuracy(probabilities, test.labels, 5),
-        "balanced_accuracy": balanced_accuracy(accuracies),
+        "balanced_accuracy": class_mean([score["recall"] for score in scores]),
+        "macro_f1": class_mean([score["f1"] for score in scores]),
         "ece": expected_calibration_error(probabilities, test.labels),
         "calibration": calibration_bins(probabilities, test.labels),
         "test_images": len(test.labels),
@@ -148,7 +153,8 @@ def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: S
                 "group": group_of[c],
                 "train_images": int(counts[c]),
                 "test_images": int(confusion[c].sum()),
-                "top1": accuracies[c],
+                "top1": scores[c]["recall"],
+                **scores[c],
             }
             for c in range(split.num_classes)
         ],

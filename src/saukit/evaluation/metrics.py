@@ -1,4 +1,4 @@
-"""Accuracies from probabilities: over all images, per class and per shot group, and the calibration error."""
+"""Measures from probabilities: over all images, per class and per shot group, and the calibration error."""
 
 from __future__ import annotations
 
@@ -37,15 +37,27 @@ def confusion_matrix(probabilities: Probabilities, labels: Labels) -> npt.NDArra
     return matrix
 
 
-def per_class_accuracy(confusion: npt.NDArray[np.int64]) -> list[float | None]:
-    """Share of each class's images that are recognised; None for a class without test images."""
-    totals = confusion.sum(1)
-    return [float(confusion[c, c] / totals[c]) if totals[c] else None for c in range(len(confusion))]
+def class_mean(values: Sequence[float | None]) -> float:
+    """The mean over the classes that have test images: of accuracies the balanced accuracy, of F1 the macro F1."""
+    return float(np.mean([value for value in values if value is not None]))
 
 
-def balanced_accuracy(accuracies: Sequence[float | None]) -> float:
-    """The mean of the accuracies of the classes that have test images."""
-    return float(np.mean([accuracy for accuracy in accuracies if accuracy is not None]))
+def precision_recall_f1(confusion: npt.NDArray[np.int64]) -> list[dict[str, float | None]]:
+    """Precision, recall and F1 of each class; recall is its accuracy.
+
+    Precision is None for a class that is never predicted, recall and F1 for one without test images; scikit-learn calls
+    these cases zero division. A class that is there and never predicted has an F1 of 0.
+    """
+    scores: list[dict[str, float | None]] = []
+    for hits, true, predicted in zip(np.diag(confusion), confusion.sum(1), confusion.sum(0), strict=True):
+        scores.append(
+            {
+                "precision": float(hits / predicted) if predicted else None,
+                "recall": float(hits / true) if true else None,
+                "f1": float(2 * hits / (true + predicted)) if true else None,
+            }
+        )
+    return scores
 
 
 def group_accuracy(

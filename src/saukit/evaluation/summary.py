@@ -14,6 +14,7 @@ from saukit.evaluation.statistics import holm, mean, paired_difference, standard
 MEASURES = {
     "top1": "top-1",
     "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
     **{name: name for name in GROUP_NAMES},
     "ece": "ECE",
 }
@@ -44,9 +45,21 @@ class EvaluatedRun(Protocol):
 
 
 def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a results.json, shares in [0, 1]; None for a group without classes."""
+    """The measures of a results.json, shares in [0, 1]; None for a group without classes, and for what an earlier
+    saukit did not measure."""
     groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
-    return {name: groups[name] if name in groups else results[name] for name in MEASURES}
+    return {name: groups[name] if name in groups else results.get(name) for name in MEASURES}
+
+
+def with_every_measure(document: Document) -> Document:
+    """compare.json as read from a file, with None for what an earlier saukit did not measure."""
+    methods, found = document["methods"], document["verdict"] or {"rivals": (), "pairs": ()}
+    columns = [of for method in methods for of in (method["mean"], method["std"], *method["runs"])]
+    columns += [change for method in methods if (change := method["difference"]) is not None]
+    columns += [entry["difference"] for entry in (*found["rivals"], *found["pairs"])]
+    for column in columns:
+        column.update({name: column.get(name) for name in MEASURES})
+    return document
 
 
 def method_entry(label: str, config: Mapping[str, Any], runs: Sequence[EvaluatedRun]) -> Document:

@@ -18,12 +18,13 @@ from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
 from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.evaluation.summary import method_entry
+from saukit.evaluation.summary import method_entry, with_every_measure
 from saukit.report.config import ReportConfig
 from saukit.synthesis.outcome import AUDIT, CLOSEST
 from saukit.training.trainer import METRICS_NAME
 
 Document = dict[str, Any]
+SHOWN = ("top1", "balanced_accuracy", "ece", "groups", "per_class", "confusion", "calibration")  # of results.json
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
             again = f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}"
             left_out.append(LeftOut(folder.name, f"comparison of an earlier saukit: {again}"))
         else:
-            found[folder.name] = Comparison(folder.name, manifest, document)
+            found[folder.name] = Comparison(folder.name, manifest, with_every_measure(document))
     if config.comparison is None:
         return max(found.values(), key=lambda entry: entry.manifest.created, default=None)
     if config.comparison not in found:
@@ -204,6 +205,11 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
         raise DataError(f"run {name} is not evaluated: saukit eval --run {name}")
     log = [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
     results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+    if missing := [key for key in SHOWN if key not in results]:
+        raise DataError(
+            f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
+            f"re-run `saukit eval --run {name}`"
+        )
     return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results)
 
 

@@ -115,6 +115,7 @@ def _variables(contents: Contents, title: str | None) -> dict[str, Any]:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "measures": MEASURES,
         "accuracies": {name: title for name, title in MEASURES.items() if name not in LESS_IS_BETTER},
+        "scores": list(sections.SCORES.values()),
         "contents": contents,
         "document": document,
         "toc": {anchor: name for anchor, name in TITLES.items() if parts.get(anchor, True)},

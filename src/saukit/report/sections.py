@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MOST_SAMPLED, SAMPLES = 20, 6
 MOST_CARDS, AT_FIRST = 8, 2  # methods with figures of their own, and those of them that are open
 MOST_CONFUSIONS = 5
+MOST_SCORED = 100  # classes of a method's table of precision, recall and F1
+SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 MOST_DOTS = 3  # methods of the figure of accuracies per class
 SHOWN = {"balanced_accuracy": "Balanced accuracy", "few": "Few-shot accuracy"}
 
@@ -234,6 +236,11 @@ def _card(method: Method, contents: Contents) -> Document:
             ),
         ],
         "worst": [(classes[row], classes[column], shares[row, column]) for row, column in worst if shares[row, column]],
+        "scores": [
+            (classes[c], counts[c], [mean([of["per_class"][c].get(score) for of in results]) for score in SCORES])
+            for c in by_falling_count(counts)[-MOST_SCORED:]
+        ],
+        "unscored": max(0, len(classes) - MOST_SCORED),
     }
 
 
