@@ -11,7 +11,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.data.config import SplitConfig
 from saukit.data.source import Source
-from saukit.data.sources import folder as room
+from saukit.data.sources import files as room
 from saukit.data.sources.folder import open_folder
 
 from ..conftest import TreeMaker

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.machine import available_memory, in_threads
-from saukit.core.words import format_bytes
-from saukit.data.image_files import EXTENSIONS, KINDS, image_files, say_ignored, subfolders
-from saukit.data.source import IMAGE_SIZES, Pixels, Source
+from saukit.core.errors import DataError
+from saukit.data.image_files import EXTENSIONS, KINDS, image_files, subfolders
+from saukit.data.source import Source
+from saukit.data.sources.files import fingerprint_of, part_of_folder, source_of_files
 
 if TYPE_CHECKING:
-    from saukit.core.console import Reporter
     from saukit.data.source_config import SourceConfig
-    from saukit.data.types import Images, Integers
+    from saukit.data.types import Integers
 
 PARTS = {"train": "training", "test": "test", "val": "validation"}
 
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev"})
-DEFAULT_SIZE = 64
-LARGEST_NATIVE_SIZE = 224
-COPIES_IN_MEMORY = 3  # all decoded images, the part being written, and its serialised form
 
 
 @dataclass(frozen=True)
@@ -52,30 +44,13 @@ def open_folder(config: SourceConfig, root: Path) -> Source:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder with one subfolder per class as --root")
     trees = _layout(root, config.test_dir)
-    parts = {part: tree.files for part, tree in trees.items()}
-    labels = {part: tree.labels for part, tree in trees.items()}
-    files = [path for part in parts.values() for path in part]
-    size, reason = _suggested_size(files)
-    ignored = sum((tree.ignored for tree in trees.values()), Counter[str]())
-
-    def load(image_size: int, reporter: Reporter) -> Pixels:
-        say_ignored(ignored, reporter)
-        return _decode_all(root, parts, image_size, reporter)
-
-    def names() -> dict[str, list[str]]:
-        return {part: [path.relative_to(root).as_posix() for path in paths] for part, paths in parts.items()}
-
+    names = {part: [path.relative_to(root).as_posix() for path in tree.files] for part, tree in trees.items()}
     taken = [f"{PARTS[part]} images from {tree.folder.name}/" for part, tree in trees.items()]
-    return Source(
-        classes=trees["train"].classes,
-        train_labels=labels["train"],
-        test_labels=labels.get("test"),
-        image_size=size,
-        load=load,
-        size_reason=reason,
-        fingerprint=_fingerprint(root, files),
-        val_labels=labels.get("val"),
-        files=names,
+    return source_of_files(
+        trees["train"].classes,
+        {part: part_of_folder(root, names[part], tree.labels) for part, tree in trees.items()},
+        fingerprint=fingerprint_of(root, [name for part in names.values() for name in part]),
+        ignored=sum((tree.ignored for tree in trees.values()), Counter[str]()),
         notes=(", ".join(taken),) if len(taken) > 1 else (),
     )
 
@@ -155,79 +130,3 @@ def _holds_classes(folder: Path) -> bool:
     """Whether `folder` has subfolders and no image of its own; a class may well be called `train`."""
     own = any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
     return not own and bool(subfolders(folder))
-
-
-def _suggested_size(files: Sequence[Path]) -> tuple[int, str | None]:
-    """The size that all images share if they are square and not large, else `DEFAULT_SIZE` and why."""
-    from PIL import Image
-
-    first: tuple[int, int] | None = None
-    for path in files:
-        try:
-            with Image.open(path) as file:
-                size = file.size
-        except Exception:  # decoding will list it
-            continue
-        first = first or size
-        if size != first:
-            return DEFAULT_SIZE, f"the images differ in size ({_times(first)}, {_times(size)} ...)"
-    if first is None:
-        return DEFAULT_SIZE, None
-    width, height = first
-    if width == height and IMAGE_SIZES[0] <= width <= LARGEST_NATIVE_SIZE:
-        return width, None
-    return DEFAULT_SIZE, f"the images are {_times(first)}"
-
-
-def _fingerprint(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over the files' relative names and sizes: cheap, and the same in a copy of the folder."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\n" % path.stat().st_size)
-    return digest.hexdigest()
-
-
-def _decode_all(root: Path, parts: Mapping[str, Sequence[Path]], size: int, reporter: Reporter) -> Pixels:
-    import numpy as np
-
-    from saukit.data.decoding import decode_or_reason
-
-    files = [path for part in parts.values() for path in part]
-    ends = np.cumsum([len(paths) for paths in parts.values()]).tolist()
-    starts: dict[str, int] = dict(zip(parts, [0, *ends[:-1]], strict=True))
-    _check_memory(len(files), size)
-    images = np.zeros((len(files), 3, size, size), np.uint8)
-
-    def decode(index: int) -> str | None:
-        image = decode_or_reason(files[index], size)
-        if isinstance(image, str):
-            return image
-        images[index] = image
-        return None
-
-    with reporter.progress("decoding", len(files)) as line:
-        reasons = in_threads(decode, range(len(files)), line.update)
-
-    def read(part: str, positions: Integers, image_size: int) -> Images:
-        assert image_size == size
-        return images[positions + starts[part]]
-
-    readable = np.array([reason is None for reason in reasons])
-    bad = tuple(
-        (file.relative_to(root).as_posix(), reason) for file, reason in zip(files, reasons, strict=True) if reason
-    )
-    ok = {part: readable[starts[part] : starts[part] + len(paths)] for part, paths in parts.items()}
-    return Pixels(read, ok, bad)
-
-
-def _check_memory(count: int, size: int) -> None:
-    needed, available = COPIES_IN_MEMORY * count * 3 * size * size, available_memory()
-    if available is not None and needed > available:
-        raise EnvironmentFault(
-            f"{count} images of {size} x {size} need about {format_bytes(needed)} of memory, but "
-            f"{format_bytes(available)} are free: give a smaller --image-size, or a smaller folder"
-        )
-
-
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
