@@ -1,6 +1,6 @@
 import pytest
 
-from saukit.core.words import format_bytes, format_duration, format_share, name_problem, shortened
+from saukit.core.words import format_bytes, format_duration, format_share, name_problem, printable, shortened, shown
 
 
 def test_a_long_list_says_how_many_more() -> None:
@@ -55,3 +55,16 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("share", "text"), [(None, "-"), (0.0, "0.0"), (0.8366, "83.7"), (1.0, "100.0")])
 def test_an_absent_share_is_a_dash_and_zero_is_zero(share: float | None, text: str) -> None:
     assert format_share(share) == text
+
+
+def test_a_long_value_is_cut_and_its_ends_are_shown() -> None:
+    assert shown("abc") == "'abc'" and shown("abc", quotes=False) == "abc" and shown([1, None]) == "[1, None]"
+    assert shown("x" * 50 + "y" * 50_000) == "'" + "x" * 50 + "y" * 9 + "..." + "y" * 9 + "'"
+    assert shown(10**80 - 1) == "9" * 80
+    assert shown(10**80) == shown(-(10**9000)) == "a whole number of more than 80 digits"
+
+
+def test_what_acts_on_a_terminal_is_made_visible() -> None:
+    assert printable("a\x1b[31mb\rc\x07d\x9be") == r"a\x1b[31mb\rc\x07d\x9be"
+    assert printable("\u202eabc\u2028") == r"\u202eabc\u2028"
+    assert printable("größe\n\t日本 ✓") == "größe\n\t日本 ✓"

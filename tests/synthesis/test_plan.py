@@ -90,7 +90,7 @@ def test_a_further_round_goes_on_where_the_one_before_it_ended() -> None:
 def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     plan = planned([9, 5, 2], target=9, batch=3)
     bare = outlined([9, 5, 2], target=9, batch=3)
-    with pytest.raises(CorruptArtifactError, match=r"plan.json is damaged \(.*No such file"):
+    with pytest.raises(CorruptArtifactError, match=r"plan.json is missing; start over with --force"):
         load_plan(tmp_path, bare)
     longer = replace(plan.with_round(np.array([0, 1, 5])), closed=True)
     longer.save(tmp_path)
@@ -104,7 +104,7 @@ def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_a_damaged_plan_is_an_error_with_the_remedy(text: str, tmp_path: Path) -> None:
     plan = planned([9, 5, 2], target=9)
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(CorruptArtifactError, match=r"plan.json is damaged .*: start over with --force"):
+    with pytest.raises(CorruptArtifactError, match=r"plan.json is damaged.*[:;] start over with --force"):
         load_plan(tmp_path, plan)
 
 

@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saukit.core.documents import parse_json, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.files import check_regular, open_regular
 from saukit.core.words import format_bytes
 
 FORMAT_VERSION = 1
@@ -142,14 +144,13 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-            if not isinstance(metadata, dict):
-                raise ValueError("its metadata is not a mapping")
+            metadata = parse_json((file.metadata() or {})[METADATA_KEY], where="its metadata")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path} is missing") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, CorruptArtifactError, OSError, KeyError, ValueError) as error:
         raise CorruptArtifactError(f"{path} is not a saukit tensor file: {error}") from None
     _check_format(metadata.get("format_version"), path)
     return tensors, metadata
@@ -157,7 +158,7 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -238,15 +239,15 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
     Raises: CorruptArtifactError that lists every missing, truncated or changed file.
     """
     path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        return None
+    document = read_json(path)
+    _check_format(document.pop("format_version", None), path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        _check_format(document.pop("format_version", None), path)
         manifest = Manifest(**document)
         for record in manifest.files.values():
             if not isinstance(record["sha256"], str) or not isinstance(record["bytes"], int):
                 raise ValueError("a file's record lacks its hash or size")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CorruptArtifactError(f"{path} is damaged: {error}; remake the artefact with --force") from None
     if manifest.kind != kind:

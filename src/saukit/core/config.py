@@ -10,15 +10,18 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from saukit.core.errors import UsageError
+from saukit.core.documents import START_OVER, read_yaml
+from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
+from saukit.core.words import shortened, shown
 
 Config = TypeVar("Config")
+LISTED = 20  # problems in a message
 Amp = Literal["auto", "bf16", "fp16", "off"]  # the arithmetic of forward passes; device.resolve_amp resolves it
 
 
@@ -38,10 +41,7 @@ def from_mapping(config_type: type[Config], mapping: Mapping[str, Any], *, where
 
     Raises: UsageError that lists every unknown field and every value of the wrong type.
     """
-    values, problems = read_fields(config_type, mapping)
-    if problems:
-        raise UsageError(f"{where}: " + "; ".join(problems))
-    return config_type(**values)
+    return _built(config_type, mapping, lambda problems: UsageError(f"{where}: {problems}"))
 
 
 def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -49,7 +49,7 @@ def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[
     hints = typing.get_type_hints(config_type)
     fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     problems = [
-        f"unknown field {name!r} (known: {', '.join(sorted(fields))})" for name in mapping if name not in fields
+        f"unknown field {shown(name)} (known: {', '.join(sorted(fields))})" for name in mapping if name not in fields
     ]
     values: dict[str, Any] = {}
     for name, value in mapping.items():
@@ -57,33 +57,54 @@ def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[
             continue
         try:
             values[name] = _coerce(value, hints[name])
-        except (TypeError, ValueError):
-            problems.append(f"{name}: {value!r} is not {_describe(hints[name])}")
+        except (TypeError, ValueError, OverflowError):
+            problems.append(f"{name}: {shown(value)} is not {_describe(hints[name])}")
     return values, problems
 
 
-def load_config(config_type: type[Config], path: Path) -> Config:
+def load_config(
+    config_type: type[Config],
+    path: Path,
+    *,
+    fault: type[SaukitError] = UsageError,
+    remedy: str = "give the config.yaml of an earlier run",
+) -> Config:
     """Read a saved config.yaml.
 
-    Raises: UsageError if the file is missing, is not a YAML mapping, or does not fit `config_type`.
+    Raises: `fault`, with `remedy`, if the file is missing, is not a YAML mapping, or does not fit `config_type`.
     """
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no configuration file {path}; give the config.yaml of an earlier run") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from None
+    mapping = read_yaml(path, fault=fault, remedy=remedy, missing=f"no configuration file {path}; {remedy}")
     if not isinstance(mapping, dict):
-        raise UsageError(f"{path} holds no mapping of field names to values")
-    return from_mapping(config_type, mapping, where=str(path))
+        raise fault(f"{path} holds no mapping of field names to values; {remedy}")
+    end = "" if fault is UsageError else f"; {remedy}"
+    return _built(config_type, mapping, lambda problems: fault(f"{path}: {problems}{end}"))
+
+
+def load_saved(config_type: type[Config], path: Path) -> Config:
+    """Read the config.yaml of an artefact. Raises: CorruptArtifactError as `load_config`."""
+    return load_config(config_type, path, fault=CorruptArtifactError, remedy=START_OVER)
 
 
 def differences(old: object, new: object) -> list[str]:
     """One line a field that differs between two configurations of the same type: `epochs: 200 -> 50`."""
     before, after = to_mapping(old), to_mapping(new)
-    return [f"{name}: {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]]
+    return [
+        f"{name}: {shown(before.get(name))} -> {shown(after[name])}"
+        for name in after
+        if before.get(name) != after[name]
+    ]
+
+
+def _built(config_type: type[Config], mapping: Mapping[Any, Any], error: Callable[[str], SaukitError]) -> Config:
+    values, problems = read_fields(config_type, mapping)
+    problems += [
+        f"{field.name} is missing"
+        for field in dataclasses.fields(config_type)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in mapping
+    ]
+    if problems:
+        raise error(shortened(problems, "; ", limit=LISTED))
+    return config_type(**values)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -97,7 +118,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         for choice in arguments:
             try:
                 return _coerce(value, choice)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         raise TypeError
     if origin is typing.Literal:

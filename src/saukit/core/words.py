@@ -55,3 +55,20 @@ def format_duration(seconds: float) -> str:
 def format_share(value: float | None) -> str:
     """A share in [0, 1] as a percentage with one decimal; a dash for a number that is not there."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def shown(value: object, *, limit: int = 80, quotes: bool = True) -> str:
+    """A value for a message: as Python writes it, or without `quotes` as it reads, and cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**limit:
+        return f"a whole number of more than {limit} digits"  # which Python may refuse to write out
+    text = repr(value) if quotes or not isinstance(value, str) else value
+    return text if len(text) <= limit else f"{text[: limit - limit // 4]}...{text[-(limit // 8) :]}"
+
+
+# What would move a terminal's cursor, colour what follows or turn its direction; a new line and a tab may stay.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` with escape sequences and other characters that act on a terminal made visible: `\\x1b[31m`."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

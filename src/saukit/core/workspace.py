@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,8 @@ from saukit.core.artifacts import (
     write_json,
     write_text,
 )
-from saukit.core.config import differences, load_config, to_yaml
+from saukit.core.config import differences, load_saved, to_yaml
+from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.locks import hold
 from saukit.core.words import DEFAULT_WORKSPACE, name_problem
@@ -141,7 +142,7 @@ def existing_state(
         if folder.exists() and any(path.name != INPUTS_NAME for path in folder.iterdir()):
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
         return "new"
-    changed = differences(load_config(type(config), folder / CONFIG_NAME), config)
+    changed = differences(load_saved(type(config), folder / CONFIG_NAME), config)
     if changed:
         raise UsageError(
             f"{folder} was made with another configuration ({'; '.join(changed)}): "
@@ -175,10 +176,9 @@ def _remove_artifact(folder: Path) -> None:
 
 
 def _inputs_in_the_making(folder: Path, kind: str) -> dict[str, str]:
-    try:
-        inputs: dict[str, str] = json.loads((folder / INPUTS_NAME).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):  # such as after a kill while --force removed it
-        raise UsageError(f"{folder} holds only remains of a {kind}: start over with --force") from None
+    if not os.path.lexists(folder / INPUTS_NAME):  # such as after a kill while --force removed it
+        raise UsageError(f"{folder} holds only remains of a {kind}: start over with --force")
+    inputs: dict[str, str] = read_json(folder / INPUTS_NAME, remedy=START_OVER)
     return inputs
 
 

@@ -29,7 +29,7 @@ from saukit.core.artifacts import (
     write_manifest,
     write_text,
 )
-from saukit.core.config import load_config, to_yaml
+from saukit.core.config import load_saved, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
 from saukit.core.plots import save_figure
@@ -255,7 +255,7 @@ def _same_without_looking(config: SplitConfig, workspace: Workspace, root: Path 
     if row.embedded:
         check_root(config.dataset, root)
     resolved = resolve(config, image_size=row.image_size, test_set=row.test_set)
-    if load_config(ResolvedSplitConfig, workspace.split / CONFIG_NAME) != resolved:
+    if load_saved(ResolvedSplitConfig, workspace.split / CONFIG_NAME) != resolved:
         return None
     return _existing(resolved, workspace, None, force=False)
 

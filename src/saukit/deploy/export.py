@@ -27,6 +27,7 @@ from torch import Tensor
 
 from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, staged_folder, write_json
 from saukit.core.console import Reporter
+from saukit.core.documents import read_json
 from saukit.core.errors import SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.locks import hold
@@ -73,7 +74,7 @@ class ExportResult:
     @property
     def document(self) -> dict[str, Any]:
         """The JSON document: classes.json, and where it all is."""
-        content = json.loads((self.folder / CLASSES_NAME).read_text(encoding="utf-8"))
+        content = read_json(self.folder / CLASSES_NAME)
         return {"folder": str(self.folder), "model": str(self.model), "files": list(self.files), **content}
 
 
@@ -234,9 +235,9 @@ def _check_target(folder: Path, *, force: bool) -> None:
 def _is_export(folder: Path) -> bool:
     """Whether saukit wrote all that is in `folder`, so that it may be replaced."""
     try:
-        document = json.loads((folder / CLASSES_NAME).read_text(encoding="utf-8"))
+        document = read_json(folder / CLASSES_NAME)
         return "saukit" in document and WRITTEN.issuperset(entry.name for entry in folder.iterdir())
-    except (OSError, ValueError, TypeError):
+    except (OSError, SaukitError):
         return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest
-from saukit.core.config import load_config
+from saukit.core.config import load_saved
+from saukit.core.documents import read_json
 from saukit.core.words import format_share, shortened
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.evaluate import RESULTS_NAME
@@ -29,7 +29,7 @@ def readme(spec: ModelSpec, path: Path, run: Manifest | None) -> str:
     name = path.name if run is not None else f"{spec.method} {spec.backbone}"
     results = None
     if run is not None and RESULTS_NAME in run.files:
-        results = json.loads((path / RESULTS_NAME).read_text(encoding="utf-8"))
+        results = read_json(path / RESULTS_NAME)
     sections = [
         f"---\n{_front_matter(name, results).to_yaml()}\n---",
         f"# {name}",
@@ -95,7 +95,7 @@ From the Hub: `saukit.ImageClassifier.from_pretrained("OWNER/NAME")`. The normal
 def _training(spec: ModelSpec, path: Path, run: Manifest | None) -> list[str]:
     if run is None:
         return [f"method: {spec.method}", "nothing more is known: the model was exported without its run"]
-    summary, config = run.summary, load_config(TrainConfig, path / CONFIG_NAME)
+    summary, config = run.summary, load_saved(TrainConfig, path / CONFIG_NAME)
     lines = [
         f"method: {spec.method}",
         f"images: {summary['real_images']:,} real and {summary['synthetic_images']:,} synthetic",

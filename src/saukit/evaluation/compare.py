@@ -5,7 +5,6 @@ Each run is an ordinary one under runs/, trained by `fit` and evaluated once by 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, read_manifest, write_json, write_manifest
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
+from saukit.core.documents import read_json
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
 from saukit.core.workspace import State, Workspace, existing_state, prepare
@@ -79,10 +79,10 @@ def compare(
             folder, plan.config, kind=KIND, force=force, resume=True, another="another --name", inputs=inputs
         )
         if state == "complete":
-            document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
+            document = read_json(folder / DOCUMENT_NAME)
             return ComparisonResult(state, folder, with_every_measure(document))
         audit = workspace.synth / AUDIT
-        judged = json.loads(audit.read_text(encoding="utf-8"))["overall"] if audit.exists() else None
+        judged = read_json(audit)["overall"] if audit.exists() else None
         document = comparison_document(plan, finished, name=name, judged=judged)
         write_json(folder / DOCUMENT_NAME, document)
         write_tables(folder, document)

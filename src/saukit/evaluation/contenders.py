@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from saukit.core.artifacts import CONFIG_NAME, read_manifest
-from saukit.core.config import from_mapping, load_config, read_fields, to_mapping
+from saukit.core.config import from_mapping, load_saved, read_fields, to_mapping
 from saukit.core.device import describe_device, suited_threads, using_threads
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.options import check, without_effect
@@ -200,7 +200,7 @@ def _catalogue(workspace: Workspace) -> dict[str, tuple[ResolvedTrainConfig, dic
         folder = workspace.run(name)
         try:
             manifest = read_manifest(folder, kind="run", verify=False)
-            config = load_config(ResolvedTrainConfig, folder / CONFIG_NAME)
+            config = load_saved(ResolvedTrainConfig, folder / CONFIG_NAME)
         except (CorruptArtifactError, UsageError):
             continue
         if manifest is not None:

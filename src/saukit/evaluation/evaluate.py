@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, write_json
-from saukit.core.config import load_config, to_mapping
+from saukit.core.config import load_saved, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.device import suited_threads, using_threads
+from saukit.core.documents import read_json
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, require, require_made_from
@@ -71,7 +71,7 @@ def evaluate(
     split = load_split(workspace)
     require_made_from(run, folder, split=split.manifest, command=f"saukit train --name {name}")
     if RESULTS_NAME in run.files and not force:
-        document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+        document = read_json(folder / RESULTS_NAME)
         if document.keys() >= set(NEEDED):
             return EvalResult(document, folder, computed=False)
         reporter.say(f"the results of {name} are an earlier saukit's: evaluating again")
@@ -90,7 +90,7 @@ def evaluate(
             source = f"{split.manifest.digest} test"
             inputs = kept_features(network, spec, test.images, source, workspace, device=device, reporter=reporter)
         probabilities = predict(network, spec, inputs, device=device).probabilities
-    training = load_config(TrainConfig, folder / CONFIG_NAME)
+    training = load_saved(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
     confusion = confusion_matrix(probabilities, test.labels)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
+from saukit.core.documents import read_json, read_json_lines, read_yaml
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
@@ -157,7 +156,7 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
             continue
         if manifest is None:
             continue
-        document = json.loads((folder / DOCUMENT_NAME).read_text(encoding="utf-8"))
+        document = read_json(folder / DOCUMENT_NAME)
         if manifest.inputs.get("split") != split.manifest.digest:
             left_out.append(LeftOut(folder.name, "comparison of another split than the one in this workspace"))
         elif "verdict" not in document:
@@ -203,8 +202,8 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
         raise DataError(f"run {name} was made from another split than the one in this workspace: train it again")
     if RESULTS_NAME not in manifest.files:
         raise DataError(f"run {name} is not evaluated: saukit eval --run {name}")
-    log = [json.loads(line) for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()]
-    results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+    log = read_json_lines(folder / METRICS_NAME)
+    results = read_json(folder / RESULTS_NAME)
     if missing := [key for key in SHOWN if key not in results]:
         raise DataError(
             f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
@@ -249,7 +248,7 @@ def _cache(workspace: Workspace, split: Split, left_out: list[LeftOut]) -> Cache
     return Cache(
         images=images,
         config=_yaml(folder / CONFIG_NAME),
-        audit=json.loads((folder / AUDIT).read_text(encoding="utf-8")) if AUDIT in files else None,
+        audit=read_json(folder / AUDIT) if AUDIT in files else None,
         closest=(folder / CLOSEST).read_bytes() if CLOSEST in files else None,
     )
 
@@ -259,5 +258,5 @@ def _known(what: str, names: Sequence[str]) -> str:
 
 
 def _yaml(path: Path) -> Document:
-    mapping: Document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    mapping: Document = read_yaml(path)
     return mapping

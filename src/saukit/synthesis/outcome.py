@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from saukit.core.artifacts import CONFIG_NAME, Manifest, write_json, write_manifest
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device
+from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import SaukitError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.split import Part, Split, load_test
@@ -93,7 +93,7 @@ def note_source(folder: Path, generator: ImageGenerator, rate: Rate | None = Non
 
 def read_source(folder: Path) -> dict[str, Any]:
     """What `note_source` kept."""
-    source: dict[str, Any] = json.loads((folder / SOURCE).read_text("utf-8"))
+    source: dict[str, Any] = read_json(folder / SOURCE, remedy=START_OVER)
     return source
 
 

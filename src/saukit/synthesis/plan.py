@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.artifacts import write_json
+from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.options import check, resolved_as
 from saukit.core.seeding import derive_seed
@@ -167,8 +167,8 @@ def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan:
     Raises: CorruptArtifactError if the file is not there or does not fit the configuration beside it.
     """
     path = folder / PLAN_NAME
+    document = read_json(path, remedy=START_OVER)
     try:
-        document = json.loads(path.read_text("utf-8"))
         rounds = [np.array(counts, dtype=np.int64) for counts in document["rounds"]]
         if any(len(counts) != len(plan.classes) or (counts < 0).any() for counts in rounds) or not rounds:
             raise ValueError("its rounds do not fit the classes")
@@ -181,7 +181,7 @@ def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan:
         )
         for counts in rounds:
             frozen = frozen.with_round(counts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CorruptArtifactError(f"{path} is damaged ({error}): start over with --force") from None
     return frozen
 

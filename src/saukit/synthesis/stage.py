@@ -17,7 +17,6 @@ after. One process that does all of it goes through the same steps, and so to th
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,10 @@ from saukit.core.artifacts import (
     read_manifest,
     write_json,
 )
-from saukit.core.config import differences, load_config
+from saukit.core.config import differences, load_saved
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device
+from saukit.core.documents import read_json
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
@@ -94,7 +94,7 @@ class SynthesisResult:
     def audit(self) -> dict[str, Any] | None:
         """The audit's document; None where none was asked for."""
         path = self.folder / AUDIT
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def synthesize(
             begun = not force and (folder / CONFIG_NAME).exists()
             find_batch = not begun and config.sample_batch_size is None
             if begun and config.sample_batch_size is None:  # what was found by trying stays
-                saved = load_config(SynthConfig, folder / CONFIG_NAME)
+                saved = load_saved(SynthConfig, folder / CONFIG_NAME)
                 config = dataclasses.replace(config, sample_batch_size=saved.sample_batch_size)
             plan = outline(resolve(config, split, device), split)
             state = work.prepare(plan, force=False, resume=resume or job is not None) if begun else "new"
@@ -212,7 +212,7 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
         work = _Work(workspace, split, device, reporter, stop)
         with cache_lock(workspace, None, stop=stop, reporter=reporter):
             plan = load_plan(folder, outline(resolve(config, split, device), split))
-            old = load_config(type(plan.config), folder / CONFIG_NAME)
+            old = load_saved(type(plan.config), folder / CONFIG_NAME)
             free = [name for name, entry in options_of(SynthConfig).items() if entry.reselects]
             # Nothing more is sampled for rejected candidates, so max_tries goes with the last rule that rejects.
             chosen = {name: getattr(plan.config, name) for name in free + ["max_tries"] * (not plan.config.rejects)}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from saukit.core.artifacts import write_text
+from saukit.core.documents import START_OVER, parse_json
+from saukit.core.errors import CorruptArtifactError
 from saukit.core.extras import require_extra
 
 TENSORBOARD_NAME = "tensorboard"  # the folder beside metrics.jsonl; no manifest vouches for it
@@ -28,7 +30,7 @@ class MetricsLog:
         kept = []
         if path.exists():
             for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not text.endswith("\n") or json.loads(text)["step"] > keep_steps:
+                if not text.endswith("\n") or _step_of(text, path) > keep_steps:
                     break
                 kept.append(text)
         write_text(path, "".join(kept))
@@ -59,6 +61,13 @@ class MetricsLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _step_of(text: str, path: Path) -> int:
+    step = parse_json(text, where=str(path), remedy=START_OVER).get("step")
+    if not isinstance(step, int):
+        raise CorruptArtifactError(f"{path} is damaged: a line has no step; {START_OVER}")
+    return step
 
 
 def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -7,7 +7,6 @@ Only safetensors are read and no code that comes with a model is run: a pickle, 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saukit.core.artifacts import sha256_file
+from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
 from saukit.core.words import first_line
 
@@ -127,16 +127,16 @@ def find_model(model: str) -> Model:
             raise UsageError(f"no folder {model}: give a folder with {INDEX}, or a model's id such as owner/name")
         folder = _fetch(model)
         revision = folder.name  # the cache's snapshots/COMMIT
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index["_class_name"], str):
-            raise ValueError("its pipeline is code of its own, which saukit does not run")
-    except FileNotFoundError:
-        raise DataError(
-            f"{model} has no {INDEX}, so it is not a pipeline: give a folder as diffusers' save_pretrained writes it"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX} does not describe a pipeline: {error}; fetch the model again") from None
+    index = read_json(
+        folder / INDEX,
+        fault=DataError,
+        remedy="fetch the model again",
+        missing=f"{model} has no {INDEX}, so it is not a pipeline: "
+        "give a folder as diffusers' save_pretrained writes it",
+    )
+    if not isinstance(index.get("_class_name"), str):
+        own = "names no class" if "_class_name" not in index else "is code of its own, which saukit does not run"
+        raise DataError(f"{folder / INDEX} does not describe a pipeline: it {own}; fetch the model again")
     found = Model(model, folder, revision, index)
     found.check()
     return found

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from saukit.core.documents import MIB, read_json, read_yaml
 from saukit.core.errors import UsageError
-from saukit.core.words import shortened
+from saukit.core.words import shortened, shown
 
+MAX_PROMPT_BYTES = 4 * MIB
 PLACE = "{class}"
 TEMPLATES = (
     "a photo of a {class}",
@@ -123,7 +123,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
             problems.append(f"{name!r} has no prompt")
         for number, line in enumerate(lines, start=1):
             if not isinstance(line, str):
-                problems.append(f"prompt {number} of {name!r} is not text, got {line!r}")
+                problems.append(f"prompt {number} of {name!r} is not text, got {shown(line)}")
             elif not line.strip():
                 problems.append(f"prompt {number} of {name!r} is empty")
         if not problems:
@@ -143,18 +143,12 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def _parsed(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            return json.loads(text)
-        return yaml.load(text, Loader=yaml.BaseLoader)  # text alone: a class may be called 7, no or null
-    except FileNotFoundError:
-        raise UsageError(f"no file {path}: give a YAML or JSON file with one line per class") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        kind = "JSON" if isinstance(error, json.JSONDecodeError) else "YAML"
-        raise UsageError(f"{path} is not {kind}: {error}") from None
+    remedy = "give a YAML or JSON file with one line per class"
+    missing = f"no file {path}: {remedy}"
+    if path.suffix.lower() == ".json":
+        return read_json(path, fault=UsageError, remedy=remedy, missing=missing, mapping=False)
+    # Text alone: a class may be called 7, no or null.
+    return read_yaml(path, fault=UsageError, remedy=remedy, missing=missing, most=MAX_PROMPT_BYTES, texts=True)
 
 
 def _template_problems(templates: Sequence[str]) -> Iterator[str]:

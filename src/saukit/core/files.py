@@ -1,0 +1,60 @@
+"""Opening what others wrote: regular files alone, so that a pipe or a device is an error and no wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotAFileError(OSError):
+    """Something that is there under a file's name and is not a file."""
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, open for reading its bytes; links to one are followed.
+
+    Raises: NotAFileError for a folder, pipe, socket or device, without waiting for a writer; OSError as `open`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    if path.is_dir():  # which Windows cannot open
+        raise NotAFileError(errno.EISDIR, "it is a folder, not a file", str(path))
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # how a socket, or a device that is not there, answers
+            raise
+        raise NotAFileError(errno.EINVAL, "it is a socket or a device, not a file", str(path)) from None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for test, name in _KINDS if test(mode)), "something else")
+            raise NotAFileError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+        yield file
+
+
+def check_regular(path: Path) -> None:
+    """Raises: as `open_regular`, for a library that opens `path` by its name."""
+    with open_regular(path):
+        pass
+
+
+def link_target(path: Path) -> str | None:
+    """Where the link `path` leads, as it is written; None for what is no link."""
+    try:
+        return str(path.readlink())
+    except OSError:
+        return None
