@@ -26,6 +26,7 @@ CHANGED = [
         val_fraction=0.1,
         groups="100,20",
         skip_bad=True,
+        flip=False,
         seed=2**32 - 1,
     ),
     SynthConfig(
