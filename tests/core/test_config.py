@@ -27,6 +27,7 @@ CHANGED = [
         groups="100,20",
         skip_bad=True,
         flip=False,
+        test_dir="no",
         seed=2**32 - 1,
     ),
     SynthConfig(
