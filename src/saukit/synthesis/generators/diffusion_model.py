@@ -194,18 +194,16 @@ def solver_times(steps: int, *, sampler: Sampler = "dpm++", strength: float = 1.
 
     A variation of strength s takes s times the steps, at least 2, on the times of that many steps scaled by s.
     """
-    times: list[float] = _solver(steps, sampler, strength)[0].sigmas[:-1].tolist()
-    return times
+    return _solver(steps, sampler, strength)[1]
 
 
-def _solver(steps: int, sampler: Sampler, strength: float) -> tuple[Any, int]:
-    """A scheduler that is ready for its first step, and the number of its steps."""
+def _solver(steps: int, sampler: Sampler, strength: float) -> tuple[Any, list[float]]:
+    """A scheduler that is ready for its first step, and the times of its steps."""
     scheduler = build_scheduler(sampler)
-    count = max(2, round(strength * steps))
-    scheduler.set_timesteps(count)
+    scheduler.set_timesteps(max(2, round(strength * steps)))
     scheduler.set_begin_index(0)
     scheduler.sigmas = scheduler.sigmas * strength
-    return scheduler, count
+    return scheduler, scheduler.sigmas[:-1].tolist()
 
 
 def is_guided(t: float, guidance: float) -> bool:
@@ -244,9 +242,9 @@ def solve(
     strength: float = 1.0,
 ) -> Tensor:
     """The images at t = 0 of the paths that are `start` [n, c, h, w] at t = strength."""
-    scheduler, _ = _solver(steps, sampler, strength)
+    scheduler, times = _solver(steps, sampler, strength)
     x = start
-    for timestep, t in zip(scheduler.timesteps, scheduler.sigmas[:-1].tolist(), strict=True):
+    for timestep, t in zip(scheduler.timesteps, times, strict=True):
         x = scheduler.step(velocity(x, t), timestep, x).prev_sample
     return x
 
