@@ -88,14 +88,6 @@ def on_device(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fake tensors, and an autocast that takes this machine for one with a GPU."""
-    real_sgd = torch.optim.SGD
-
-    def sgd(parameters: Any, lr: Tensor, **options: Any) -> torch.optim.SGD:
-        """Its constructor reads the learning rate, before the first step."""
-        optimizer = real_sgd(parameters, lr=0.1, **options)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        return optimizer
 
     def backward(loss: Tensor, *_: Any, **__: Any) -> None:
         assert (loss.device, loss.dim()) == (CUDA, 0)
@@ -111,7 +103,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "_fused_sgd_", fused)
     monkeypatch.setattr(torch, "_fused_adamw_", fused)
-    monkeypatch.setattr(torch.optim, "SGD", sgd)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     for room, names in TABLES.items():
@@ -203,9 +194,15 @@ def test_sau_in_every_precision(amp: str, noise: str) -> None:
     run(METHODS["sau"], amp=amp, noise=noise)
 
 
-@pytest.mark.parametrize("view", [name for name in vars(Views) if not name.startswith("_")])
-def test_every_view(view: str) -> None:
-    context, given = views_on_cuda(), images()
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_optimizer(optimizer: str) -> None:
+    run(METHODS["ce"], optimizer=optimizer, clip_norm=1.0)
+
+
+@pytest.mark.parametrize("view", [name for name, value in vars(Views).items() if name[0] != "_" and callable(value)])
+@pytest.mark.parametrize("crop_scale", [None, 0.3])
+def test_every_view(view: str, crop_scale: float | None) -> None:
+    context, given = replace(views_on_cuda(), crop_scale=crop_scale), images()
     with NothingOnTheHost():
         seen = getattr(context, view)(given, CudaGenerator())
     assert (seen.device, list(seen.shape)) == (CUDA, [BATCH, 3, SIDE, SIDE])
