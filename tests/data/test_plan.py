@@ -64,10 +64,12 @@ def test_the_resolved_configuration_repeats_itself(make_tree: TreeMaker) -> None
     assert plan_split(plan.config, root) == plan
 
 
-def test_a_class_with_one_image_cannot_give_one_to_the_test_set(make_tree: TreeMaker) -> None:
-    root = make_tree({"cat": 5, "dog": 1, "eel": 2})
-    with pytest.raises(DataError, match=r"each class needs at least 2 readable images .*too few in: dog \(1\); add"):
-        plan_split(SplitConfig(dataset="folder"), root)
+def test_a_class_with_one_image_gives_none_to_the_test_set(make_tree: TreeMaker) -> None:
+    plan = plan_split(SplitConfig(dataset="folder"), make_tree({"cat": 5, "dog": 1, "eel": 2}))
+    assert (plan.train_counts, plan.test_counts) == ((4, 1, 1), (1, 0, 1))
+    assert plan.notes == ("classes without a test image, whose accuracy will be absent: dog",)
+    with pytest.raises(DataError, match="no class has two readable images, so none can give one to the test set"):
+        plan_split(SplitConfig(dataset="folder"), make_tree({"cat": 1, "dog": 1}, name="ones"))
 
 
 def test_one_image_is_enough_where_there_is_a_test_folder(make_tree: TreeMaker) -> None:
@@ -107,5 +109,5 @@ def test_unreadable_images_are_never_chosen() -> None:
     choice = choose(config, source, pixels)
     assert ok[choice.train].all() and ok[choice.test].all()
     lost = Pixels(pixels.read, {"train": source.train_labels != 4})
-    with pytest.raises(DataError, match=r"too few in: 4 \(0\)"):
+    with pytest.raises(DataError, match=r"none in: 4;"):
         choose(config, source, lost)

@@ -41,6 +41,7 @@ def command(
         raise UsageError(f"unexpected argument {call.context.args[0]!r}: class counts follow --counts")
     if call.context.args:
         config = replace(config, counts={**(config.counts or {}), **parse_counts(call.context.args)})
+    root = None if root is None else root.expanduser()
     if call.dry_run:
         plan = plan_split(config, root)
         for note in plan.notes:

@@ -15,6 +15,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorboard": ("tensorboard",),
     "timm": ("timm",),
+    "heif": ("pillow_heif",),
 }
 
 

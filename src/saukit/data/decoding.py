@@ -15,7 +15,9 @@ they are decoded); an image that has that size stays as it is. Unreadable means 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -24,7 +26,9 @@ import numpy.typing as npt
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
+from saukit.core.extras import missing_packages
 from saukit.core.words import shortened
+from saukit.data.image_files import is_regular
 from saukit.data.types import Images
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ def decode_image(file: Path | BinaryIO, size: int) -> Images:
     """One image file as uint8 [3, size, size], as the table above says; raises whatever Pillow raises."""
     from PIL import Image
 
+    _register_heif()
     with Image.open(file) as opened:
         opened.draft(None, (round(REDUCING_GAP * size),) * 2)  # only JPEG heeds it, and never goes below that size
         opened.load()
@@ -50,9 +55,18 @@ def decode_image(file: Path | BinaryIO, size: int) -> Images:
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
 
 
+@lru_cache
+def _register_heif() -> None:
+    """Have Pillow read HEIC, with the extra heif."""
+    if not missing_packages("heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
 def decode_or_reason(file: Path | BinaryIO, size: int) -> Images | str:
     """As `decode_image`, or why the image cannot be read."""
     try:
+        if isinstance(file, Path) and not is_regular(file):
+            return "not a regular file"
         return decode_image(file, size)
     except MemoryError:
         raise

@@ -101,16 +101,16 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
         return np.arange(len(labels)) if pixels is None else np.flatnonzero(pixels.ok[part])
 
     pool = readable("train", source.train_labels)
+    _need_images(source.classes, source.train_labels[pool])
     if source.test_labels is None:
         labels = source.train_labels[pool]
-        _need_images(source.classes, labels, 2, "to give one to the test set and keep one to train on")
         assert config.test_fraction is not None
         rest, part = stratified_part(labels, config.test_fraction, num_classes, seed=config.seed, purpose="test part")
         pool, test = pool[rest], pool[part]
     else:
         test = readable("test", source.test_labels)
-        _need_images(source.classes, source.test_labels[test], 1, "in the test set")
-        _need_images(source.classes, source.train_labels[pool], 1, "to train on")
+    if not len(test):
+        raise DataError("no class has two readable images, so none can give one to the test set: add images")
     labels = source.train_labels[pool]
     available = class_counts(labels, num_classes)
     if config.profile == "none":
@@ -133,13 +133,12 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
     return Choice(train, val, test)
 
 
-def _need_images(classes: tuple[str, ...], labels: Integers, least: int, purpose: str) -> None:
+def _need_images(classes: tuple[str, ...], labels: Integers) -> None:
     counts = class_counts(labels, len(classes))
-    short = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < least]
-    if short:
+    if short := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise DataError(
-            f"each class needs at least {least} readable image{'s' if least > 1 else ''} {purpose}; "
-            f"too few in: {shortened(short)}; add images, or remove these classes"
+            f"each class needs at least 1 readable image to train on; none in: {shortened(short)}; "
+            "add images, or remove these classes"
         )
 
 
@@ -150,7 +149,9 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
         for part, positions in (("train", choice.train), ("val", choice.val), ("test", choice.test))
     ]
-    images = sum(map(sum, counts))
+    images, notes = sum(map(sum, counts)), source.notes
+    if untested := [name for name, count in zip(source.classes, counts[2], strict=True) if not count]:
+        notes += (f"classes without a test image, whose accuracy will be absent: {shortened(untested)}",)
     return SplitPlan(
         config=config,
         classes=source.classes,
@@ -159,6 +160,6 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         test_counts=counts[2],
         groups=shot_groups(counts[0], config.groups),
         bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
-        notes=source.notes,
+        notes=notes,
         choice=choice,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from saukit.core.options import option
 
@@ -18,4 +19,14 @@ class SourceConfig:
         metavar="NAME",
         shown="test",
         needs={"dataset": "folder"},
+    )
+    class_depth: Literal["top", "leaf"] = option(
+        "top", "Which folders are the classes: the top ones, or the innermost ones.", needs={"dataset": "folder"}
+    )
+    min_images: int = option(
+        0,
+        "Leave out classes with fewer images.",
+        least=0,
+        needs={"dataset": "folder"},
+        shown="none may be empty",
     )

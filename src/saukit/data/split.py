@@ -166,7 +166,7 @@ def make_split(
             return ready
         plan = plan_of(resolved, source)  # before any decoding, so that a bad ratio is an error at once
         check_disk_space(workspace.root, plan.bytes)
-        for note in source.notes:
+        for note in plan.notes:
             reporter.say(note)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")

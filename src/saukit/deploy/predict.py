@@ -148,9 +148,9 @@ def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:
         if not path.is_dir():
             files[path] = None
             continue
-        images, others = image_files(path)
-        files |= dict.fromkeys(images)
-        say_ignored(others, reporter, where=f" in {path}")
+        found = image_files(path)
+        files |= dict.fromkeys(found.images)
+        say_ignored(found, reporter, where=f" in {path}")
     if not files:
         raise DataError(f"no images ({KINDS}) in {', '.join(map(str, paths))}: give files, or a folder that has some")
     return list(files)

@@ -44,10 +44,10 @@ def test_one_tree_is_read_in_the_order_of_names(make_tree: TreeMaker) -> None:
 
 def test_ignored_files_are_counted(make_tree: TreeMaker, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_tree({"cat": 1, "dog": 1})
-    for name in ("a.heic", "b.heic", "c.txt"):
+    for name in ("a.mp4", "b.mp4", "c.txt"):
         (root / "cat" / name).write_text("x")
     opened(root).load(8, Reporter())
-    assert "files without an image extension are ignored: 2 .heic, 1 .txt" in capsys.readouterr().err
+    assert "files without an image extension are ignored: 2 .mp4, 1 .txt" in capsys.readouterr().err
 
 
 def test_train_and_test_folders_are_two_parts(make_tree: TreeMaker) -> None:
@@ -98,7 +98,7 @@ def test_train_without_test_is_told(make_tree: TreeMaker) -> None:
 def test_parts_with_different_classes_are_told(make_tree: TreeMaker) -> None:
     make_tree({"cat": 3, "dog": 2, "eel": 2}, under="train")
     root = make_tree({"cat": 3, "dog": 2, "fox": 2}, under="test")
-    with pytest.raises(DataError, match="must have the same classes: eel only in train/; fox only in test/"):
+    with pytest.raises(DataError, match=r"must have the classes of train/: fox only in test/; .* --min-images 1"):
         opened(root)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from saukit.core.errors import EnvironmentFault
 from saukit.core.machine import available_memory, in_threads
 from saukit.core.words import format_bytes
-from saukit.data.image_files import say_ignored
+from saukit.data.image_files import FoundFiles, is_regular, say_ignored
 from saukit.data.source import IMAGE_SIZES, Pixels, Source
 
 if TYPE_CHECKING:
@@ -51,17 +50,18 @@ def source_of_files(
     parts: Mapping[str, FilePart],
     *,
     fingerprint: str,
-    ignored: Counter[str],
+    passed_over: FoundFiles | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
     """The source of `parts` "train", and "test" and "val" where there are such parts; decodes nothing yet.
 
-    ignored: how many files of each other extension lie there.
+    passed_over: what lies there besides its images.
     """
     size, reason = _suggested_size(parts)
 
     def load(image_size: int, reporter: Reporter) -> Pixels:
-        say_ignored(ignored, reporter)
+        if passed_over is not None:
+            say_ignored(passed_over, reporter)
         return _decode_all(parts, image_size, reporter)
 
     return Source(
@@ -103,7 +103,10 @@ def _suggested_size(parts: Mapping[str, FilePart]) -> tuple[int, str | None]:
     for part in parts.values():
         for index in range(len(part)):
             try:
-                with Image.open(part.open(index)) as file:
+                content = part.open(index)
+                if isinstance(content, Path) and not is_regular(content):
+                    continue
+                with Image.open(content) as file:
                     size = file.size
             except Exception:  # decoding will list it
                 continue

@@ -17,7 +17,6 @@ import hashlib
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from saukit.core.errors import DataError
 from saukit.core.machine import in_threads
 from saukit.core.words import shortened
 from saukit.data.decoding import decode_image, decode_or_reason, refuse_or_warn
-from saukit.data.image_files import EXTENSIONS, KINDS, image_files, say_ignored, subfolders
+from saukit.data.image_files import KINDS, FoundFiles, image_files, is_regular, loose_images, say_ignored, subfolders
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
@@ -148,20 +147,19 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
             f"rename or remove them. Folders of the split's classes: {shortened(label_of)}"
         )
     listed: list[tuple[Path, int]] = []
-    ignored = Counter[str]()
+    passed_over = FoundFiles()
     for name, label in label_of.items():
         if name in folders:
-            images, others = image_files(folders[name])
-            listed += [(path, label) for path in sorted(images, key=lambda path: _natural(path, folder))]
-            ignored += others
+            found = image_files(folders[name])
+            listed += [(path, label) for path in sorted(found.images, key=lambda path: _natural(path, folder))]
+            passed_over += found
     if not listed:
         raise DataError(
             f"{folder} holds no image ({KINDS}) in a folder of a class; "
             f"folders of the split's classes: {shortened(label_of)}"
         )
-    say_ignored(ignored, reporter)
-    loose = sum(path.suffix.lower() in EXTENSIONS and path.is_file() for path in folder.iterdir())
-    if loose:
+    say_ignored(passed_over, reporter)
+    if loose := len(loose_images(folder)):
         reporter.say(f"images outside the class folders are ignored: {loose} in {folder}")
     return listed
 
@@ -169,6 +167,8 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
 def _checked(path: Path, label: int, size: int) -> _File:
     """The file, read and decoded once."""
     try:
+        if not is_regular(path):
+            return _File(path, label, b"", "not a regular file")
         content = path.read_bytes()
     except OSError as error:
         return _File(path, label, b"", error.strerror or str(error))
