@@ -28,6 +28,8 @@ CHANGED = [
         skip_bad=True,
         flip=False,
         test_dir="no",
+        class_depth="leaf",
+        min_images=3,
         seed=2**32 - 1,
     ),
     SynthConfig(
@@ -76,6 +78,7 @@ CHANGED = [
         backbone="resnet32-w64",
         weights="run:ce",
         tune="head",
+        lora_rank=4,
         multi_crop=True,
         optimizer="adamw",
         head_share=0.25,

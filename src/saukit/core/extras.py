@@ -16,6 +16,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "timm": ("timm",),
     "heif": ("pillow_heif",),
+    "lora": ("peft",),
 }
 
 

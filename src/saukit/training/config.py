@@ -24,8 +24,10 @@ Method = Literal[
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
+Tune = Literal["all", "head", "lora"]
 PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 
+LEARNING = {"tune": ("all", "lora")}  # a backbone that learns
 SAU = {"method": ("sau", "sau-aware")}
 
 
@@ -58,9 +60,12 @@ class TrainConfig:
         "What the backbone starts from: pretrained (timm's), a safetensors file, run:NAME or none.",
         shown="pretrained for timm/NAME, else none",
     )
-    tune: Literal["all", "head"] | None = option(
-        None, "Train the whole network, or a linear head on the frozen backbone's features.", preset=True
+    tune: Tune | None = option(
+        None,
+        "Train the whole network, a linear head on the frozen backbone's features, or low-rank updates (extra lora).",
+        preset=True,
     )
+    lora_rank: int = option(8, "Rank of the low-rank updates.", least=1, needs={"tune": "lora"})
     multi_crop: bool | None = option(
         None,
         "Average the features of a frozen backbone over the image and its centre, and over both mirrored with --flip.",
@@ -87,7 +92,7 @@ class TrainConfig:
         off=0.0,
         least=0,
         below=1,
-        needs={"tune": "all"},
+        needs=LEARNING,
     )
     layer_decay: float | None = option(
         None,
@@ -102,7 +107,7 @@ class TrainConfig:
         None,
         "Keep BatchNorm's statistics in the backbone as they are.",
         preset=True,
-        needs={"tune": "all"},
+        needs=LEARNING,
         flags=("--freeze-bn/--train-bn",),
     )
     clip_norm: float | None = option(None, "Clip the gradient's norm to this.", preset=True, above=0, shown="none")
@@ -115,7 +120,7 @@ class TrainConfig:
         preset=True,
         above=0,
         most=1,
-        needs={"tune": "all"},
+        needs=LEARNING,
         shown="none",
     )
     warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
@@ -174,7 +179,7 @@ class ResolvedTrainConfig(TrainConfig):
     preset: PresetName
     backbone: str
     weights: str
-    tune: Literal["all", "head"]
+    tune: Tune
     multi_crop: bool
     batch_size: int
     optimizer: Literal["sgd", "adamw"]
@@ -208,7 +213,7 @@ class Preset:
     schedule: Schedule
     warmup: float
     drop_last: bool = True
-    tune: Literal["all", "head"] = "all"
+    tune: Tune = "all"
     multi_crop: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     head_share: float = 0.0
@@ -277,7 +282,13 @@ def resolve(
     single_view = [name for name, row in methods.items() if row.views_per_step == 1]
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
     freezable = config.method in (None, *single_view) and (config.backbone or TIMM).startswith(TIMM)
-    if image_side > PHOTO_SIDE and may_freeze and freezable and config.tune != "all" and config.weights != "none":
+    if (
+        image_side > PHOTO_SIDE
+        and may_freeze
+        and freezable
+        and config.tune in (None, "head")
+        and config.weights != "none"
+    ):
         suitable = "photo-small"
     values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
     if values["weight_decay"] is None:
@@ -296,20 +307,21 @@ def resolve(
         values |= {"head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
     else:
         values["multi_crop"] = False
+    if tune == "lora":
+        values["layer_decay"] = 1.0
     resolved = resolved_as(ResolvedTrainConfig, config, values)
     problems = []
     if resolved.weights == "pretrained" and not resolved.backbone.startswith(TIMM):
         problems.append(f"{resolved.backbone} has no pretrained weights: use --weights none, a file or run:NAME")
-    if resolved.tune == "head":
-        if resolved.method not in single_view:
-            problems.append(
-                f"tune head trains on features of one view per image, and {resolved.method} needs other views: "
-                f"use method {', '.join(single_view)}, or tune all"
-            )
-        if resolved.weights == "none":
-            problems.append(
-                "tune head trains on a frozen backbone, and weights none has learned nothing: give --weights"
-            )
+    if resolved.tune == "head" and resolved.method not in single_view:
+        problems.append(
+            f"tune head trains on features of one view per image, and {resolved.method} needs other views: "
+            f"use method {', '.join(single_view)}, or tune all"
+        )
+    if resolved.tune != "all" and resolved.weights == "none":
+        problems.append(
+            f"tune {resolved.tune} trains on a frozen backbone, and weights none has learned nothing: give --weights"
+        )
     if resolved.layer_decay != 1 and not resolved.backbone.startswith(TIMM):
         problems.append(f"layer_decay needs a backbone of timm, got {resolved.backbone}: use timm/NAME, or omit it")
     if resolved.backbone not in backbones:

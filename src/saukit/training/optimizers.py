@@ -60,7 +60,8 @@ def set_training_mode(network: DualBranchNet, config: ResolvedTrainConfig, *, he
     """Train mode, except for a backbone that waits (`head_share`) and for BatchNorm that is frozen (`freeze_bn`)."""
     network.train()
     if config.head_share:
-        network.backbone.requires_grad_(not head_only)
+        for name, parameter in network.backbone.named_parameters():
+            parameter.requires_grad_(not head_only and (config.tune == "all" or ".lora_" in name))
     if head_only:
         network.backbone.eval()
     elif config.freeze_bn:

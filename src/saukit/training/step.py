@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
+from saukit.models.lora import add_lora
 from saukit.models.pretrained import load_pretrained, load_weights
 from saukit.training.methods import MethodEntry, StepContext, logit_offsets
 from saukit.training.optimizers import build_optimizer, set_learning_rate, set_training_mode
@@ -169,6 +170,10 @@ def build_context(plan: TrainingPlan) -> StepContext:
     start_from(network.backbone, plan)
     if config.tune == "head":
         network.backbone.requires_grad_(False)
+    if config.tune == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "low-rank updates"))
+            add_lora(network, config.lora_rank, name=config.backbone)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         network.compile_backbone()

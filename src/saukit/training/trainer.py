@@ -36,6 +36,7 @@ from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import DualBranchNet, Standardize
 from saukit.models.inference import predict
+from saukit.models.lora import merged_state
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.advice import starting_method
 from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
@@ -396,7 +397,7 @@ class Trainer:
     def _complete(self, folder: Path, preparation: float) -> Manifest:
         plan = self.plan
         rate = plan.images_of(self.step_count) / max(self.seconds, 1e-9)
-        chosen = dict(self._learned.state_dict() if self.best is None else self.best[2])
+        chosen = merged_state(self.network, self._learned.state_dict() if self.best is None else self.best[2])
         if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
             bias = chosen["classifier.bias"]
             chosen["classifier.bias"] = bias + self._post_hoc_adjustment().to(bias)
