@@ -50,7 +50,7 @@ def test_a_split_holds_the_images_of_its_source(workspace: Workspace) -> None:
     bunch = load_digits()
     assert split.val is not None
     for part in (split.train, split.val, test):
-        assert part.images.dtype == np.uint8 and part.labels.dtype == part.source_indices.dtype == np.int64
+        assert np.asarray(part.images).dtype == np.uint8 and part.labels.dtype == part.source_indices.dtype == np.int64
         assert (part.labels == bunch.target[part.source_indices]).all()
         grey = np.round(bunch.images[part.source_indices] * 255 / 16)
         assert (part.images == grey[:, None]).all() and part.images.shape[1:] == (3, 8, 8)
@@ -63,7 +63,7 @@ def test_a_split_holds_the_images_of_its_source(workspace: Workspace) -> None:
 def test_mean_and_deviation_are_those_of_the_training_part(workspace: Workspace) -> None:
     make(CONFIG, workspace)
     split = load_split(workspace)
-    pixels = split.train.images.astype(np.float64) / 255
+    pixels = np.asarray(split.train.images).astype(np.float64) / 255
     np.testing.assert_allclose(split.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(split.std, pixels.std((0, 2, 3)), rtol=1e-12)
 
@@ -228,7 +228,7 @@ def test_a_folder_goes_in_as_it_is(workspace: Workspace, make_tree: TreeMaker, t
     assert split.flip and split.classes == ("cat", "dog", "eel") and result.summary["root"] == str(root)
     files = sorted(root.rglob("*.png"))
     for part in (split.train, test):
-        for image, index in zip(part.images, part.source_indices, strict=True):
+        for image, index in zip(np.asarray(part.images), part.source_indices, strict=True):
             assert (image == np.asarray(Image.open(files[index])).transpose(2, 0, 1)).all()
     config = (workspace.split / "config.yaml").read_text()
     assert str(root) not in config and "image_size: 8" in config and "profile: none" in config

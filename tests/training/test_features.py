@@ -78,7 +78,7 @@ def test_the_model_is_a_linear_head_on_standardised_features(work: Path, weights
     folder = train(work, weights, method=method)
     split = load_split(Workspace(work))
     state = load_file(folder / "model.safetensors")
-    features = timm_features(weights, split.train.images)
+    features = timm_features(weights, np.asarray(split.train.images))
     scale = StandardScaler().fit(features)
     assert state["standardize.mean"].numpy() == pytest.approx(scale.mean_, abs=1e-4)
     assert state["standardize.std"].numpy() == pytest.approx(scale.scale_, rel=1e-3, abs=1e-5)
@@ -101,7 +101,7 @@ def test_the_model_is_a_linear_head_on_standardised_features(work: Path, weights
 @pytest.mark.parametrize(("flip", "count"), [(False, 2), (True, 4)])
 def test_crops_are_averaged(work: Path, weights: Path, flip: bool, count: int) -> None:
     folder = train(work, weights, multi_crop=True, flip=flip)
-    images = load_split(Workspace(work)).train.images
+    images = np.asarray(load_split(Workspace(work)).train.images)
     margin = 2  # 0.875 of 32 pixels are 28
     views = [images, images[:, :, margin:-margin, margin:-margin]]
     if flip:

@@ -1,5 +1,6 @@
 """The training set and the order it is visited in."""
 
+import inspect
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -7,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
-from saukit.data.split import load_split
-from saukit.data.synthetic import load_cache
+from saukit.data.config import SplitConfig
+from saukit.data.split import Split, load_split, make_split
+from saukit.data.synthetic import SyntheticImages, load_cache
+from saukit.training.config import Method
+from saukit.training.methods import METHODS
 from saukit.training.training_set import (
     Batch,
     BatchOrder,
     Residence,
+    StoredImages,
     TrainingSet,
     batches_per_epoch,
     build_training_set,
@@ -49,7 +55,7 @@ def test_real_images_come_first_and_nothing_is_lost(shared_work: Path) -> None:
     training_set = build_training_set(split, cache, CPU)
     real, synthetic = len(split.train.labels), len(cache.labels)
     assert (real, synthetic, len(training_set), training_set.real_count) == (392, 62, 454, 392)
-    assert np.array_equal(training_set.images[:real].numpy(), split.train.images)
+    assert np.array_equal(training_set.images[:real].numpy(), np.asarray(split.train.images))
     assert np.array_equal(training_set.images[real:].numpy(), cache.images)
     assert training_set.labels.tolist() == [*split.train.labels.tolist(), *cache.labels.tolist()]
     assert training_set.synthetic.tolist() == [False] * real + [True] * synthetic
@@ -69,10 +75,10 @@ def test_images_are_the_parts_in_both_residences(shared_work: Path, residence: R
     cache = load_cache(workspace, split)
     both, alone = (build_training_set(split, extra, CPU, residence=residence) for extra in (cache, None))
     assert both.residence == alone.residence == residence
-    assert np.array_equal(both.images.numpy(), np.concatenate([split.train.images, cache.images]))
+    assert np.array_equal(np.asarray(both.images), np.concatenate([np.asarray(split.train.images), cache.images]))
     # One part is not copied: with a cache its images are in memory twice, without one they are there once.
-    assert np.shares_memory(alone.images.numpy(), split.train.images)
-    assert not np.shares_memory(both.images.numpy(), split.train.images)
+    assert np.shares_memory(np.asarray(alone.images), np.asarray(split.train.images))
+    assert not np.shares_memory(np.asarray(both.images), np.asarray(split.train.images))
 
 
 @pytest.mark.parametrize(
@@ -298,3 +304,69 @@ def test_copies_to_a_gpu_overtake_nothing() -> None:
         for pixels, labels in ((batch.images, batch.labels), (batch.partner_images, batch.partner_labels)):
             wrong += (pixels != (labels % 251).to(torch.uint8)[:, None, None, None]).sum()
     assert int(wrong) == 0
+
+
+# --- encoded images on disk --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Digits at 72 pixels, which are stored encoded."""
+    workspace = Workspace(tmp_path_factory.mktemp("photos"))
+    config = SplitConfig(image_size=72, imb=10, val_fraction=0.1)
+    make_split(config, workspace, root=None, force=False, reporter=Reporter(quiet=True))
+    return load_split(workspace)
+
+
+@pytest.fixture(scope="module")
+def on_disk_and_in_memory(photos: Split) -> tuple[TrainingSet, TrainingSet]:
+    """The same samples, the last ones synthetic and in memory."""
+    synthetic = np.random.default_rng(0).integers(0, 256, (9, 3, 72, 72), dtype=np.uint8)
+    cache = SyntheticImages(synthetic, np.arange(9), np.arange(9), photos.manifest)
+    in_memory = replace(photos, train=replace(photos.train, images=np.asarray(photos.train.images)))
+    return build_training_set(photos, cache, CPU), build_training_set(in_memory, cache, CPU)
+
+
+def test_encoded_images_stay_on_disk(on_disk_and_in_memory: tuple[TrainingSet, TrainingSet]) -> None:
+    on_disk, in_memory = on_disk_and_in_memory
+    assert (on_disk.residence, in_memory.residence) == ("disk", "device")
+    assert on_disk.describe().startswith("images on disk (") and on_disk.images.nbytes < in_memory.images.nbytes
+    assert on_disk.images.shape == in_memory.images.shape and len(on_disk.images) == len(in_memory.images)
+    assert torch.equal(on_disk.labels, in_memory.labels) and on_disk.real_count == in_memory.real_count
+
+
+def test_images_on_disk_make_the_same_batches(on_disk_and_in_memory: tuple[TrainingSet, TrainingSet]) -> None:
+    order, expected = (BatchOrder(one, 64, seed=3) for one in on_disk_and_in_memory)
+    last = expected.steps_per_epoch
+    for step in (0, 1, last - 1, last, last, 3, 2 * last + 1):
+        assert_same(order.batch(step), expected.batch(step))
+
+
+def test_without_partners_they_are_not_decoded(
+    on_disk_and_in_memory: tuple[TrainingSet, TrainingSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk, in_memory = on_disk_and_in_memory
+    decoded: list[int] = []
+    take = StoredImages.__getitem__
+
+    def counted(self: StoredImages, rows: torch.Tensor) -> torch.Tensor:
+        decoded.append(rows.numel())
+        return take(self, rows)
+
+    monkeypatch.setattr(StoredImages, "__getitem__", counted)
+    order, expected = BatchOrder(on_disk, 32, 1, partners=False), BatchOrder(in_memory, 32, 1, partners=False)
+    for step in range(3):
+        batch, other = order.batch(step), expected.batch(step)
+        assert torch.equal(batch.images, other.images) and torch.equal(batch.labels, other.labels)
+        assert batch.partner_images.shape == (0, 3, 72, 72)
+    order._sent = None
+    assert decoded == [32] * len(decoded)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_says_whether_it_reads_partners(method: Method) -> None:
+    """A step that read images of B which are not there would fail, or train on nothing."""
+    source = inspect.getsource(METHODS[method].step)
+    called = [name for name in ("mixup_cutmix_step", "sau_step") if f"{name}(" in source]
+    reads = "partner_images" in source or bool(called)
+    assert METHODS[method].partners == reads

@@ -17,15 +17,20 @@ CHUNK = 32  # items that a thread takes at once
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], done: Callable[[int], object] = lambda count: None
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    done: Callable[[int], object] = lambda count: None,
+    *,
+    chunk: int = CHUNK,
 ) -> list[Result]:
-    """`work` of each item, in their order, on every core; `done` hears how many there are so far.
+    """`work` of each item, in their order, on every core; `done` hears how many there are so far. A thread takes
+    `chunk` items at once.
 
     A failure cancels what has not begun.
     """
     results: list[Result] = []
     with ThreadPoolExecutor(usable_cores()) as pool:
-        chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+        chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         try:
             for some in pool.map(lambda chunk: [work(item) for item in chunk], chunks):
                 results += some

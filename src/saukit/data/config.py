@@ -54,7 +54,8 @@ class SplitConfig(SourceConfig):
 
     profile: None is `counts` with counts, `none` (keep every image) for a folder, else `exp`.
     counts: training images per class, by class name or index; classes that are not named keep all they have.
-    image_size: pixels per side; None is the source's own, and 64 for a folder of unequal or large images.
+    image_size: pixels per side; None is the source's own; for a folder of unequal or large images 224, if half
+    of them have at least 128 pixels on their shorter side, else 64.
     """
 
     dataset: str = option(

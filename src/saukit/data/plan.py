@@ -11,6 +11,7 @@ import numpy as np
 from saukit.core.errors import DataError
 from saukit.core.words import shortened
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
+from saukit.data.images import stored_bytes
 from saukit.data.long_tail import (
     class_counts,
     fitting_counts,
@@ -159,7 +160,7 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         val_counts=counts[1],
         test_counts=counts[2],
         groups=shot_groups(counts[0], config.groups),
-        bytes=images * (3 * config.image_size**2 + 16) + BYTES_BESIDE_IMAGES,
+        bytes=images * 16 + stored_bytes(images, config.image_size) + BYTES_BESIDE_IMAGES,
         notes=notes,
         choice=choice,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
@@ -33,6 +33,20 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Originals:
+    """The image files of a source, to be decoded one by one.
+
+    counts: how many each part has; open, name: what decoding reads, and the name for messages, of part and index;
+    announce: says what lies there besides images.
+    """
+
+    counts: Mapping[str, int]
+    open: Callable[[str, int], Path | BinaryIO]
+    name: Callable[[str, int], str]
+    announce: Callable[[Reporter], None]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set before anything is chosen from it.
 
@@ -42,7 +56,8 @@ class Source:
     fingerprint: identifies files that may change under the same name; None where the name says it all.
     load(image_size, reporter) decodes the images.
     files() names the files of each part ("train", "test", "val") relative to the root, in the part's order; None where
-    images have no files. notes: what opening found, a line each, such as what each part is taken from.
+    images have no files. originals: the images as files, whatever holds them; None where they are arrays.
+    notes: what opening found, a line each, such as what each part is taken from.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +69,7 @@ class Source:
     fingerprint: str | None = None
     val_labels: Integers | None = None
     files: Callable[[], Mapping[str, Sequence[str]]] | None = None
+    originals: Originals | None = None
     notes: tuple[str, ...] = ()
 
     def pool(self, part: str) -> tuple[str, Integers]:

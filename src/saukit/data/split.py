@@ -2,6 +2,8 @@
 
     split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png
 
+Images of more than 64 pixels a side lie beside that, encoded: train-00000.safetensors and so on (`data.images`).
+
 Class counts and shot groups are those of `train`: the real training images that are left once the validation part is
 taken. A split is written beside its place and swapped in at the end, so that a full disk or a kill leaves an earlier
 one untouched.
@@ -37,6 +39,8 @@ from saukit.core.workspace import Workspace, existing_state, require
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import refuse_or_warn
+from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
+from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
 from saukit.data.long_tail import class_counts
 from saukit.data.plan import SplitPlan, plan_of, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
@@ -47,17 +51,18 @@ from saukit.data.types import Images, Integers
 KIND = "split"
 COMMAND = "saukit make-lt"
 CHART_NAME = "counts.png"
+STORE_NAME = ".split.images"  # in the workspace, while a split of files is made
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one part of a split.
+    """Images of one part of a split, in memory or encoded on disk.
 
-    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; source_indices int64 [N], positions in the source's own order
+    Shapes: images [N, 3, H, W]; labels int64 [N]; source_indices int64 [N], positions in the source's own order
     of the part (of its training part, where it has no such part of its own).
     """
 
-    images: Images
+    images: ImageStore
     labels: Integers
     source_indices: Integers
 
@@ -165,23 +170,37 @@ def make_split(
         if (ready := _existing(resolved, workspace, source.fingerprint, force=force)) is not None:
             return ready
         plan = plan_of(resolved, source)  # before any decoding, so that a bad ratio is an error at once
-        check_disk_space(workspace.root, plan.bytes)
+        store = _store_of(source, resolved, workspace)
+        check_disk_space(workspace.root, plan.bytes + (0 if store is None else store.estimated_bytes))
         for note in plan.notes:
             reporter.say(note)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
-        pixels = source.load(resolved.image_size, reporter)
+        pixels = source.load(resolved.image_size, reporter) if store is None else store.read(reporter)
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
             refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
             plan = plan_of(resolved, source, pixels)
-        manifest = _write(workspace, plan, source, pixels, check_root(config.dataset, root))
+        manifest = _write(workspace, plan, source, pixels, store, check_root(config.dataset, root))
+        if store is not None:
+            store.remove()
     return SplitResult("new", resolved, manifest)
 
 
-def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels, root: Path | None) -> Manifest:
+def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace) -> EncodedFiles | None:
+    """Where the files of `source` are encoded first; None where it has none, or images stay raw."""
+    if source.originals is None or config.image_size <= RAW_UP_TO:
+        return None
+    folder = workspace.root / STORE_NAME
+    return EncodedFiles(folder, source.originals, size=config.image_size, fingerprint=source.fingerprint)
+
+
+def _write(
+    workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels, store: EncodedFiles | None, root: Path | None
+) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
     config, choice, row = plan.config, plan.choice, TABLE[plan.config.dataset]
+    encoded = config.image_size > RAW_UP_TO
     parts = {"train": choice.train, "test": choice.test, "val": choice.val}
     with staged_folder(workspace.split) as staging:
         mean, std = row.mean, row.std
@@ -189,10 +208,24 @@ def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels
             if name == "val" and not len(positions):
                 continue
             of, labels = source.pool(name)
-            images = pixels.read(of, positions, config.image_size)
+            tensors: dict[str, np.ndarray[Any, Any]] = {
+                "labels": labels[positions],
+                "source_indices": positions.astype(np.int64),
+            }
+            if encoded:
+                images = (
+                    encoded_arrays(pixels, of, positions, config.image_size)
+                    if store is None
+                    else store.encoded(of, positions)
+                )
+                moments = write_shards(staging, name, images)
+                found = statistics_of(moments, config.image_size**2)
+            else:
+                tensors["images"] = pixels.read(of, positions, config.image_size)
+                found = _statistics(tensors["images"])
             if mean is None or std is None:
-                mean, std = _statistics(images)  # the training part comes first
-            metadata = {
+                mean, std = found  # the training part comes first
+            metadata: dict[str, Any] = {
                 "part": name,
                 "source": config.dataset,
                 "classes": list(plan.classes),
@@ -202,13 +235,10 @@ def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels
                 "groups_rule": plan.groups.rule,
                 "groups": {group: list(members) for group, members in plan.groups.members.items()},
             }
-            tensors: dict[str, np.ndarray[Any, Any]] = {
-                "images": images,
-                "labels": labels[positions],
-                "source_indices": positions.astype(np.int64),
-            }
+            if encoded:
+                metadata["image_size"] = config.image_size
             save_tensors(staging / f"{name}.safetensors", tensors, metadata)
-            del images, tensors  # before the next part is read
+            del tensors  # before the next part is read
         chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
         save_figure(chart, staging / CHART_NAME)
         write_text(staging / CONFIG_NAME, to_yaml(config))
@@ -225,7 +255,12 @@ def _write(workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels
 
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
     tensors, metadata = load_tensors(folder / f"{name}.safetensors")  # its hash is the manifest's: all is there
-    return Part(tensors["images"], tensors["labels"], tensors["source_indices"]), metadata
+    images: ImageStore
+    if "images" in tensors:
+        images = tensors["images"]
+    else:
+        images = EncodedImages(shard_paths(folder, name), (metadata["image_size"],) * 2)
+    return Part(images, tensors["labels"], tensors["source_indices"]), metadata
 
 
 def _statistics(images: Images) -> tuple[Channels, Channels]:

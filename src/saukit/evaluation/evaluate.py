@@ -19,6 +19,7 @@ from saukit.core.documents import read_json
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.data.images import ImageStore
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
 from saukit.evaluation.charts import confusion_figure, per_class_figure
@@ -85,7 +86,7 @@ def evaluate(
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
     with using_threads(suited_threads(split.image_size, device)):
-        inputs: npt.NDArray[np.uint8] | npt.NDArray[np.float32] = test.images
+        inputs: ImageStore | npt.NDArray[np.float32] = test.images
         if spec.standardize:  # the head of a frozen backbone
             source = f"{split.manifest.digest} test"
             inputs = kept_features(network, spec, test.images, source, workspace, device=device, reporter=reporter)

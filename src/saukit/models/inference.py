@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saukit.core.device import Precision
+from saukit.data.images import ImageStore
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import ModelSpec
 
@@ -36,7 +38,7 @@ class Predictions:
 def predict(
     network: DualBranchNet,
     spec: ModelSpec,
-    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32],
+    images: ImageStore | npt.NDArray[np.float32],
     *,
     device: torch.device,
     precision: Precision = FLOAT32,
@@ -63,7 +65,7 @@ def predict(
 def backbone_features(
     network: DualBranchNet,
     spec: ModelSpec,
-    images: npt.NDArray[np.uint8],
+    images: ImageStore,
     *,
     device: torch.device,
     precision: Precision = FLOAT32,
@@ -79,11 +81,11 @@ def backbone_features(
 
 
 def _batches(
-    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32], spec: ModelSpec, device: torch.device, batch_size: int
+    images: ImageStore | npt.NDArray[np.float32], spec: ModelSpec, device: torch.device, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images, normalised, or features as they are, on `device`, a batch at a time."""
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
-    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, images[:1].size // 3)))
+    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, math.prod(images.shape[1:]) // 3)))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         batch = torch.from_numpy(images[part]).to(device)

@@ -22,6 +22,7 @@ from saukit.core.console import Reporter
 from saukit.core.device import Precision
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
+from saukit.data.images import ImageStore
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import FLOAT32, backbone_features
 from saukit.models.model_file import ModelSpec
@@ -46,7 +47,7 @@ def frozen_features(
     """The features of the plan's images, from the files that keep them or computed now."""
     spec, device, precision = plan.model_spec, plan.device, Precision(plan.config.amp, plan.device.type)
 
-    def of(images: npt.NDArray[np.uint8], name: str) -> Features:
+    def of(images: ImageStore, name: str) -> Features:
         return kept_features(
             network, spec, images, name, workspace, device=device, precision=precision, reporter=reporter
         )
@@ -61,7 +62,7 @@ def frozen_features(
 def kept_features(
     network: DualBranchNet,
     spec: ModelSpec,
-    images: npt.NDArray[np.uint8],
+    images: ImageStore,
     name: str,
     workspace: Workspace,
     *,

@@ -7,6 +7,7 @@ losses in float32 outside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ from saukit.training.losses import (
     synthetic_aware_loss,
 )
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
-from saukit.training.training_set import Batch
+from saukit.training.training_set import Batch, StoredImages
 from saukit.training.views import Views
 
 LDAM_LARGEST_MARGIN = 0.5
@@ -211,14 +212,15 @@ class MethodEntry:
 
     `classifier_passes` and `projection_passes` are how often a batch goes forward and backward through the network and
     ends in the classifier, or in the projection. `prototypes` are means of real images (`class_prototypes`).
-    `takes_prior` and `takes_real_finish`: the method has no remedy of its own for the imbalance that would count the
-    training set. `own_prior`: the losses see log counts of that set; `post_hoc`: the trained classifier has them taken
-    off (Menon et al. 2021, Eq. 9).
+    `partners`: the step reads batch B. `takes_prior` and `takes_real_finish`: the method has no remedy of its own for
+    the imbalance that would count the training set. `own_prior`: the losses see log counts of that set; `post_hoc`: the
+    trained classifier has them taken off (Menon et al. 2021, Eq. 9).
     """
 
     step: Callable[[Batch, StepContext], Losses]
     classifier_passes: int = 1
     projection_passes: int = 0
+    partners: bool = False
     prototypes: bool = False
     class_projection: bool = False
     classifier: Classifier = "linear"
@@ -242,12 +244,20 @@ class MethodEntry:
 
 METHODS: dict[Method, MethodEntry] = {
     "sau": MethodEntry(
-        sau_step, classifier_passes=2, projection_passes=2, prototypes=True, takes_prior=True, takes_real_finish=True
+        sau_step,
+        classifier_passes=2,
+        projection_passes=2,
+        partners=True,
+        prototypes=True,
+        takes_prior=True,
+        takes_real_finish=True,
     ),
     "sau-aware": MethodEntry(
         sau_aware_step, projection_passes=2, prototypes=True, takes_prior=True, takes_real_finish=True
     ),
-    "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2, takes_prior=True, takes_real_finish=True),
+    "mixup-cutmix": MethodEntry(
+        mixup_cutmix_step, classifier_passes=2, partners=True, takes_prior=True, takes_real_finish=True
+    ),
     "ce": MethodEntry(cross_entropy_step, takes_prior=True, takes_real_finish=True),
     "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True, takes_real_finish=True),
     "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True),
@@ -275,20 +285,20 @@ def logit_offsets(
 
 
 def class_prototypes(
-    images: Tensor, labels: Tensor, context: StepContext, generator: torch.Generator
+    images: Tensor | StoredImages, labels: Tensor, context: StepContext, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """For each class the mean of z2, and of z3, over the split's real training images in eval mode, L2-normalised.
 
     Both views go through the network in one forward pass: in eval mode BatchNorm keeps no statistics of a batch.
 
-    Shapes: images uint8 [N, 3, H, W], on the labels' device or in host memory; labels int64 [N], every class at least
-        once; returns two of [K, d].
+    Shapes: images uint8 [n, 3, H, W], on the labels' device, in host memory or on disk; labels int64 [N] of the first N
+        of them, every class at least once; returns two of [K, d].
     """
     total: Tensor | int = 0
     # On an accelerator a large batch, or the launches of its kernels would take longer than the kernels.
-    batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // images[0, 0].numel()))
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size].to(labels.device, non_blocking=True)
+    batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // math.prod(images.shape[2:])))
+    for start in range(0, len(labels), batch_size):
+        chunk = images[start : min(start + batch_size, len(labels))].to(labels.device, non_blocking=True)
         both = torch.cat((context.views.autoaugment(chunk, generator), context.views.simclr(chunk, generator)))
         with context.network.inference(), context.precision.autocast():
             embeddings = context.network.project(both)

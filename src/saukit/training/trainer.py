@@ -306,6 +306,7 @@ class Trainer:
                 class_balanced=class_balanced,
                 real_only=real_only,
                 drop_last=config.drop_last,
+                partners=self.method.partners,
             )
         return self._orders[kind]
 
@@ -319,9 +320,9 @@ class Trainer:
         self.step.forget_momentum()
 
     def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
-        data, real = self.training_set, slice(0, self.training_set.real_count)
+        data = self.training_set
         generator = torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device)
-        return class_prototypes(data.images[real], data.labels[real], self.step.context, generator)
+        return class_prototypes(data.images, data.labels[: data.real_count], self.step.context, generator)
 
     @property
     def _learned(self) -> DualBranchNet:

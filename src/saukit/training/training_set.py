@@ -1,11 +1,13 @@
 """The training set D: real and synthetic images, where they reside, and the order they are visited in.
 
-Images that fit stay on the device. Larger sets stay in host memory, and each batch is brought over one step ahead of
-its use. Both ways hand out the same batches.
+Images that fit stay on the device. Larger sets stay in host memory, encoded ones on disk, and each batch is brought
+over one step ahead of its use. All ways hand out the same batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,23 +17,47 @@ from torch import Tensor
 
 from saukit.core.seeding import torch_generator
 from saukit.core.words import format_bytes
+from saukit.data.images import ImageStore
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
 
-Residence = Literal["device", "host"]
+Residence = Literal["device", "host", "disk"]
 
 # The images may take this share of a GPU's free memory: the rest is for weights, activations and what cuDNN works in.
 RESIDENT_SHARE = 0.5
+
+
+class StoredImages:
+    """The images of several stores, one after the other, read when they are asked for: uint8 in host memory."""
+
+    def __init__(self, stores: Sequence[ImageStore]) -> None:
+        self._stores = stores
+        self._starts = np.cumsum([0, *map(len, stores)])
+        self.shape = (int(self._starts[-1]), *stores[0].shape[1:])
+        self.nbytes = sum(store.nbytes for store in stores)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """The images of `rows`, [n, 3, H, W]."""
+        chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else rows.flatten().numpy()
+        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        for store, start, end in zip(self._stores, self._starts, self._starts[1:], strict=False):
+            here = np.flatnonzero((chosen >= start) & (chosen < end))
+            if len(here):
+                images[here] = store[chosen[here] - start]
+        return torch.from_numpy(images)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Samples (x, y, s), the real ones first. `residence` is where the images are; all else is on the device.
 
-    Shapes: images uint8 [N, 3, H, W]; labels int64 [N]; synthetic bool [N].
+    Shapes: images uint8 [N, 3, H, W], a tensor unless they reside on disk; labels int64 [N]; synthetic bool [N].
     """
 
-    images: Tensor
+    images: Tensor | StoredImages
     labels: Tensor
     synthetic: Tensor
     real_count: int
@@ -48,6 +74,8 @@ class TrainingSet:
     def describe(self) -> str:
         """Where the images are, in words."""
         size = format_bytes(self.images.nbytes)
+        if self.residence == "disk":
+            return f"images on disk ({size}), decoded batch by batch"
         if self.device.type == "cpu":
             return f"images in memory ({size})"
         if self.residence == "device":
@@ -57,7 +85,10 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """Two batches A and B of b samples from two independent shuffles of D, on the device."""
+    """Two batches A and B of b samples from two independent shuffles of D, on the device.
+
+    The images of B are absent ([0, 3, H, W]) where they would have to be decoded and the method does not read them.
+    """
 
     images: Tensor
     labels: Tensor
@@ -77,9 +108,12 @@ def build_training_set(
 ) -> TrainingSet:
     """The split's training part, and the cache if there is one, for training on `device`; None: residence by size.
 
+    Encoded images stay on disk, wherever one would like to have them.
+
     In host memory a split without a cache is not copied: the training set then shares the split's memory.
     """
     parts: list[Part | SyntheticImages] = [split.train] if cache is None else [split.train, cache]
+    on_disk = not isinstance(split.train.images, np.ndarray)
     if residence is None:
         residence = "device"
         if device.type == "cuda":
@@ -87,11 +121,13 @@ def build_training_set(
             residence = choose_residence(sum(part.images.nbytes for part in parts), free)
     labels = np.concatenate([part.labels for part in parts])
     return TrainingSet(
-        images=_gather_images(parts, device if residence == "device" else torch.device("cpu")),
+        images=StoredImages([part.images for part in parts])
+        if on_disk
+        else _gather_images(parts, device if residence == "device" else torch.device("cpu")),
         labels=torch.from_numpy(labels).to(device),
         synthetic=(torch.arange(len(labels)) >= len(split.train.labels)).to(device),
         real_count=len(split.train.labels),
-        residence=residence,
+        residence="disk" if on_disk else residence,
     )
 
 
@@ -102,12 +138,12 @@ def _gather_images(parts: list[Part | SyntheticImages], home: torch.device) -> T
     pinned allocations up to a power of two, which would turn 300 GiB into 512 GiB.
     """
     if len(parts) == 1:
-        return torch.from_numpy(parts[0].images).to(home)
+        return torch.from_numpy(np.asarray(parts[0].images)).to(home)
     count = sum(len(part.images) for part in parts)
     images = torch.empty((count, *parts[0].images.shape[1:]), dtype=torch.uint8, device=home)
     at = 0
     for part in parts:
-        images[at : at + len(part.images)] = torch.from_numpy(part.images)
+        images[at : at + len(part.images)] = torch.from_numpy(np.asarray(part.images))
         at += len(part.images)
     return images
 
@@ -127,7 +163,7 @@ class BatchOrder:
     An epoch's last batch is left out if it is not whole (`drop_last`), or kept.
     `class_balanced` samples with replacement instead: first a class, each as likely, then one of its images (Kang et
     al. 2020, Sec. 3). An epoch has as many samples as there are images.
-    `real_only` leaves the synthetic images out.
+    `real_only` leaves the synthetic images out. Without `partners` the images of B are not read from disk.
     An order is a function of (seed, epoch), so any step can be reached at once when a run is resumed.
     """
 
@@ -140,6 +176,7 @@ class BatchOrder:
         class_balanced: bool = False,
         real_only: bool = False,
         drop_last: bool = True,
+        partners: bool = True,
     ) -> None:
         self.training_set = training_set
         self._count = training_set.real_count if real_only else len(training_set)  # the real ones come first
@@ -148,10 +185,14 @@ class BatchOrder:
         self._seed = seed
         self._labels = training_set.labels[: self._count].cpu() if class_balanced else None
         self._orders: tuple[int, Tensor, Tensor] | None = None
-        self._feed: _HostFeed | None = None
-        if training_set.residence == "host":
+        self._feed: _HostFeed | _DiskFeed | None = None
+        self._batches = 2
+        if isinstance(training_set.images, StoredImages):
+            self._feed = _DiskFeed(training_set.images, training_set.device)
+            self._batches = 2 if partners else 1
+        elif training_set.residence == "host":
             self._feed = _HostFeed(training_set.images, 2 * self.batch_size, training_set.device)
-        self._sent: tuple[int, _Delivery] | None = None
+        self._sent: tuple[int, _Delivery | _Reading] | None = None
 
     def batch(self, step: int) -> Batch:
         """The two batches of a step, counted from 0; a function of (seed, step), and no later call changes them."""
@@ -160,16 +201,15 @@ class BatchOrder:
         if self._feed is None:
             images, partner_images = data.images[a], data.images[b]
         else:
-            both = self._fetch(step, self._feed)
-            images, partner_images = both.chunk(2)
+            images, partner_images = self._fetch(step, self._feed).tensor_split([len(a)])
         return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b], data.synthetic[b])
 
-    def _fetch(self, step: int, feed: _HostFeed) -> Tensor:
+    def _fetch(self, step: int, feed: _HostFeed | _DiskFeed) -> Tensor:
         """The images of A, then those of B; what was sent ahead is used only if it is what is asked for."""
         if self._sent is None or self._sent[0] != step:
-            self._sent = (step, feed.send(self._rows(step)[0]))
+            self._sent = (step, feed.send(self._rows(step)[0][: self._batches]))
         images = self._sent[1].receive()
-        self._sent = (step + 1, feed.send(self._rows(step + 1)[0]))
+        self._sent = (step + 1, feed.send(self._rows(step + 1)[0][: self._batches]))
         return images
 
     def _rows(self, step: int) -> tuple[Tensor, Tensor]:
@@ -255,3 +295,27 @@ class _HostFeed:
             arrived = self._stream.record_event()
         self._copied[self._turn] = arrived
         return _Delivery(images, arrived)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Images that a thread reads from disk, on their way to `device`."""
+
+    images: Future[Tensor]
+    device: torch.device
+
+    def receive(self) -> Tensor:
+        """The images, once they are there."""
+        return self.images.result().to(self.device, non_blocking=True)
+
+
+class _DiskFeed:
+    """Reads and decodes rows of images beside the computation, in the order they are asked for."""
+
+    def __init__(self, images: StoredImages, device: torch.device) -> None:
+        self._images, self._device = images, device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="images")
+
+    def send(self, rows: Tensor) -> _Reading:
+        """Start to bring the images of `rows`, int64 of any shape in host memory, to the device."""
+        return _Reading(self._thread.submit(self._images.__getitem__, rows), self._device)

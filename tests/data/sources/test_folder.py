@@ -132,7 +132,10 @@ def test_a_name_that_is_no_text_is_told(make_tree: TreeMaker) -> None:
     ("sizes", "size", "reason"),
     [
         ([(224, 224), (224, 224)], 224, None),
-        ([(225, 225), (225, 225)], 64, "the images are 225 x 225"),
+        ([(225, 225), (225, 225)], 224, "the images are 225 x 225"),
+        ([(128, 200), (128, 200)], 224, "the images are 128 x 200"),
+        ([(127, 200), (127, 200)], 64, "the images are 127 x 200"),
+        ([(100, 900), (128, 300)], 224, "the images differ in size (100 x 900, 128 x 300 ...)"),
         ([(30, 40), (30, 40)], 64, "the images are 30 x 40"),
         ([(32, 32), (48, 48)], 64, "the images differ in size (32 x 32, 48 x 48 ...)"),
         ([(2, 2), (2, 2)], 64, "the images are 2 x 2"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from saukit.data.images import ImageStore
 from saukit.synthesis.audit.distances import diversity, frechet_distance
 from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
@@ -30,7 +31,7 @@ class Means:
         self.num_classes, self.judges = num_classes, judges
         self.seen = 0
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, images: ImageStore) -> tuple[np.ndarray, np.ndarray | None]:
         self.seen += len(images)
         half = images.shape[2] // 2
         quarters = [images[:, :, i : i + half, j : j + half].mean((2, 3)) for i in (0, half) for j in (0, half)]

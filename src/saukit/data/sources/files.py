@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,13 +13,15 @@ from saukit.core.errors import EnvironmentFault
 from saukit.core.machine import available_memory, in_threads
 from saukit.core.words import format_bytes
 from saukit.data.image_files import FoundFiles, is_regular, say_ignored
-from saukit.data.source import IMAGE_SIZES, Pixels, Source
+from saukit.data.source import IMAGE_SIZES, Originals, Pixels, Source
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
     from saukit.data.types import Images, Integers
 
-DEFAULT_SIZE = 64
+DEFAULT_SIZE, PHOTO_SIZE = 64, 224
+LEAST_PHOTO = 128  # pixels of the shorter side from which images count as photos
+SIZES_READ = 1000  # images of unequal sizes that are looked at, spread evenly
 LARGEST_NATIVE_SIZE = 224
 COPIES_IN_MEMORY = 3  # all decoded images, the part being written, and its serialised form
 
@@ -59,9 +61,12 @@ def source_of_files(
     """
     size, reason = _suggested_size(parts)
 
-    def load(image_size: int, reporter: Reporter) -> Pixels:
+    def announce(reporter: Reporter) -> None:
         if passed_over is not None:
             say_ignored(passed_over, reporter)
+
+    def load(image_size: int, reporter: Reporter) -> Pixels:
+        announce(reporter)
         return _decode_all(parts, image_size, reporter)
 
     return Source(
@@ -74,6 +79,12 @@ def source_of_files(
         fingerprint=fingerprint,
         val_labels=parts["val"].labels if "val" in parts else None,
         files=(lambda: {name: part.names for name, part in parts.items()}) if parts["train"].named else None,
+        originals=Originals(
+            counts={name: len(part) for name, part in parts.items()},
+            open=lambda part, index: parts[part].open(index),
+            name=lambda part, index: parts[part].names[index],
+            announce=announce,
+        ),
         notes=notes,
     )
 
@@ -96,29 +107,43 @@ def fingerprint_of(root: Path, names: Sequence[str], labels: Sequence[str] | Non
 
 
 def _suggested_size(parts: Mapping[str, FilePart]) -> tuple[int, str | None]:
-    """The size that all images share if they are square and not large, else `DEFAULT_SIZE` and why."""
-    from PIL import Image
-
+    """The size that all images share if they are square and not large; else that of photos where half of the images
+    have as many pixels, or the default; and why."""
+    each = [(part, index) for part in parts.values() for index in range(len(part))]
     first: tuple[int, int] | None = None
-    for part in parts.values():
-        for index in range(len(part)):
-            try:
-                content = part.open(index)
-                if isinstance(content, Path) and not is_regular(content):
-                    continue
-                with Image.open(content) as file:
-                    size = file.size
-            except Exception:  # decoding will list it
-                continue
-            first = first or size
-            if size != first:
-                return DEFAULT_SIZE, f"the images differ in size ({_times(first)}, {_times(size)} ...)"
+    other: tuple[int, int] | None = None
+    for size in _sizes(each):
+        first = first or size
+        if size != first:
+            other = size
+            break
     if first is None:
         return DEFAULT_SIZE, None
-    width, height = first
-    if width == height and IMAGE_SIZES[0] <= width <= LARGEST_NATIVE_SIZE:
-        return width, None
-    return DEFAULT_SIZE, f"the images are {_times(first)}"
+    if other is None:
+        if first[0] == first[1] and IMAGE_SIZES[0] <= first[0] <= LARGEST_NATIVE_SIZE:
+            return first[0], None
+        shorter, found = min(first), f"the images are {_times(first)}"
+    else:
+        sides = sorted(min(size) for size in _sizes(each[:: max(1, len(each) // SIZES_READ)]))
+        shorter = sides[len(sides) // 2] if sides else min(first)
+        found = f"the images differ in size ({_times(first)}, {_times(other)} ...)"
+    return (PHOTO_SIZE if shorter >= LEAST_PHOTO else DEFAULT_SIZE), found
+
+
+def _sizes(each: Sequence[tuple[FilePart, int]]) -> Iterator[tuple[int, int]]:
+    """Width and height of the images that can be opened; decoding will list the others."""
+    from PIL import Image
+
+    for part, index in each:
+        try:
+            content = part.open(index)
+            if isinstance(content, Path) and not is_regular(content):
+                continue
+            with Image.open(content) as file:
+                size = file.size
+        except Exception:
+            continue
+        yield size
 
 
 def _decode_all(parts: Mapping[str, FilePart], size: int, reporter: Reporter) -> Pixels:

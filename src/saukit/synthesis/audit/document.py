@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.seeding import numpy_generator
+from saukit.data.images import ImageStore
 from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
 from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
 
@@ -26,7 +27,7 @@ PAIRS = 12
 Pixels = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Set = tuple[Pixels, Integers]
+Set = tuple[ImageStore, Integers]
 
 
 class FeatureExtractor(Protocol):
@@ -36,7 +37,7 @@ class FeatureExtractor(Protocol):
     def name(self) -> str:
         """What the document calls it, such as "classifier balanced-softmax (convnet-small)"."""
 
-    def __call__(self, images: Pixels) -> tuple[Floats, Floats | None]:
+    def __call__(self, images: ImageStore) -> tuple[Floats, Floats | None]:
         """Features float32 [n, d] and probabilities float32 [n, K] or None, of images uint8 [n, 3, H, W].
 
         It is given thousands of images at once, and makes its own batches.
@@ -216,9 +217,9 @@ def _memorisation(detector: CopyDetector, nearest: Nearest, copied: npt.NDArray[
 
 
 def _leakage(
-    real_images: Pixels,
-    test_images: Pixels,
-    images: Pixels,
+    real_images: ImageStore,
+    test_images: ImageStore,
+    images: ImageStore,
     detector: CopyDetector,
     nearest: Nearest,
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:

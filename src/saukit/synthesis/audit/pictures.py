@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from saukit.core.plots import colour, save_figure, styled
 from saukit.core.plots import labels as short_names
+from saukit.data.images import ImageStore
 from saukit.synthesis.audit.document import Integers, Pair, Pixels
 
 COLUMNS, MAX_ROWS = 8, 20
@@ -67,7 +68,7 @@ def save_closest_pairs(
     *,
     images: Pixels,
     labels: Integers,
-    real_images: Pixels,
+    real_images: ImageStore,
     real_labels: Integers,
     classes: Sequence[str],
     threshold: float,

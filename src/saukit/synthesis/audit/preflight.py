@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.seeding import derive_seed
+from saukit.data.images import ImageStore
 from saukit.synthesis.generators.protocol import ImageGenerator
 from saukit.synthesis.plan import SynthesisPlan
 
@@ -24,7 +25,7 @@ def preflight(
     generator: ImageGenerator,
     probabilities: Probabilities,
     *,
-    real_images: Images,
+    real_images: ImageStore,
     real_labels: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """Sample `plan.config.preflight` images of each class that wants some, and count which are taken for their class.
@@ -46,7 +47,7 @@ def preflight(
         batches = [slice(at, at + plan.batch_images) for at in range(0, n, plan.batch_images)]
         sampled = np.concatenate([generator.sample(labels[b], seeds[b], ordinals[b]) for b in batches])
         taken_for = probabilities(sampled).argmax(1)
-        real = real_images[real_labels == label][:JUDGED_REAL]
+        real = real_images[np.flatnonzero(real_labels == label)[:JUDGED_REAL]]
         others = taken_for[taken_for != label]
         rows.append(
             {

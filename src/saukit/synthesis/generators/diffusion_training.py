@@ -20,6 +20,7 @@ from saukit.core.errors import DataError, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import load_state, save_state
+from saukit.data.images import ImageStore
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
@@ -59,7 +60,7 @@ class TrainingImages:
 
     def __init__(
         self,
-        images: npt.NDArray[np.uint8],
+        images: ImageStore,
         labels: npt.NDArray[np.int64],
         num_classes: int,
         *,
@@ -70,7 +71,7 @@ class TrainingImages:
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels, minlength=num_classes)
         self._class_counts, self._first = counts, np.cumsum(counts) - counts
-        self.images = torch.from_numpy(images).to(device)
+        self.images = torch.from_numpy(np.asarray(images)).to(device)
         self.flip = flip
         self.grey = is_grey(images)
         self._order = torch.from_numpy(order).to(device)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from saukit.data.images import ImageStore, chunks
 from saukit.synthesis.generators.protocol import ImageGenerator, Images, Integers
 
 
@@ -25,9 +26,9 @@ class Grey:
         return without_colour(self._generator.sample(labels, seeds, ordinals))
 
 
-def is_grey(images: Images) -> bool:
+def is_grey(images: ImageStore) -> bool:
     """Whether no image [n, 3, H, W] has any colour."""
-    return bool((images == images[:, :1]).all())
+    return all(bool((some == some[:, :1]).all()) for some in chunks(images))
 
 
 def without_colour(images: Images) -> Images:

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.seeding import numpy_generator
+from saukit.data.images import ImageStore
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -72,7 +73,9 @@ class CopyDetector:
     reference image may be missed for one nearly as close.
     """
 
-    def __init__(self, reference: Pixels, *, flip: bool, threshold: float | None = None, device: torch.device) -> None:
+    def __init__(
+        self, reference: ImageStore, *, flip: bool, threshold: float | None = None, device: torch.device
+    ) -> None:
         """`reference`: uint8 [m, 3, H, W], m at least 1; `flip`: whether a mirrored copy is a copy.
 
         Raises: ValueError if the reference is none, or threshold <= 0.
@@ -111,7 +114,7 @@ class CopyDetector:
             chosen = np.sort(numpy_generator(0, "copy-calibration").choice(count, CALIBRATION_IMAGES, replace=False))
         return self._search(self._reference[chosen], chosen).distance
 
-    def nearest(self, images: Pixels) -> Nearest:
+    def nearest(self, images: ImageStore) -> Nearest:
         """The closest reference image of each image, uint8 [n, 3, H, W]; among equals the first.
 
         Raises: ValueError if the images have another size than the reference images.
@@ -127,7 +130,7 @@ class CopyDetector:
         """Whether each image is a copy, bool [n]."""
         return nearest.distance < self.threshold
 
-    def _search(self, images: Pixels, own: npt.NDArray[np.int64] | None) -> Nearest:
+    def _search(self, images: ImageStore, own: npt.NDArray[np.int64] | None) -> Nearest:
         """`own` [n]: the reference image that each image is itself, and is not compared with."""
         count, views = len(self._reference), len(self._described)
         distance, index = np.full(len(images), np.inf, dtype=np.float32), np.zeros(len(images), dtype=np.int64)
@@ -239,7 +242,7 @@ def _side(height: int, width: int) -> tuple[int, int]:
     return max(SMALLEST_SIDE, round(height * shrink)), max(SMALLEST_SIDE, round(width * shrink))
 
 
-def _values(images: Pixels) -> int:
+def _values(images: ImageStore) -> int:
     return 3 * math.prod(_side(*images.shape[2:]))
 
 
@@ -252,7 +255,7 @@ def _floats(images: Pixels, device: torch.device, *, mirrored: bool = False) -> 
     return floats.flip(3) if mirrored else floats
 
 
-def _parts(images: Pixels) -> Iterator[slice]:
+def _parts(images: ImageStore) -> Iterator[slice]:
     """Slices whose images are held as floats at once."""
     return _slices(len(images), MATRIX_VALUES // max(1, math.prod(images.shape[1:])))
 
@@ -263,9 +266,9 @@ def _slices(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _check(images: Pixels, name: str) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
+def _check(images: ImageStore, name: str) -> None:
+    shape, dtype = images.shape, images[:0].dtype
+    if dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < SMALLEST_SIDE:
         raise ValueError(
-            f"{name} must be uint8 [n, 3, H, W] of at least {SMALLEST_SIDE} pixels a side, "
-            f"got {images.dtype} {images.shape}"
+            f"{name} must be uint8 [n, 3, H, W] of at least {SMALLEST_SIDE} pixels a side, got {dtype} {shape}"
         )

@@ -20,6 +20,7 @@ from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
 from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
+from saukit.data.images import ImageStore
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
@@ -41,7 +42,7 @@ class ClassifierScorer:
         self.name = name
         self._network, self._spec, self._device = network, spec, device
 
-    def features_and_probabilities(self, images: Images) -> tuple[Floats, Floats]:
+    def features_and_probabilities(self, images: ImageStore) -> tuple[Floats, Floats]:
         """The backbone's features [n, d] and the classifier's probabilities [n, K].
 
         Raises: ValueError for images of another size than the network was trained on.
@@ -188,7 +189,7 @@ class InceptionFeatures:
             torch.tensor(value, device=device)[:, None, None] for value in (preset.mean, preset.std)
         )
 
-    def __call__(self, images: Images) -> tuple[Floats, None]:
+    def __call__(self, images: ImageStore) -> tuple[Floats, None]:
         """Features [n, 2048] of the whole images, resized to 299 x 299 pixels, bilinear with antialiasing."""
         rows = np.empty((len(images), 2048), np.float32)
         for start in range(0, len(images), INCEPTION_BATCH):

@@ -1,0 +1,205 @@
+"""Images of a part of a split: an array in memory, or encoded in shards on disk. Both are indexed by rows.
+
+    train-00000.safetensors ...    bytes uint8 [total], the images' JPEG files one after the other
+                                   offsets int64 [n + 1], where each begins, and the end
+
+Images of at most `RAW_UP_TO` pixels a side stay raw, bit for bit. An encoded image is read from its shard when it is
+asked for, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from saukit.core.artifacts import save_tensors
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.machine import in_threads
+from saukit.data.types import Images, Integers
+
+RAW_UP_TO = 64
+QUALITY = 95  # of JPEG; without chroma subsampling
+SHARD_BYTES = 64 << 20  # of encoded images; three times as much is held while a shard is written
+READ_CHUNK = 4  # images that a thread decodes at once
+CHUNK = 512  # images that work on a whole part holds at a time
+BYTES_PER_PIXEL = 0.8  # of an encoded photo, for estimates: 0.6 on average on the photos of the docs
+
+
+class ImageStore(Protocol):
+    """Images uint8 [n, 3, H, W]. A numpy array is one; `images[rows]`, a slice or an array, is an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, 3, H, W)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Images: ...
+
+
+class EncodedImages:
+    """Images in the shards of a part, decoded when they are asked for, in threads; it may be used by several threads.
+
+    sizes: bytes of each encoded image, int64 [n].
+
+    Raises: CorruptArtifactError for a shard that is damaged, also later, when an image of it is decoded.
+    """
+
+    def __init__(self, shards: Sequence[Path], size: tuple[int, int]) -> None:
+        self._shards, self._size = [Shard.of(path) for path in shards], size
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self.sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(shard.offsets) for shard in self._shards)])
+        self.nbytes = int(self.sizes.sum())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, 3, H, W)."""
+        return (len(self), 3, *self._size)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, rows: Any, /) -> Images:
+        return self.take(rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return self.take(slice(None)).astype(dtype or np.uint8, copy=False)
+
+    def take(self, rows: Any) -> Images:
+        """The images of `rows` (a slice, positions, flags, or one position as an array has them), uint8."""
+        chosen = np.arange(len(self))[rows]
+        images = np.empty((chosen.size, 3, *self._size), np.uint8)
+
+        def decode(at: int) -> None:
+            images[at] = self._decoded(int(chosen.flat[at]))
+
+        in_threads(decode, range(chosen.size), chunk=READ_CHUNK)
+        return images.reshape(*chosen.shape, 3, *self._size)
+
+    def encoded(self, row: int) -> bytes:
+        """The file of one image."""
+        shard, within = self._find(row)
+        return shard.read(within)
+
+    def _find(self, row: int) -> tuple[Shard, int]:
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        shard = self._shards[index]
+        return shard, row - int(self._ends[index]) + len(shard)
+
+    def _decoded(self, row: int) -> Images:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.encoded(row)), formats=("JPEG",)) as file:
+                pixels = np.asarray(file, np.uint8)
+            if pixels.shape != (*self._size, 3):
+                raise ValueError(f"its size is {pixels.shape}")
+        except (OSError, ValueError, SyntaxError) as error:
+            shard, within = self._find(row)
+            raise CorruptArtifactError(f"image {within} of {shard.path} cannot be decoded: {error}") from None
+        return pixels.transpose(2, 0, 1)
+
+
+def chunks(images: ImageStore) -> Iterator[Images]:
+    """All images, a few hundred at a time."""
+    for start in range(0, len(images), CHUNK):
+        yield images[start : start + CHUNK]
+
+
+def stored_bytes(count: int, size: int) -> int:
+    """About how many bytes `count` images of `size` pixels a side take on disk."""
+    return round(count * size**2 * (3 if size <= RAW_UP_TO else BYTES_PER_PIXEL))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image, and of each channel the sum of its values and of their squares, int64 [3, 2]."""
+
+    file: bytes
+    moments: Integers
+
+    @classmethod
+    def of(cls, image: Images) -> Encoded:
+        """uint8 [3, H, W], encoded."""
+        from PIL import Image
+
+        file, flat = io.BytesIO(), image.reshape(3, -1).astype(np.int64)
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
+        return cls(file.getvalue(), np.stack([flat.sum(1), np.einsum("cp,cp->c", flat, flat)], axis=1))
+
+
+def save_shard(path: Path, files: Sequence[bytes], metadata: dict[str, Any], **others: np.ndarray[Any, Any]) -> None:
+    """Write encoded images, and what else belongs to them, as one shard."""
+    offsets = np.cumsum([0, *map(len, files)], dtype=np.int64)
+    save_tensors(path, {"bytes": np.frombuffer(b"".join(files), np.uint8), "offsets": offsets, **others}, metadata)
+
+
+def shard_paths(folder: Path, part: str) -> list[Path]:
+    """The shards of a part that are there, in their order."""
+    return sorted(folder.glob(f"{part}-[0-9]*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def write_shards(folder: Path, part: str, images: Iterable[Encoded]) -> Integers:
+    """Write the images of a part in shards of about `SHARD_BYTES`; returns their moments, int64 [n, 3, 2]."""
+    moments = [np.zeros((0, 3, 2), np.int64)]
+    for index, some in enumerate(_grouped(images)):
+        save_shard(folder / f"{part}-{index:05d}.safetensors", [image.file for image in some], {"part": part})
+        moments.append(np.stack([image.moments for image in some]))
+    return np.concatenate(moments)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where the images of a shard lie in its file: `offsets` int64 [n + 1] from `start` on."""
+
+    path: Path
+    start: int
+    offsets: Integers
+
+    @classmethod
+    def of(cls, path: Path) -> Shard:
+        """The shard at `path`, whose header says where its arrays lie. Raises: CorruptArtifactError."""
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+                begin, end = header["offsets"]["data_offsets"]
+                file.seek(8 + length + begin)
+                offsets = np.frombuffer(file.read(end - begin), "<i8").astype(np.int64)
+                return cls(path, 8 + length + header["bytes"]["data_offsets"][0], offsets)
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+            raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def read(self, row: int) -> bytes:
+        """The file of one image. It is read, not mapped: a map's pages would count as this process's memory."""
+        begin, end = self.offsets[row : row + 2].tolist()
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start + begin)
+            return file.read(end - begin)
+
+
+def _grouped(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    some: list[Encoded] = []
+    size = 0
+    for image in images:
+        some.append(image)
+        size += len(image.file)
+        if size >= SHARD_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
