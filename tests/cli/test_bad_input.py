@@ -70,7 +70,7 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
         (
             ("make-lt", "--skip-bad"),
             2,
-            "skip_bad has no effect with dataset digits: use dataset folder, or",
+            "skip_bad has no effect with dataset digits: use dataset imagenet-lt, places-lt, inat2018",
         ),
         (("make-lt", "--colour", "red"), 2, "No such option: --colour"),
         (("make-lt", "--device", "tpu"), 2, "unknown device 'tpu': use auto, cpu, cuda or cuda:0"),

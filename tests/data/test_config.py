@@ -69,7 +69,7 @@ def test_settling_twice_changes_nothing_and_survives_yaml(config: SplitConfig) -
         (SplitConfig(counts={}), "counts names no class"),
         (
             SplitConfig(dataset="cifar10", test_fraction=0.3),
-            "test_fraction has no effect with dataset cifar10: use dataset digits or folder, or leave it out",
+            "test_fraction has no effect with dataset cifar10: use dataset digits, huggingface, list or folder, or",
         ),
         (SplitConfig(test_fraction=0.0), "test_fraction must be above 0 and below 1, got 0"),
         (SplitConfig(test_fraction=1.0), "test_fraction must be above 0 and below 1, got 1"),
@@ -78,7 +78,7 @@ def test_settling_twice_changes_nothing_and_survives_yaml(config: SplitConfig) -
         (SplitConfig(imb=float("nan")), "imb: nan is not a number"),
         (SplitConfig(image_size=2), "image_size must be at least 4 and at most 1024, got 2"),
         (SplitConfig(seed=-1), "seed must be at least 0 and at most 4294967295, got -1"),
-        (SplitConfig(skip_bad=True), "skip_bad has no effect with dataset digits: use dataset folder"),
+        (SplitConfig(skip_bad=True), "skip_bad has no effect with dataset digits: use dataset imagenet-lt, places-lt"),
         (SplitConfig(groups="some"), "groups must be auto, thresholds, thirds or two numbers such as 100,20"),
         (SplitConfig(profile="zipf"), "profile: 'zipf' is not one of exp, step, pareto"),  # type: ignore[arg-type]
         (SplitConfig(protocol="x"), "protocol: 'x' is not one of ldam"),  # type: ignore[arg-type]

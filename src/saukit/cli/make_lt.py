@@ -18,7 +18,8 @@ def command(
     call: Call,
     config: SplitConfig = SplitConfig(),
     root: Annotated[
-        Path | None, typer.Option(envvar="SAUKIT_DATA", help="Folder that holds the data set.", show_default=False)
+        Path | None,
+        typer.Option(envvar="SAUKIT_DATA", help="Where the data set is.", show_default=False),
     ] = None,
 ) -> None:
     """Build a long-tailed split of a known data set, or take an imbalanced folder as it is.

@@ -17,6 +17,8 @@ EXTRAS = {
     "timm": ("timm",),
     "heif": ("pillow_heif",),
     "lora": ("peft",),
+    "parquet": ("pyarrow",),
+    "datasets": ("datasets",),
 }
 
 

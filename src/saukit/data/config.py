@@ -52,7 +52,7 @@ def _groups_problems(rule: str) -> list[str]:
 class SplitConfig(SourceConfig):
     """A long-tailed split. Every default of `make-lt` lives here; None is "as the source suggests".
 
-    profile: None is `counts` with counts, `none` (keep every image) for a folder, else `exp`.
+    profile: None is `counts` with counts, `none` (keep every image) for sources that are imbalanced, else `exp`.
     counts: training images per class, by class name or index; classes that are not named keep all they have.
     image_size: pixels per side; None is the source's own; for a folder of unequal or large images 224, if half
     of them have at least 128 pixels on their shorter side, else 64.
@@ -73,7 +73,7 @@ class SplitConfig(SourceConfig):
         needs={"profile": ("exp", "step", "pareto")},
     )
     profile: Profile | None = option(
-        None, "How counts fall; `none` keeps every image.", shown="exp; folder: none", displaces=("counts",)
+        None, "How counts fall; `none` keeps every image.", shown="exp; images of your own: none", displaces=("counts",)
     )
     counts: dict[str, int] | None = option(
         None,
@@ -109,9 +109,6 @@ class SplitConfig(SourceConfig):
     groups: str = option(
         "auto", "Shot groups: auto, thresholds, thirds, or bounds like 100,20.", check=_groups_problems
     )
-    skip_bad: bool = option(
-        False, "Skip unreadable images, and count them.", needs={"dataset.own_files": True}, flags=("--skip-bad",)
-    )
     seed: int = option(0, "Seed of the split; the training seed is another.", least=0, most=2**32 - 1)
 
 
@@ -136,7 +133,7 @@ def settled(config: SplitConfig) -> SplitConfig:
     if problems := _dataset_problems(config.dataset):
         raise UsageError(problems[0])
     row = TABLE[config.dataset]
-    by_ratio: Profile = "none" if row.own_files and config.imb is None else "exp"
+    by_ratio: Profile = "none" if row.imbalanced and config.imb is None else "exp"
     profile = config.profile or ("counts" if config.counts is not None else by_ratio)
     config = replace(config, profile=profile, flip=row.flip if config.flip is None else config.flip)
     problems = []

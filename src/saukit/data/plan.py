@@ -11,6 +11,7 @@ import numpy as np
 from saukit.core.errors import DataError
 from saukit.core.words import shortened
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
+from saukit.data.groups import KEEP_APART, group_keys, grouped_part
 from saukit.data.images import stored_bytes
 from saukit.data.long_tail import (
     class_counts,
@@ -101,13 +102,25 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
     def readable(part: str, labels: Integers) -> Integers:
         return np.arange(len(labels)) if pixels is None else np.flatnonzero(pixels.ok[part])
 
+    keys = group_keys(source, config.group_by)
+
+    def parted(positions: Integers, fraction: float, purpose: str) -> tuple[Integers, Integers]:
+        labels = source.train_labels[positions]
+        if keys is None:
+            rest, part = stratified_part(labels, fraction, num_classes, seed=config.seed, purpose=purpose)
+        else:
+            of_group = [keys["train"][position] for position in positions]
+            rest, part = grouped_part(labels, of_group, fraction, num_classes, seed=config.seed, purpose=purpose)
+        return positions[rest], positions[part]
+
     pool = readable("train", source.train_labels)
     _need_images(source.classes, source.train_labels[pool])
     if source.test_labels is None:
         labels = source.train_labels[pool]
         assert config.test_fraction is not None
-        rest, part = stratified_part(labels, config.test_fraction, num_classes, seed=config.seed, purpose="test part")
-        pool, test = pool[rest], pool[part]
+        pool, test = parted(pool, config.test_fraction, "test part")
+        if keys is not None:
+            _need_groups(source.classes, source.train_labels, pool, test)
     else:
         test = readable("test", source.test_labels)
     if not len(test):
@@ -125,12 +138,12 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
         train = pool[select_ldam(labels, counts, config.seed)]
     val = train[:0] if source.val_labels is None else readable("val", source.val_labels)
     if config.val_fraction > 0:
-        kept, part = stratified_part(
-            source.train_labels[train], config.val_fraction, num_classes, seed=config.seed, purpose="val part"
-        )
-        if not len(part):
-            raise DataError("no class has two images, so none can give one to the validation part: leave it out")
-        train, val = train[kept], train[part]
+        train, val = parted(train, config.val_fraction, "val part")
+        if not len(val):
+            of = "images" if keys is None else "groups"
+            raise DataError(f"no class has two {of}, so none can give one to the validation part: leave it out")
+        if keys is not None:
+            _need_images(source.classes, source.train_labels[train])  # whole groups went to the validation part
     return Choice(train, val, test)
 
 
@@ -140,6 +153,18 @@ def _need_images(classes: tuple[str, ...], labels: Integers) -> None:
         raise DataError(
             f"each class needs at least 1 readable image to train on; none in: {shortened(short)}; "
             "add images, or remove these classes"
+        )
+
+
+def _need_groups(classes: tuple[str, ...], labels: Integers, train: Integers, test: Integers) -> None:
+    """Raises: DataError if a class has images on one side only."""
+    counts = [class_counts(labels[part], len(classes)) for part in (train, test)]
+    if short := [
+        f"{name} ({a} and {b})" for name, a, b in zip(classes, *counts, strict=True) if not a or (not b and a > 1)
+    ]:
+        raise DataError(
+            "groups cannot be kept on one side with images of each class to train on and to test on; with the nearest "
+            f"shares these have: {shortened(short)}; add groups to these classes, or {KEEP_APART}"
         )
 
 

@@ -57,6 +57,7 @@ class Source:
     load(image_size, reporter) decodes the images.
     files() names the files of each part ("train", "test", "val") relative to the root, in the part's order; None where
     images have no files. originals: the images as files, whatever holds them; None where they are arrays.
+    groups: what each image of each part belongs to (a patient, a video), where a column says it.
     notes: what opening found, a line each, such as what each part is taken from.
     """
 
@@ -70,6 +71,7 @@ class Source:
     val_labels: Integers | None = None
     files: Callable[[], Mapping[str, Sequence[str]]] | None = None
     originals: Originals | None = None
+    groups: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
 
     def pool(self, part: str) -> tuple[str, Integers]:
@@ -87,7 +89,7 @@ class Known:
     cannot be read. `embedded`: it has none.
     image_size: pixels per side. test_set: whether it has a test set of its own. None: only opening it shows that.
     flip: whether a mirrored image keeps its class. mean, std: the customary ones, or None: computed from the split.
-    own_files: image files of the user's, which are kept as imbalanced as they are, and may be damaged.
+    own_files: image files of the user's, which may be damaged. imbalanced: kept as it is unless a profile is asked for.
     """
 
     open: Callable[[SourceConfig, Path], Source]
@@ -98,3 +100,4 @@ class Known:
     test_set: bool | None = True
     embedded: bool = False
     own_files: bool = False
+    imbalanced: bool = False

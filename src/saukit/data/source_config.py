@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from saukit.core.errors import UsageError
 from saukit.core.options import option
+
+COLUMN_ROLES = ("path", "label", "group", "split")
+PANEL = "Images of your own"
+LISTED = ("list", "imagenet-lt", "places-lt", "inat2018")
+LIST_HELP = "List of {}: `path label` a line, or a CSV, TSV or Parquet table."
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`path=file,label=species` as a mapping. Raises: UsageError for anything else."""
+    columns = {}
+    for item in text.split(","):
+        role, equals, name = item.partition("=")
+        if not equals or role not in COLUMN_ROLES or role in columns:
+            known = ", ".join(f"{known}=NAME" for known in COLUMN_ROLES)
+            raise UsageError(f"columns {text!r}: {item!r} is not one of {known}, each once")
+        columns[role] = name
+    return columns
+
+
+def _columns_problems(columns: dict[str, str]) -> list[str]:
+    unknown = [role for role in columns if role not in COLUMN_ROLES]
+    return [f"columns has the roles {', '.join(COLUMN_ROLES)}, not {', '.join(unknown)}"] if unknown else []
+
+
+def _pattern_problems(pattern: str) -> list[str]:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return [f"group_by {pattern!r} is not a regular expression: {error}"]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +47,54 @@ class SourceConfig:
     dataset: str = option("digits", "A row of the table of sources.")
     test_dir: str | None = option(
         None,
-        "Folder of --root that is the test set, such as val.",
+        "Folder or split of --root that is the test set, such as val.",
+        panel=PANEL,
         metavar="NAME",
         shown="test",
-        needs={"dataset": "folder"},
+        needs={"dataset": ("folder", "huggingface")},
+    )
+    train_list: str | None = option(
+        None, LIST_HELP.format("training images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+    )
+    val_list: str | None = option(
+        None, LIST_HELP.format("validation images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+    )
+    test_list: str | None = option(
+        None, LIST_HELP.format("test images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+    )
+    columns: dict[str, str] | None = option(
+        None,
+        "Columns of a table: path=file,label=species,group=patient,split=part.",
+        panel=PANEL,
+        cli_type=str | None,
+        parse=parse_columns,
+        metavar="ROLE=NAME,...",
+        shown="by their names",
+        needs={"dataset": ("list", "huggingface")},
+        check=_columns_problems,
+    )
+    class_names: str | None = option(
+        None,
+        "File with a class name on each line, the one of label 0 first.",
+        panel=PANEL,
+        metavar="FILE",
+        shown="the labels",
+        needs={"dataset": (*LISTED, "medmnist")},
+    )
+    group_by: str | None = option(
+        None,
+        "Keep groups on one side: a column, or an expression whose first group is the key in a path.",
+        panel=PANEL,
+        metavar="COLUMN|REGEX",
+        needs={"dataset.own_files": True},
+        check=_pattern_problems,
+    )
+    skip_bad: bool = option(
+        False,
+        "Skip unreadable and missing images, and count them.",
+        panel=PANEL,
+        needs={"dataset.own_files": True},
+        flags=("--skip-bad",),
     )
     class_depth: Literal["top", "leaf"] = option(
         "top", "Which folders are the classes: the top ones, or the innermost ones.", needs={"dataset": "folder"}

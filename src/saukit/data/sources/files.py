@@ -53,6 +53,7 @@ def source_of_files(
     *,
     fingerprint: str,
     passed_over: FoundFiles | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
     """The source of `parts` "train", and "test" and "val" where there are such parts; decodes nothing yet.
@@ -85,6 +86,7 @@ def source_of_files(
             name=lambda part, index: parts[part].names[index],
             announce=announce,
         ),
+        groups=groups,
         notes=notes,
     )
 

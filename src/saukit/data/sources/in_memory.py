@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from saukit.data.source import Pixels, Source
@@ -11,16 +13,31 @@ if TYPE_CHECKING:
     from saukit.data.types import Images, Integers
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """Images that are read only when they are loaded, their shape known before."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Images]
+
+
 def source_of_arrays(
-    classes: tuple[str, ...], train: tuple[Images, Integers], test: tuple[Images, Integers] | None
+    classes: tuple[str, ...],
+    train: tuple[Images | Deferred, Integers],
+    test: tuple[Images | Deferred, Integers] | None,
+    val: tuple[Images | Deferred, Integers] | None = None,
+    *,
+    fingerprint: str | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """A source of square images: grey [N, H, H], channels last [N, H, H, 3] or channels first [N, 3, H, H]."""
     import numpy as np
 
-    parts = {"train": train[0]} if test is None else {"train": train[0], "test": test[0]}
+    given = {name: part for name, part in (("train", train), ("test", test), ("val", val)) if part is not None}
+    images: dict[str, Images] = {}
 
     def read(part: str, positions: Integers, size: int) -> Images:
-        chosen = parts[part][positions]
+        chosen = images[part][positions]
         if chosen.ndim == 3:
             chosen = np.repeat(chosen[:, None], 3, axis=1)
         elif chosen.shape[1] != 3:
@@ -28,9 +45,20 @@ def source_of_arrays(
         return _resized(np.ascontiguousarray(chosen), size)
 
     def load(size: int, reporter: Reporter) -> Pixels:
-        return Pixels(read, {part: np.ones(len(images), bool) for part, images in parts.items()})
+        for name, (pixels, _) in given.items():
+            images[name] = pixels.read() if isinstance(pixels, Deferred) else pixels
+        return Pixels(read, {name: np.ones(len(labels), bool) for name, (_, labels) in given.items()})
 
-    return Source(classes, train[1], None if test is None else test[1], train[0].shape[2], load)
+    return Source(
+        classes=classes,
+        train_labels=train[1],
+        test_labels=None if test is None else test[1],
+        image_size=train[0].shape[2],
+        load=load,
+        fingerprint=fingerprint,
+        val_labels=None if val is None else val[1],
+        notes=notes,
+    )
 
 
 def _resized(images: Images, size: int) -> Images:
