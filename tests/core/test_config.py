@@ -113,7 +113,7 @@ CHANGED = [
         cuda_graph=True,
         seed=9,
     ),
-    EvalConfig("007", "few"),
+    EvalConfig("007", "few", True),
     CompareConfig(
         methods=("ce", "sau+synth-prior0.75"),
         variants={"no": {"method": "ce", "lr": 1e-5, "steps": None, "flip": True}, "010": {}},

@@ -118,7 +118,7 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
     )
     reporter.table(
         f"{name}: by class, % (recall is the class's accuracy)",
-        ["class", "group", "real training images", "test images", "precision", "recall", "F1"],
+        ["class", "group", "real images", "test images", "precision", "recall", "F1"],
         [
             [
                 *(row["class"], row["group"], f"{row['train_images']:,}", f"{row['test_images']:,}"),
@@ -135,6 +135,9 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
     if not result.computed:
         reporter.result("evaluated earlier; --force evaluates again")
     reporter.result(", ".join(map(str, result.files)))
+    if result.suspects is not None:
+        reporter.result(result.suspects.sentence)
+        document = {**document, "suspects": result.suspects.document}
     extra = {} if selection == "all" else {"selected": {"split": selection, **(document["groups"][selection] or {})}}
     reporter.document({**document, **extra})
 

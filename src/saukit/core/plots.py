@@ -12,12 +12,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from xml.sax.saxutils import escape
 
 from saukit.core.artifacts import atomic_path
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -46,6 +48,7 @@ FONTS = (  # those that are installed: matplotlib's own, then ones with Chinese,
     "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
 )  # fmt: skip
 LONGEST_NAME = 20
+SCALE = 2  # pictures of images are drawn at twice the size, for sharp text on dense screens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -139,9 +142,16 @@ def _characters() -> frozenset[int]:
 
 def labels(names: Sequence[str], *, longest: int = LONGEST_NAME) -> list[str]:
     """Names as a figure can write them: short, and by their number where no font has their characters."""
-    known = _characters()
-    shown = [name if all(ord(letter) in known for letter in name) else f"class {c}" for c, name in enumerate(names)]
-    return [name if len(name) <= longest else name[: longest - 1] + "…" for name in shown]
+    return [drawable(name, f"class {c}", longest=longest) for c, name in enumerate(names)]
+
+
+def drawable(text: str, otherwise: str, *, longest: int, keep: Literal["start", "end"] = "start") -> str:
+    """`text` as a figure can write it, its start or end if it is long; `otherwise` if no font has its characters."""
+    if not all(ord(letter) in _characters() for letter in text):
+        return otherwise
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 1]}…" if keep == "start" else f"…{text[1 - longest :]}"
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], *, title: str = "") -> None:
@@ -150,6 +160,34 @@ def add_legend(figure: Figure, handles: Sequence[Any], *, title: str = "") -> No
         columns = 2 if sum(len(handle.get_label()) + 4 for handle in handles) > 56 else max(1, len(handles))
         text = textwrap.fill(title, 56) or None
         figure.legend(handles=handles, loc="outside upper left", ncols=columns, title=text, alignment="left")
+
+
+class Canvas:
+    """A white figure addressed by pixels from its upper left corner; made and saved in a function that is `styled`."""
+
+    def __init__(self, width: int, height: int) -> None:
+        from matplotlib.figure import Figure
+
+        self.width, self.height, self.dpi = width, height, 100 * SCALE
+        self.figure = Figure(figsize=(width / self.dpi, height / self.dpi), dpi=self.dpi)
+
+    def write(self, x: float, y: float, text: str, size: float, ink: str = "ink", **look: Any) -> None:
+        """`text` from x on, its baseline at y."""
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour(ink), **look)
+
+    def paste(self, image: npt.NDArray[np.uint8], x: int, y: int) -> None:
+        """Pixels [H, W, 3] with their upper left corner at (x, y), as they are."""
+        self.figure.figimage(image, x, self.height - y - len(image))
+
+    def save(self, path: Path) -> None:
+        """Write it as PNG."""
+        save_figure(self.figure, path, dpi=self.dpi)
+
+
+def enlarge(images: npt.NDArray[np.uint8], tile: int) -> npt.NDArray[np.uint8]:
+    """uint8 [n, 3, h, w] to [n, H, W, 3], each pixel a block; images larger than a tile stay as they are."""
+    factor = max(1, tile // max(images.shape[2:]))
+    return images.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def bare(axes: Any) -> None:

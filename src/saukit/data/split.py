@@ -1,6 +1,6 @@
 """A long-tailed split: planned from a source, written as data, read back verified.
 
-    split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png
+    split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png  [files.csv]
 
 Images of more than 64 pixels a side lie beside that, encoded: train-00000.safetensors and so on (`data.images`).
 
@@ -42,6 +42,7 @@ from saukit.data.decoding import refuse_or_warn
 from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
 from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
 from saukit.data.long_tail import class_counts
+from saukit.data.part_files import write_part_files
 from saukit.data.plan import SplitPlan, plan_of, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import Channels, Pixels, Source
@@ -242,6 +243,14 @@ def _write(
         chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
         save_figure(chart, staging / CHART_NAME)
         write_text(staging / CONFIG_NAME, to_yaml(config))
+        if source.files is not None:
+            names = source.files()
+            chosen = {part: (*source.pool(part), positions) for part, positions in parts.items()}
+            write_part_files(
+                staging,
+                plan.classes,
+                {part: (labels[at], [names[of][i] for i in at]) for part, (of, labels, at) in chosen.items()},
+            )
         summary = {
             **plan.summary,
             "skipped": len(pixels.bad),

@@ -31,6 +31,7 @@ class EvalConfig:
 
     run: str | None = option(None, "Name of the run.", shown="the one completed last")
     split: Selection = option("all", "Which shot group to show.")
+    suspects: bool = option(False, "List real images whose label is probably wrong.", flags=("--suspects",))
 
 
 def parse_method(spec: str) -> TrainConfig:

@@ -1,9 +1,9 @@
-"""The evaluation stage: a run's accuracies on the test set, per class and shot group, as results.json and pictures."""
+"""The evaluation stage: a run's accuracies on the test set, its mistakes, and pictures of both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, added_files, write_json
+from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, added_files, write_json
 from saukit.core.config import load_saved, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.device import suited_threads, using_threads
@@ -20,10 +20,12 @@ from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.images import ImageStore
+from saukit.data.part_files import read_part_files
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
 from saukit.evaluation.charts import confusion_figure, per_class_figure
 from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.errors import ERRORS_NAME, ERRORS_PICTURE, mistakes, save_errors, write_errors
 from saukit.evaluation.metrics import (
     calibration_bins,
     class_mean,
@@ -33,6 +35,7 @@ from saukit.evaluation.metrics import (
     precision_recall_f1,
     top_k_accuracy,
 )
+from saukit.evaluation.suspects import Suspects, find_suspects
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
@@ -41,28 +44,34 @@ from saukit.training.features import kept_features
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
 CONFUSION_NAME = "confusion.png"
+FILES = (RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME, ERRORS_NAME, ERRORS_PICTURE)
 # What a results.json of this version has and earlier ones did not.
 NEEDED = ("calibration", "confusion", "macro_f1")
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """A run's results.json as a document, whether it was there already, and where its pictures are."""
+    """A run's results.json as a document, whether it was there already, and where its pictures are.
+
+    suspects: real images whose label may be wrong, if they were asked for.
+    """
 
     document: dict[str, Any]
     folder: Path
     computed: bool
+    suspects: Suspects | None = None
 
     @property
     def files(self) -> list[Path]:
-        """results.json and the two pictures."""
-        return [self.folder / name for name in (RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME)]
+        """results.json, errors.csv and the pictures."""
+        return [self.folder / name for name in FILES]
 
 
 def evaluate(
     config: EvalConfig, workspace: Workspace, *, device: torch.device, force: bool, reporter: Reporter
 ) -> EvalResult:
-    """Evaluate a run's model on the split's test set, whole, and write results.json and two pictures beside it.
+    """Evaluate a run's model on the split's test set, whole, and write results.json, errors.csv and pictures beside it;
+    suspects.csv too, if `config` asks for it.
 
     Raises: DataError without a split or a run, or if the run belongs to another split.
     """
@@ -71,10 +80,30 @@ def evaluate(
     run = require(folder, kind="run", command=f"saukit train --name {name}")
     split = load_split(workspace)
     require_made_from(run, folder, split=split.manifest, command=f"saukit train --name {name}")
-    if RESULTS_NAME in run.files and not force:
+    result = _evaluate(name, workspace, run, split, device=device, force=force, reporter=reporter)
+    if config.suspects:
+        found = find_suspects(name, workspace, split, device=device, reporter=reporter)
+        return replace(result, suspects=found)
+    return result
+
+
+def _evaluate(
+    name: str,
+    workspace: Workspace,
+    run: Manifest,
+    split: Split,
+    *,
+    device: torch.device,
+    force: bool,
+    reporter: Reporter,
+) -> EvalResult:
+    """The evaluation that is there, or a new one."""
+    folder = workspace.run(name)
+    if run.files.keys() >= set(FILES) and not force:
         document = read_json(folder / RESULTS_NAME)
         if document.keys() >= set(NEEDED):
             return EvalResult(document, folder, computed=False)
+    if RESULTS_NAME in run.files and not force:
         reporter.say(f"the results of {name} are an earlier saukit's: evaluating again")
 
     network, spec = load_model(folder / MODEL_NAME)
@@ -95,7 +124,7 @@ def evaluate(
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
     confusion = confusion_matrix(probabilities, test.labels)
-    with workspace.lock(folder), added_files(folder, kind="run", files=[RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME]):
+    with workspace.lock(folder), added_files(folder, kind="run", files=FILES):
         write_json(folder / RESULTS_NAME, document)
         accuracies = {name: [entry["top1"] for entry in document["per_class"]]}
         names, counts = split.classes, split.class_counts.tolist()
@@ -106,6 +135,10 @@ def evaluate(
         title = f"{name}: confusion matrix, % of the true class"
         figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
         save_figure(figure, folder / CONFUSION_NAME)
+        found, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
+        write_errors(folder / ERRORS_NAME, found, names, files)
+        title = f"{name}: {len(found.rows):,} of {len(test.labels):,} test images taken for another class"
+        save_errors(folder / ERRORS_PICTURE, found, test.images[found.shown], names, files, title=title)
     return EvalResult(document, folder, computed=True)
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.plots import colour, save_figure, styled
+from saukit.core.plots import SCALE, Canvas, enlarge, styled
 from saukit.core.plots import labels as short_names
 from saukit.data.images import ImageStore
 from saukit.synthesis.audit.document import Integers, Pair, Pixels
 
 COLUMNS, MAX_ROWS = 8, 20
 PAIR_COLUMNS = 4
-SCALE = 2  # drawn at twice the size, for sharp text on dense screens
 TILE, PAIR_TILE = 44 * SCALE, 64 * SCALE  # pixels an image is enlarged to, at most about this
 MARGIN, GAP = 20 * SCALE, 2 * SCALE
 LARGE, SMALL = 10, 8.5  # points
@@ -45,7 +43,7 @@ def save_grid(
     head, left, block = 44 * SCALE, 190 * SCALE, COLUMNS * (width + GAP)
     starts = (left, left + block + 24 * SCALE)
     step = max(height + 3 * GAP, 36 * SCALE)
-    canvas = _Canvas(starts[1] + block + MARGIN, head + len(rows) * step + MARGIN)
+    canvas = Canvas(starts[1] + block + MARGIN, head + len(rows) * step + MARGIN)
     for x, title in zip(starts, ("real", "synthetic"), strict=True):
         canvas.write(x, head - 10 * SCALE, title, LARGE, weight="bold")
     for row, (c, pair) in enumerate(zip(rows, tiles, strict=True)):
@@ -81,7 +79,7 @@ def save_closest_pairs(
     head, below = 64 * SCALE, 48 * SCALE
     block = max(2 * width + GAP, 140 * SCALE)
     columns, rows = PAIR_COLUMNS, max(1, math.ceil(len(pairs) / PAIR_COLUMNS))
-    canvas = _Canvas(2 * MARGIN + columns * block + (columns - 1) * MARGIN, head + rows * (height + below) + MARGIN)
+    canvas = Canvas(2 * MARGIN + columns * block + (columns - 1) * MARGIN, head + rows * (height + below) + MARGIN)
     title = "synthetic images (left) and the closest training image (right)"
     canvas.write(MARGIN, 26 * SCALE, title, LARGE, weight="bold")
     note = f"distance: a copy below {threshold:.2f}, about 1 between unrelated images"
@@ -104,31 +102,3 @@ def shown_classes(num_classes: int) -> list[int]:
     if num_classes <= MAX_ROWS:
         return list(range(num_classes))
     return [round(index) for index in np.linspace(0, num_classes - 1, MAX_ROWS).tolist()]
-
-
-def enlarge(images: Pixels, tile: int) -> Pixels:
-    """uint8 [n, 3, h, w] to [n, H, W, 3], each pixel a block; images larger than a tile stay as they are."""
-    factor = max(1, tile // max(images.shape[2:]))
-    return np.repeat(np.repeat(images.transpose(0, 2, 3, 1), factor, axis=1), factor, axis=2)
-
-
-class _Canvas:
-    """A white figure addressed by pixels from its upper left corner."""
-
-    def __init__(self, width: int, height: int) -> None:
-        from matplotlib.figure import Figure
-
-        self.width, self.height, self.dpi = width, height, 100 * SCALE
-        self.figure = Figure(figsize=(width / self.dpi, height / self.dpi), dpi=self.dpi)
-
-    def write(self, x: float, y: float, text: str, size: float, ink: str = "ink", **look: Any) -> None:
-        """`text` from x on, its baseline at y."""
-        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour(ink), **look)
-
-    def paste(self, image: Pixels, x: int, y: int) -> None:
-        """Pixels [H, W, 3] with their upper left corner at (x, y), as they are."""
-        self.figure.figimage(image, x, self.height - y - len(image))
-
-    def save(self, path: Path) -> None:
-        """Write it as PNG."""
-        save_figure(self.figure, path, dpi=self.dpi)

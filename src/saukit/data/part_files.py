@@ -1,0 +1,54 @@
+"""split/files.csv: the file that each image of a split comes from, where the source has files.
+
+    part,index,label,file       train,0,cat,train/cat/001.jpg
+
+index: the image's row in the part's safetensors file; label: its class's name; file: relative to the source's root.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from saukit.core.artifacts import write_text
+from saukit.core.errors import CorruptArtifactError
+from saukit.data.types import Integers
+
+FILES_NAME = "files.csv"
+COLUMNS = ("part", "index", "label", "file")
+
+
+def write_part_files(folder: Path, classes: Sequence[str], parts: Mapping[str, tuple[Integers, Sequence[str]]]) -> None:
+    """Write the labels and file names of each part, in its order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for part, (labels, files) in parts.items():
+        rows = zip(labels.tolist(), files, strict=True)
+        writer.writerows((part, row, classes[label], encodable(file)) for row, (label, file) in enumerate(rows))
+    write_text(folder / FILES_NAME, text.getvalue())
+
+
+def read_part_files(folder: Path) -> dict[str, list[str]]:
+    """The file names of each part, in its order; empty for a split without files.
+
+    Raises: CorruptArtifactError if the file is another one.
+    """
+    path = folder / FILES_NAME
+    if not path.exists():
+        return {}
+    found: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.reader(lines)
+        if tuple(next(reader, ())) != COLUMNS:
+            raise CorruptArtifactError(f"{path} does not begin with {','.join(COLUMNS)}: make the split again")
+        for part, _, _, file in reader:
+            found.setdefault(part, []).append(file)
+    return found
+
+
+def encodable(name: str) -> str:
+    """A file's name with \\xff for a byte that is no UTF-8, which no text file can hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

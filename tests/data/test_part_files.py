@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saukit.core.console import Reporter
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.decoding import decode_image
+from saukit.data.part_files import encodable, read_part_files, write_part_files
+from saukit.data.split import load_split, load_test, make_split
+
+from .conftest import TreeMaker
+
+
+def test_each_image_is_that_of_its_file(workspace: Workspace, make_tree: TreeMaker) -> None:
+    root = make_tree({"cat": 9, "dog": 6, "a, b": 4})
+    config = SplitConfig(dataset="folder", image_size=12, val_fraction=0.2)
+    make_split(config, workspace, root=root, force=False, reporter=Reporter(quiet=True))
+    split, files = load_split(workspace), read_part_files(workspace.split)
+    parts = {"train": split.train, "val": split.val, "test": load_test(workspace)}
+    assert set(files) == set(parts)
+    for part, of in parts.items():
+        assert of is not None and len(files[part]) == len(of.labels)
+        for name, image, label in zip(files[part], of.images[:], of.labels, strict=True):
+            np.testing.assert_array_equal(decode_image(root / name, 12), image)
+            assert Path(name).parent.name == split.classes[label]
+    assert len({name for names in files.values() for name in names}) == 19
+    assert "files.csv" in split.manifest.files
+
+
+def test_a_source_without_files_has_none(workspace: Workspace) -> None:
+    make_split(SplitConfig(), workspace, root=None, force=False, reporter=Reporter(quiet=True))
+    assert read_part_files(workspace.split) == {}
+
+
+def test_odd_names_are_read_back(tmp_path: Path) -> None:
+    names = ["a\nb.png", 'q"uote,.png', "\U0001f9ff.png", " lead.png", "\udcff.png"]
+    write_part_files(
+        tmp_path, ["x\ny", '"'], {"train": (np.array([0, 1, 0, 1, 0]), names), "test": (np.array([1]), ["t"])}
+    )
+    assert read_part_files(tmp_path) == {"train": [*names[:4], "\\xff.png"], "test": ["t"]}
+    assert encodable("été") == "été"
+    (tmp_path / "files.csv").write_text("a,b\n")
+    with pytest.raises(CorruptArtifactError, match=r"files\.csv does not begin with part,index,label,file"):
+        read_part_files(tmp_path)
