@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from support import Cli, tree
 
-from saukit.core import artifacts
 from saukit.training import trainer as training_room
 
 Pictures = Callable[..., Path]
@@ -365,7 +364,7 @@ def test_a_disk_that_fills_up_on_the_way(
         original(descriptor)
 
     before = tree(work)
-    monkeypatch.setattr(artifacts.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     outcome = cli(*arguments, "-w", work)
     assert outcome.code == 5
     assert "no space left to write" in outcome.error and "free some space and run the command again" in outcome.error

@@ -19,21 +19,16 @@ from saukit.core import artifacts
 from saukit.core.artifacts import (
     Manifest,
     added_files,
-    atomic_path,
     check_disk_space,
     load_tensors,
     package_versions,
     read_manifest,
-    recover_folder,
-    remove_temporaries,
     save_tensors,
-    sha256_file,
-    staged_folder,
     write_json,
     write_manifest,
-    write_text,
 )
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.writing import atomic_path, recover_folder, remove_temporaries, sha256_file, staged_folder, write_text
 
 
 def names(folder: Path) -> list[str]:

@@ -14,10 +14,11 @@ from typing import Literal
 
 import pytest
 
-from saukit.core.artifacts import Manifest, write_manifest, write_text
+from saukit.core.artifacts import Manifest, write_manifest
 from saukit.core.config import load_config, to_yaml
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
 from saukit.core.workspace import State, Workspace, existing_state, prepare, require, require_made_from
+from saukit.core.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def test_a_workspace_that_is_a_file(tmp_path: Path) -> None:
 # Running a command again
 
 INPUTS = {"split": "a" * 64, "synth": "b" * 64}
+BEGUN = [".config.yaml.sha256", ".inputs.json.sha256", "config.yaml", "inputs.json"]
 
 
 def made(folder: Path, state: State) -> None:
@@ -261,7 +263,7 @@ def test_the_rule_for_running_a_command_again(
     if expected in ("new", "partial", "complete"):
         assert act() == expected
         if expected == "new":  # emptied, and begun with this configuration and these inputs
-            assert sorted(contents(folder)) == ["config.yaml", "inputs.json"]
+            assert sorted(contents(folder)) == BEGUN
             assert load_config(Recipe, folder / "config.yaml") == config
             assert json.loads((folder / "inputs.json").read_text()) == inputs
         else:
@@ -339,7 +341,7 @@ def test_damage_is_told_as_damage_and_force_mends_it(workspace: Workspace, name:
     assert state == "new"
 
 
-@pytest.mark.parametrize(("before", "steps"), [("partial", 4), ("complete", 5)])
+@pytest.mark.parametrize(("before", "steps"), [("partial", 7), ("complete", 5)])
 def test_a_kill_while_force_removes_the_old(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, before: State, steps: int
 ) -> None:
@@ -378,7 +380,7 @@ def test_a_kill_while_force_removes_the_old(
             with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
                 prepare(folder, Recipe(), kind="run", force=False, resume=True, another="x", inputs=INPUTS)
         assert prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS) == "new"
-        assert sorted(contents(folder)) == ["config.yaml", "inputs.json"]
+        assert sorted(contents(folder)) == BEGUN
     assert killed_at == list(range(1, steps + 1))
 
 

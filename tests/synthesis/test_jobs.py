@@ -11,10 +11,10 @@ import pytest
 import torch
 from support import MICRO
 
-from saukit.core.artifacts import sha256_file
 from saukit.core.console import Reporter
 from saukit.core.errors import LockHeldError, UsageError
 from saukit.core.workspace import Workspace
+from saukit.core.writing import sha256_file
 from saukit.synthesis.jobs import Job
 from saukit.synthesis.stage import SynthesisResult, synthesize
 

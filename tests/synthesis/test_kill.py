@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from saukit.core.artifacts import sha256_file
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
+from saukit.core.writing import sha256_file
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 

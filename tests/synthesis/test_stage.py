@@ -9,11 +9,12 @@ import pytest
 import torch
 from support import MICRO, tiny
 
-from saukit.core.artifacts import load_tensors, sha256_file
+from saukit.core.artifacts import load_tensors
 from saukit.core.config import load_config
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, Interrupted, UsageError
 from saukit.core.workspace import Workspace
+from saukit.core.writing import sha256_file
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
 from saukit.data.synthetic import load_cache

@@ -1,7 +1,10 @@
 """A checkpoint comes back as it was, or not at all."""
 
 import hashlib
+import os
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,19 @@ import pytest
 import torch
 
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault
-from saukit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from saukit.training import checkpoint as room
+from saukit.training.checkpoint import TrainingState
 
 CPU = torch.device("cpu")
+ORIGIN = {"kind": "state of a training run", "method": "'ce'", "seed": "0", "split": "a" * 64}
+
+
+def save_checkpoint(path: Path, state: TrainingState, made_from: dict[str, str] = ORIGIN) -> None:
+    room.save_checkpoint(path, state, made_from=made_from)
+
+
+def load_checkpoint(path: Path, device: torch.device, heard: list[str] | None = None) -> TrainingState | None:
+    return room.load_checkpoint(path, device, made_from=ORIGIN, warn=print if heard is None else heard.append)
 
 
 def state() -> TrainingState:
@@ -44,7 +57,7 @@ def same(one: Any, other: Any) -> bool:
 def test_every_field_comes_back_bit_by_bit(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint.pt", state())
     loaded = load_checkpoint(tmp_path / "checkpoint.pt", CPU)
-    assert same(vars(loaded), vars(state()))
+    assert loaded is not None and same(vars(loaded), vars(state()))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -77,10 +90,20 @@ def with_digest(path: Path, document: Any) -> None:
     path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
 
 
-@pytest.mark.parametrize("document", [{"step": 1}, {"step": 1, "colour": 2}, [1, 2], 7])
+def in_place(state: Any) -> dict[str, Any]:
+    return {"made_from": ORIGIN, "state": state}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *({"step": 1}, [1, 2], 7, {"made_from": ORIGIN}, {"made_from": 1, "state": {}}),
+        *map(in_place, ({"step": 1}, {"step": 1, "colour": 2}, [1, 2], None)),
+    ],
+)
 def test_something_else_that_torch_saved_is_damaged(tmp_path: Path, document: Any) -> None:
     with_digest(tmp_path / "checkpoint.pt", document)
-    with pytest.raises(CorruptArtifactError, match=r"is damaged \(.*argument.*\)"):
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged \(.+\): start over with --force$"):
         load_checkpoint(tmp_path / "checkpoint.pt", CPU)
 
 
@@ -117,3 +140,68 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatc
         save_checkpoint(path, state())
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_last_two_states_are_kept_and_the_older_stands_in(tmp_path: Path) -> None:
+    path, older = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
+    assert load_checkpoint(path, CPU) is None
+    for step in (1, 2, 3):
+        save_checkpoint(path, replace(state(), step=step))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [older.name, path.name]
+    heard: list[str] = []
+    found = load_checkpoint(path, CPU, heard)
+    assert found is not None and found.step == 3 and heard == []
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:100] + b"\0" * (len(whole) - 100), older.read_bytes()[::-1]):
+        path.write_bytes(content)
+        heard.clear()
+        found = load_checkpoint(path, CPU, heard)
+        assert found is not None and found.step == 2
+        (told,) = heard
+        assert "checkpoint.pt is damaged (" in told and told.endswith("the state before it, checkpoint.previous.pt")
+    path.unlink()  # a power cut between the two renames
+    found = load_checkpoint(path, CPU)
+    assert found is not None and found.step == 2
+    path.symlink_to("nowhere")
+    found = load_checkpoint(path, CPU, heard)
+    assert found is not None and found.step == 2
+    older.write_bytes(b"too")
+    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is dam.*previous\.pt is dam.*start over"):
+        load_checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": "1"}, "seed: 1 there, 0 here"),
+        ({"method": "'sau'"}, "method: 'sau' there, 'ce' here"),
+        ({"split": "b" * 64}, "split: bbb"),
+        ({"kind": "state of a generator's training"}, "kind: state of a generator's training there"),
+        ({"synth": "c" * 64}, "synth: ccc"),
+    ],
+)
+def test_a_state_of_other_work_is_named(tmp_path: Path, other: dict[str, str], message: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(), made_from=ORIGIN | other)
+    with pytest.raises(CorruptArtifactError, match=rf"belongs to other work \({re.escape(message)}") as raised:
+        load_checkpoint(path, CPU)
+    assert str(raised.value).endswith("start over with --force")
+    save_checkpoint(path, state())
+    save_checkpoint(path, state(), made_from=ORIGIN | other)  # copied over a run's own, which stands in
+    heard: list[str] = []
+    assert load_checkpoint(path, CPU, heard) is not None and message in heard[0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["network", "optimizer", "prototypes", "meters", "average"])
+def test_a_state_that_left_the_finite_numbers_says_so(field: str, bad: float) -> None:
+    assert state().is_finite
+    tensor = torch.tensor([1.0, bad])
+    value: dict[str, Any] = {"optimizer": {"state": {0: {"momentum_buffer": tensor}}}, "prototypes": (tensor, tensor)}
+    assert not replace(state(), **{field: value.get(field, {"x": tensor})}).is_finite
+
+
+def test_a_pipe_in_the_place_of_a_state_is_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    with pytest.raises(CorruptArtifactError, match="it is a pipe, not a file"):
+        load_checkpoint(tmp_path / "checkpoint.pt", CPU)

@@ -635,28 +635,6 @@ def test_a_checkpoint_that_a_kill_left_in_a_complete_run_goes(split_work: Path) 
     assert sorted(tree(run.folder)) == names
 
 
-def test_a_damaged_checkpoint_is_told_and_not_used(split_work: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "CHECKPOINT_SECONDS", -1.0)
-        original = Trainer.advance
-
-        def advance(trainer: Trainer) -> None:
-            if trainer.step_count == 3:
-                raise Broken
-            original(trainer)
-
-        patch.setattr(Trainer, "advance", advance)
-        with pytest.raises(Broken):
-            train(split_work, tiny(), name="a")
-    path = split_work / "runs" / "a" / CHECKPOINT_NAME
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"checkpoint\.pt is damaged .*start over with --force"):
-        train(split_work, tiny(), name="a", resume=True)
-    assert path.read_bytes() == content
-
-
 # --- validation ---------------------------------------------------------------------------------------------------
 
 
@@ -769,6 +747,73 @@ def test_a_loss_that_is_not_finite_stops_the_run(split_work: Path) -> None:
     assert e.value.exit_code == 1
     assert not (split_work / "runs" / "ce" / "manifest.json").exists()
     assert train(split_work, tiny(steps=60), force=True).manifest.summary["steps"] == 60
+
+
+def test_a_run_that_left_the_finite_numbers_goes_on_from_its_last_finite_state(
+    split_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", -1.0)
+    advance, config = room.Trainer.advance, tiny(steps=60, lr=0.05, schedule="cosine-step")
+
+    def poisoned(self: room.Trainer) -> None:
+        advance(self)
+        if self.step_count == 13:
+            with torch.no_grad():
+                next(self.network.parameters()).fill_(float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Trainer, "advance", poisoned)
+        with pytest.raises(SaukitError, match=r"at step 13: its state of step 12 is kept.*--resume --lr 0.005"):
+            train(split_work, config, name="a")
+    folder = split_work / "runs" / "a"
+    before = sorted(path.name for path in folder.iterdir())
+    assert "checkpoint.pt" in before and "checkpoint.previous.pt" in before
+    for other in (replace(config, lr=0.06), replace(config, lr=0.005, seed=1)):
+        with pytest.raises(UsageError, match=r"made with another configuration \(lr: 0.05 -> "):
+            train(split_work, other, name="a", resume=True)
+    with pytest.raises(UsageError, match=r"made with another configuration \(lr: 0.05 -> 0.005\)"):
+        train(split_work, replace(config, lr=0.005), name="a")
+    run = train(split_work, replace(config, lr=0.005), name="a", resume=True)
+    assert run.state == "partial" and run.manifest.summary["lowered_lr"] == [[12, 0.05, 0.005]]
+    assert "lr: 0.005" in (folder / "config.yaml").read_text()
+    first = train(split_work, replace(config, lr=0.05), name="undisturbed")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [line["step"] for line in whole] == [20, 40, 60]
+    assert [line["lr"] for line in lines] == pytest.approx([line["lr"] / 10 for line in whole])
+    assert not list(folder.glob("checkpoint*")) and "lowered_lr" not in first.manifest.summary
+
+
+@pytest.mark.parametrize("damage", ["newer", "both", "log", "log cut"])
+def test_a_damaged_file_of_a_stopped_run(split_work: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    whole = train(split_work, tiny(steps=50), name="whole")
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", -1.0)
+    advance = room.Trainer.advance
+
+    def stopped(self: room.Trainer) -> None:
+        if self.step_count == 33:
+            raise Broken
+        advance(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        patch.setattr(room.Trainer, "advance", stopped)
+        train(split_work, tiny(steps=50), name="a")
+    folder = split_work / "runs" / "a"
+    for name in {"newer": ["checkpoint.pt"], "both": ["checkpoint.pt", "checkpoint.previous.pt"]}.get(damage, []):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    log = folder / "metrics.jsonl"
+    if damage.startswith("log"):
+        log.write_text(log.read_text().replace('"step": 20', '"step": 19') if damage == "log" else "")
+    if damage == "newer":
+        run = train(split_work, tiny(steps=50), name="a", resume=True)
+        assert (folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+        assert run.state == "partial" and timeless_metrics(folder) == timeless_metrics(whole.folder)
+        return
+    message = "checkpoint.pt is damaged" if damage == "both" else "metrics.jsonl was changed after it was written"
+    with pytest.raises(CorruptArtifactError, match=rf"{message}.*start over with --force") as raised:
+        train(split_work, tiny(steps=50), name="a", resume=True)
+    assert raised.value.exit_code == 4
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +27,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.documents import parse_json, read_json
+from saukit.core.documents import START_OVER, parse_json, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
-from saukit.core.files import check_regular, open_regular
+from saukit.core.files import check_regular
 from saukit.core.words import format_bytes
+from saukit.core.writing import (
+    INPUTS_NAME,
+    atomic_path,
+    expected,
+    forget_hashes,
+    sha256_file,
+    write_text,
+)
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
 MANIFEST_NAME = "manifest.json"
-INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 METADATA_KEY = "saukit"
 VERSIONED_PACKAGES = (
     "saukit",
@@ -53,68 +59,6 @@ VERSIONED_PACKAGES = (
 )
 # Pictures may differ by a library's version; they are not part of what an artefact is.
 CONTENT_SUFFIXES = (".safetensors", ".yaml")
-_TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")
-_CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write to; rename it to `path` if the block succeeds, else remove it.
-
-    Raises: EnvironmentFault if the disk is full or the folder cannot be written to; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _settle(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise _write_fault(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # a parent that is a file would hide the error above
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; it takes the place of `folder` if the block succeeds, else it is removed.
-
-    The earlier folder goes once the new one is in its place. Call it under the artefact's lock.
-    Raises: EnvironmentFault if the disk is full or a folder cannot be written to; `folder` is then as it was.
-    """
-    recover_folder(folder)
-    new, old = _beside(folder)
-    try:
-        new.mkdir(parents=True)
-        yield new
-        for path in new.rglob("*"):
-            if path.is_file():
-                _settle(path)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise _write_fault(folder, error) from error
-    finally:
-        recover_folder(folder)
-
-
-def recover_folder(folder: Path) -> None:
-    """Undo what a process left that was killed in `staged_folder`: call it only under the artefact's lock."""
-    new, old = _beside(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for remains in (old, new):
-        shutil.rmtree(remains, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -156,19 +100,6 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
     return tensors, metadata
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder` and below; call it only under the artefact's lock."""
-    for path in folder.rglob(".*.partial"):
-        if _TEMPORARY.match(path.name):
-            path.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Manifest:
     """What vouches for a complete artefact.
@@ -208,7 +139,13 @@ def write_manifest(
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         versions=package_versions(),
     )
+    for name, record in records.items():
+        if (noted := expected(folder / name)) and record["sha256"] not in noted:
+            raise CorruptArtifactError(
+                f"{folder / name} was changed while the work went on: continue with --resume, or {START_OVER}"
+            )
     _write_manifest(folder, manifest)
+    forget_hashes(folder)
     (folder / INPUTS_NAME).unlink(missing_ok=True)
     return manifest
 
@@ -281,35 +218,6 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk where that can be done, so that a rename survives a power cut."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _settle(path: Path) -> None:
-    """Flush a new file to disk, and give it the permissions of one (safetensors leaves 0600)."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_FLUSH:
-            raise
-    finally:
-        os.close(descriptor)
-    with contextlib.suppress(OSError):
-        path.chmod(0o666 & ~_umask())
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the next version of `folder` is made, and where the earlier one waits until that is in its place."""
-    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
 
@@ -334,15 +242,3 @@ def _problem(path: Path, record: Mapping[str, Any]) -> str | None:
 def _check_format(version: object, path: Path) -> None:
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has format version {version}, this saukit reads {FORMAT_VERSION}: update saukit")
-
-
-def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
-    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; check the folder, or give another one")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -52,14 +52,14 @@ def read_json(
     way); EnvironmentFault for one that may not be read.
     """
     return parse_json(
-        _text(path, MAX_JSON_BYTES, fault, remedy, missing),
+        read_text(path, fault=fault, remedy=remedy, missing=missing),
         where=str(path), fault=fault, remedy=remedy, mapping=mapping,
     )  # fmt: skip
 
 
 def read_json_lines(path: Path, *, fault: type[SaukitError] = CorruptArtifactError, remedy: str = REMAKE) -> list[Any]:
     """The objects of a file with one on each line. Raises: as `read_json`."""
-    lines = _text(path, MAX_JSON_BYTES, fault, remedy, None).splitlines()
+    lines = read_text(path, fault=fault, remedy=remedy).splitlines()
     return [
         parse_json(line, where=f"line {number} of {path}", fault=fault, remedy=remedy)
         for number, line in enumerate(lines, start=1)
@@ -104,7 +104,7 @@ def read_yaml(
 
     Raises: as `read_json`.
     """
-    text = _text(path, most, fault, remedy, missing)
+    text = read_text(path, fault=fault, remedy=remedy, missing=missing, most=most)
     try:
         return _built(yaml.parse(text, Loader=_YAML), texts=texts)
     except _Refused as error:
@@ -119,7 +119,15 @@ def _fault(fault: type[SaukitError], where: object, reason: str, remedy: str) ->
     return fault(f"{where} {verb}: {reason}; {remedy}")
 
 
-def _text(path: Path, most: int, fault: type[SaukitError], remedy: str, missing: str | None) -> str:
+def read_text(
+    path: Path,
+    *,
+    fault: type[SaukitError] = CorruptArtifactError,
+    remedy: str = REMAKE,
+    missing: str | None = None,
+    most: int = MAX_JSON_BYTES,
+) -> str:
+    """A text file in UTF-8 of at most `most` bytes. Raises: as `read_json`."""
     try:
         with open_regular(path) as file:
             content = file.read(most + 1)

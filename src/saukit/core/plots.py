@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from xml.sax.saxutils import escape
 
-from saukit.core.artifacts import atomic_path
+from saukit.core.writing import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np

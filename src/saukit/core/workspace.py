@@ -6,26 +6,27 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from saukit.core.artifacts import (
-    CONFIG_NAME,
-    INPUTS_NAME,
-    MANIFEST_NAME,
-    Manifest,
-    read_manifest,
-    remove_temporaries,
-    write_json,
-    write_text,
-)
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, write_json
 from saukit.core.config import differences, load_saved, to_yaml
 from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.locks import hold
 from saukit.core.words import DEFAULT_WORKSPACE, name_problem
+from saukit.core.writing import (
+    INPUTS_NAME,
+    expect,
+    forget_hashes,
+    intact,
+    is_hash,
+    remove_temporaries,
+    sweep,
+    write_text,
+)
 
 Config = TypeVar("Config")
 
@@ -99,32 +100,42 @@ def prepare(
     resume: bool,
     another: str,
     inputs: Mapping[str, str] | None = None,
+    keep: Collection[str] = (),
 ) -> State:
     """Apply the rule for running a command again, and leave `folder` ready; call it under the artefact's lock.
 
     complete, same config: "complete", nothing to do. Interrupted, same config, `resume`: "partial", go on from there.
     Nothing there, or `force`: the folder is emptied, config.yaml is written, "new". `another` names the other way on
-    in the error (such as "another --name"); `inputs` maps the artefacts it is made from to their digests.
-    Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`.
+    in the error (such as "another --name"); `inputs` maps the artefacts it is made from to their digests. Files of
+    interrupted work that are not as they were written are removed, to be made again; those called `keep` cannot be.
+    Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`;
+    CorruptArtifactError for a damaged file that cannot be made again.
     """
     if force:
         _remove_artifact(folder)
     state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
     if state == "partial" and not resume:
         raise UsageError(f"{folder} holds an interrupted {kind}: continue it with --resume, or start over with --force")
+    if state == "partial":
+        sweep(folder, keep=keep)
     if state == "new":
         write_json(folder / INPUTS_NAME, dict(inputs or {}))
         write_text(folder / CONFIG_NAME, to_yaml(config))
     if state == "complete":
+        forget_hashes(folder)
         (folder / INPUTS_NAME).unlink(missing_ok=True)
     return state
 
 
-def reopen(folder: Path, config: object, *, inputs: Mapping[str, str]) -> None:
+def reopen(folder: Path, config: object, *, kind: str, inputs: Mapping[str, str]) -> None:
     """Make a complete artefact unfinished again, under another configuration; call it under the artefact's lock.
 
-    What vouches for it goes before config.yaml changes, so that a kill in between leaves no wrong artefact.
+    What vouches for it goes before config.yaml changes, so that a kill in between leaves no wrong artefact; the hashes
+    of its files are noted before that.
     """
+    if (manifest := read_manifest(folder, kind=kind, verify=False)) is not None:
+        for name, record in manifest.files.items():
+            expect(folder / name, record["sha256"])
     write_json(folder / INPUTS_NAME, dict(inputs))
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     write_text(folder / CONFIG_NAME, to_yaml(config))
@@ -139,16 +150,16 @@ def existing_state(
     """
     manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and any(path.name != INPUTS_NAME for path in folder.iterdir()):
+        if folder.exists() and any(path.name != INPUTS_NAME and not is_hash(path) for path in folder.iterdir()):
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
         return "new"
+    made_from = _inputs_in_the_making(folder, kind) if manifest is None else manifest.inputs
     changed = differences(load_saved(type(config), folder / CONFIG_NAME), config)
     if changed:
         raise UsageError(
             f"{folder} was made with another configuration ({'; '.join(changed)}): "
             f"replace it with --force, or give {another}"
         )
-    made_from = _inputs_in_the_making(folder, kind) if manifest is None else manifest.inputs
     other = [name for name in {**made_from, **(inputs or {})} if made_from.get(name) != (inputs or {}).get(name)]
     if other:
         raise UsageError(
@@ -178,6 +189,9 @@ def _remove_artifact(folder: Path) -> None:
 def _inputs_in_the_making(folder: Path, kind: str) -> dict[str, str]:
     if not os.path.lexists(folder / INPUTS_NAME):  # such as after a kill while --force removed it
         raise UsageError(f"{folder} holds only remains of a {kind}: start over with --force")
+    for name in (INPUTS_NAME, CONFIG_NAME):
+        if not intact(folder / name):
+            raise CorruptArtifactError(f"{folder / name} was changed after it was written: {START_OVER}")
     inputs: dict[str, str] = read_json(folder / INPUTS_NAME, remedy=START_OVER)
     return inputs
 

@@ -25,17 +25,15 @@ from saukit.core.artifacts import (
     check_disk_space,
     load_tensors,
     read_manifest,
-    recover_folder,
     save_tensors,
-    staged_folder,
     write_manifest,
-    write_text,
 )
 from saukit.core.config import load_saved, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
 from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, existing_state, require
+from saukit.core.writing import recover_folder, staged_folder, write_text
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import refuse_or_warn

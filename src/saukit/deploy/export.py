@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, staged_folder, write_json
+from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, write_json
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
 from saukit.core.errors import SaukitError, UsageError
@@ -34,6 +34,7 @@ from saukit.core.locks import hold
 from saukit.core.options import check
 from saukit.core.version import __version__
 from saukit.core.workspace import Workspace, require_made_from
+from saukit.core.writing import staged_folder
 from saukit.data.split import load_split
 from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.hub import readme

@@ -11,8 +11,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
-from saukit.core.artifacts import write_text
 from saukit.core.words import format_duration, format_share
+from saukit.core.writing import write_text
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import MIN_SEEDS
 from saukit.evaluation.summary import MEASURES, best_of

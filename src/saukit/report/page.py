@@ -16,12 +16,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from saukit.core.artifacts import Manifest, write_text
+from saukit.core.artifacts import Manifest
 from saukit.core.errors import UsageError
 from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
 from saukit.core.words import format_duration, format_share, shortened
 from saukit.core.workspace import Workspace
+from saukit.core.writing import write_text
 from saukit.evaluation.comparison_files import answer, difference_text, tone
 from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES, best_of
 from saukit.report import sections, words

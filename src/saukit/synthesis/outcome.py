@@ -13,6 +13,7 @@ from saukit.core.console import Reporter
 from saukit.core.device import describe_device
 from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import SaukitError, UsageError
+from saukit.core.state import remove_states
 from saukit.core.workspace import Workspace
 from saukit.data.split import Part, Split, load_test
 from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
@@ -69,7 +70,7 @@ def complete(
         summary=_summary(plan, selection, judges, read_source(folder)),
         device=describe_device(device),
     )
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_states(folder / CHECKPOINT)
     return manifest
 
 

@@ -40,8 +40,10 @@ from saukit.core.documents import read_json
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
+from saukit.core.state import remove_states
 from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, reopen, require_made_from
+from saukit.core.writing import sweep
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import COMMAND, KIND, shard_path
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME, preflight, warning
@@ -124,6 +126,7 @@ class _Work:
             resume=resume,
             another="another --workspace",
             inputs=self.inputs,
+            keep=(PLAN_NAME,),
         )
 
 
@@ -159,7 +162,7 @@ def synthesize(
             plan = outline(resolve(config, split, device), split)
             state = work.prepare(plan, force=False, resume=resume or job is not None) if begun else "new"
             if state == "complete":
-                (folder / CHECKPOINT).unlink(missing_ok=True)  # a kill may have come just after the manifest
+                remove_states(folder / CHECKPOINT)  # a kill may have come just after the manifest
                 manifest = read_manifest(folder, kind=KIND, verify=False)
                 return SynthesisResult(state, load_plan(folder, plan), manifest, folder)
             planned = begun and (folder / PLAN_NAME).exists()
@@ -226,6 +229,8 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
                 require_made_from(manifest, folder, split=split.manifest, command=COMMAND)
                 if not differences(old, plan.config):
                     return SynthesisResult("complete", plan, manifest, folder)
+            if manifest is None:
+                sweep(folder, keep=(CONFIG_NAME, PLAN_NAME))
             missing = [i for i in range(plan.shard_count) if not shard_path(folder, i).is_file()]
             if missing:
                 command = workspace.command(f"{COMMAND} --resume")
@@ -233,7 +238,7 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
             judges = open_judges(plan.config, workspace, split, device, reporter)
             plan = dataclasses.replace(plan, closed=True)
             plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without sampling
-            reopen(folder, plan.config, inputs=work.inputs)
+            reopen(folder, plan.config, kind=KIND, inputs=work.inputs)
             return SynthesisResult("partial", plan, _complete_closed(work, plan, judges), folder)
 
 

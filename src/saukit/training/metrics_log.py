@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saukit.core.artifacts import write_text
-from saukit.core.documents import START_OVER, parse_json
+from saukit.core.documents import START_OVER, parse_json, read_text
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.extras import require_extra
+from saukit.core.writing import write_text
 
 TENSORBOARD_NAME = "tensorboard"  # the folder beside metrics.jsonl; no manifest vouches for it
 
@@ -19,21 +20,26 @@ TENSORBOARD_NAME = "tensorboard"  # the folder beside metrics.jsonl; no manifest
 class MetricsLog:
     """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint.
 
+    `digest`: the SHA-256 that these lines have to have.
     `tensorboard` writes each line's figures as TensorBoard events too; a resumed run has TensorBoard drop those after
     its checkpoint.
-    Raises: EnvironmentFault without the extra `tensorboard`, before anything is written.
+    Raises: EnvironmentFault without the extra `tensorboard`, before anything is written; CorruptArtifactError for a log
+    that is not as it was.
     """
 
-    def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
+    def __init__(self, path: Path, *, keep_steps: int, digest: str | None = None, tensorboard: bool = False) -> None:
         if tensorboard:
             require_extra("tensorboard", purpose="--tensorboard")
         kept = []
         if path.exists():
-            for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            for text in read_text(path, remedy=START_OVER).splitlines(keepends=True):
                 if not text.endswith("\n") or _step_of(text, path) > keep_steps:
                     break
                 kept.append(text)
-        write_text(path, "".join(kept))
+        self._sha = hashlib.sha256("".join(kept).encode())
+        if digest not in (None, self.digest):
+            raise CorruptArtifactError(f"{path} was changed after it was written: {START_OVER}")
+        write_text(path, "".join(kept), hashed=False)
         self._file = path.open("a", encoding="utf-8")
         self._events = None
         if tensorboard:
@@ -43,11 +49,18 @@ class MetricsLog:
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        text = json.dumps(line, allow_nan=False) + "\n"
+        self._file.write(text)
+        self._sha.update(text.encode())
         self._file.flush()
         if self._events is not None:
             for tag, value in scalars(line):
                 self._events.add_scalar(tag, value, line["step"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the log so far."""
+        return self._sha.hexdigest()
 
     def sync(self) -> None:
         """Flush to disk."""

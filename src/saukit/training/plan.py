@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import sha256_file
 from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, UsageError
 from saukit.core.extras import missing_packages
+from saukit.core.state import STATES
 from saukit.core.workspace import Workspace, require
+from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
@@ -83,9 +84,9 @@ class TrainingPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that a run needs at most: two checkpoints of weights and optimizer, and the model."""
+        """Bytes that a run needs at most: three checkpoints of weights and optimizer, and the model."""
         moments = 1 if self.config.optimizer == "sgd" else 2
-        copies = 2 * (1 + moments + (self.config.average is not None)) + 1
+        copies = STATES * (1 + moments + (self.config.average is not None)) + 1
         with torch.device("meta"):
             return copies * 4 * count_parameters(self.model_spec.build_network())
 

@@ -26,10 +26,11 @@ from saukit.core.device import (
     synchronise,
     using_threads,
 )
-from saukit.core.errors import EnvironmentFault, SaukitError
+from saukit.core.errors import EnvironmentFault
 from saukit.core.extras import require_extra
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
+from saukit.core.state import is_finite, remove_states
 from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
@@ -39,7 +40,15 @@ from saukit.models.inference import predict
 from saukit.models.lora import merged_state
 from saukit.models.model_file import MODEL_NAME, save_model
 from saukit.training.advice import starting_method
-from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, load_checkpoint, save_checkpoint
+from saukit.training.checkpoint import (
+    CHECKPOINT_NAME,
+    TrainingState,
+    load_checkpoint,
+    lower_learning_rate,
+    made_from,
+    not_finite,
+    save_checkpoint,
+)
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
 from saukit.training.features import FrozenFeatures, frozen_features
 from saukit.training.flops import step_flops
@@ -92,6 +101,8 @@ def fit(
     with workspace.lock(folder):
         if force or not (folder / MANIFEST_NAME).exists():
             check_disk_space(folder, plan.disk_bytes)
+        if resume and not force and config.lr is not None:
+            lower_learning_rate(folder, plan.config, reporter)
         state = prepare(
             folder,
             plan.config,
@@ -103,7 +114,7 @@ def fit(
         )
         if state == "complete":
             manifest = read_complete(folder)
-            (folder / CHECKPOINT_NAME).unlink(missing_ok=True)  # a kill may have come just after the manifest
+            remove_states(folder / CHECKPOINT_NAME)  # a kill may have come just after the manifest
         else:
             reset_peak_memory(device)
             with using_threads(suited_threads(plan.split.image_size, device)):
@@ -114,8 +125,10 @@ def fit(
                     reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":
                     trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
-                if (folder / CHECKPOINT_NAME).exists():
-                    trainer.restore(load_checkpoint(folder / CHECKPOINT_NAME, device))
+                origin = made_from(plan.config, plan.inputs)
+                saved = load_checkpoint(folder / CHECKPOINT_NAME, device, made_from=origin, warn=reporter.warn)
+                if saved is not None:
+                    trainer.restore(saved)
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
                 manifest = trainer.run(folder, reporter, tensorboard=tensorboard)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
@@ -138,6 +151,9 @@ class Trainer:
         self.step_count = 0
         self.meters: dict[str, Tensor] = {}
         self.seconds = 0.0
+        self.saved_step: int | None = None  # of the checkpoint on the disk
+        self.log_digest: str | None = None  # of the log up to there
+        self.lowered: list[list[float]] = []  # learning rates, as in `TrainingState`
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self._orders: dict[tuple[bool, bool], BatchOrder] = {}
         self._is_prepared = not (plan.config.compile or plan.config.cuda_graph)
@@ -186,7 +202,9 @@ class Trainer:
     def run(self, folder: Path, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
         plan, total = self.plan, self.plan.total_steps
-        log = MetricsLog(folder / METRICS_NAME, keep_steps=self.step_count, tensorboard=tensorboard)
+        log = MetricsLog(
+            folder / METRICS_NAME, keep_steps=self.step_count, digest=self.log_digest, tensorboard=tensorboard
+        )
         validate_every = max(1, min(plan.steps_per_epoch, total // 10))
         preparation = self.prepare()
         if preparation:
@@ -219,7 +237,10 @@ class Trainer:
                 if not last and (stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.seconds = seconds_before + time.monotonic() - started
                     log.sync()
-                    save_checkpoint(folder / CHECKPOINT_NAME, self.state())
+                    state = replace(self.state(), log_digest=log.digest)
+                    self._require_finite(state.is_finite, "its weights or losses")
+                    save_checkpoint(folder / CHECKPOINT_NAME, state, made_from=made_from(plan.config, plan.inputs))
+                    self.saved_step = done
                     saved = time.monotonic()
                     if stop.requested:
                         log.close()
@@ -242,6 +263,8 @@ class Trainer:
             best_accuracy=accuracy,
             best_step=step,
             best_network=network,
+            lr=self.plan.config.lr,
+            lowered=self.lowered,
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -250,6 +273,9 @@ class Trainer:
         self.step.restore(state.optimizer, state.scaler)
         self.step_count, self.prototypes = state.step, state.prototypes
         self.meters, self.seconds = state.meters, state.seconds
+        self.saved_step, self.log_digest, self.lowered = state.step, state.log_digest, state.lowered
+        if state.lr is not None and state.lr != self.plan.config.lr:
+            self.lowered = [*state.lowered, [state.step, state.lr, self.plan.config.lr]]
         if self.average is not None:
             self.average.load_state_dict(state.average)
         if state.best_accuracy is not None and state.best_step is not None:
@@ -357,11 +383,7 @@ class Trainer:
         steps = sums.pop("steps")
         synthetic, trusted = sums.pop("synthetic_images", 0.0), sums.pop("trusted_images", 0.0)
         losses = {name: value / steps for name, value in sums.items()}
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise SaukitError(
-                f"the loss is not finite at step {self.step_count} ({losses}): "
-                "start over with --force and a smaller --lr, or with --amp off"
-            )
+        self._require_finite(all(map(math.isfinite, losses.values())), "the loss", f" ({losses})")
         line: dict[str, Any] = {
             "step": self.step_count,
             "epoch": round(self.step_count / self.plan.steps_per_epoch, 4),
@@ -373,6 +395,10 @@ class Trainer:
         if validation is not None:
             line["val_balanced_accuracy"] = validation
         return line
+
+    def _require_finite(self, finite: bool, what: str, figures: str = "") -> None:
+        if not finite:
+            raise not_finite(what, f"{self.step_count}{figures}", saved_step=self.saved_step, lr=self.plan.config.lr)
 
     def _share_of_peak(self, images_per_second: float) -> float | None:
         """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
@@ -402,6 +428,7 @@ class Trainer:
         if self.method.post_hoc:  # so that the model predicts by itself what the method predicts
             bias = chosen["classifier.bias"]
             chosen["classifier.bias"] = bias + self._post_hoc_adjustment().to(bias)
+        self._require_finite(is_finite(chosen), "a weight")
         save_model(folder / MODEL_NAME, chosen, plan.model_spec)
         manifest = write_manifest(
             folder,
@@ -423,10 +450,11 @@ class Trainer:
                 "images_per_second": round(rate, 1),
                 "share_of_peak": self._share_of_peak(rate),
                 "peak_memory_bytes": peak_memory(plan.device),
+                **({"lowered_lr": self.lowered} if self.lowered else {}),
             },
             device=describe_device(plan.device),
         )
-        (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        remove_states(folder / CHECKPOINT_NAME)
         return manifest
 
 

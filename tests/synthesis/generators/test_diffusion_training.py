@@ -9,10 +9,11 @@ import torch
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError
 from saukit.core.interrupts import StopRequest
+from saukit.core.state import load_state
 from saukit.data.split import Split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion import save_generator
-from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, TrainingImages, read_checkpoint
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, TrainingImages
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig, Preset
 from saukit.synthesis.plan import resolve
 
@@ -63,7 +64,7 @@ def test_a_resumed_training_reaches_the_same_bits(
     first.save(tmp_path / "checkpoint.pt")
     torch.manual_seed(99)
     second = trainer(micro, split, cpu, preset)
-    state = read_checkpoint(tmp_path / "checkpoint.pt", cpu)
+    state = load_state(tmp_path / "checkpoint.pt", cpu, made_from=first.made_from, warn=print)
     assert state is not None
     second.load(state)
     assert [float(second.train_step()) for _ in range(3)] == losses[3:]
@@ -108,16 +109,37 @@ def test_a_signal_saves_and_names_the_command_that_continues(
     with pytest.raises(Interrupted, match="continue with: the same call") as caught:
         training.run(tmp_path / "c.pt", stop=stop, reporter=reporter)
     assert caught.value.exit_code == 143
-    state = read_checkpoint(tmp_path / "c.pt", cpu)
+    state = load_state(tmp_path / "c.pt", cpu, made_from=training.made_from, warn=print)
     assert state is not None
     assert state["step"] == 1
 
 
-def test_a_damaged_checkpoint_is_an_error_and_a_missing_one_is_none(tmp_path: Path, cpu: torch.device) -> None:
-    assert read_checkpoint(tmp_path / "none.pt", cpu) is None
-    (tmp_path / "bad.pt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(CorruptArtifactError, match=r"bad.pt is damaged .*start over with --force"):
-        read_checkpoint(tmp_path / "bad.pt", cpu)
+def test_a_state_of_another_training_is_not_taken(
+    micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path
+) -> None:
+    own, heard = trainer(micro, split, cpu), list[str]()
+    for field, value in (("seed", 7), ("train_steps", 9), ("tail", "cbdm"), ("train_batch_size", 5)):
+        other = trainer(micro, split, cpu)
+        other.config = replace(other.config, **{field: value})  # type: ignore[arg-type]
+        other.save(tmp_path / "checkpoint.pt")
+        (tmp_path / "checkpoint.previous.pt").unlink(missing_ok=True)
+        with pytest.raises(CorruptArtifactError, match=rf"belongs to other work \({field}: .*start over with --force"):
+            load_state(tmp_path / "checkpoint.pt", cpu, made_from=own.made_from, warn=heard.append)
+    other = trainer(micro, split, cpu)  # what only chooses among the images is free
+    other.config = replace(other.config, filter="classifier", min_confidence=0.5)
+    assert other.made_from == own.made_from
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path, reporter: Reporter
+) -> None:
+    training = trainer(micro, split, cpu)
+    training.average.conv_in.weight.data[0, 0, 0, 0] = float("inf")  # which no loss shows
+    stop = StopRequest()
+    stop.signal_number = 15
+    with pytest.raises(SaukitError, match="the generator's weights are not numbers any more at step 1"):
+        training.run(tmp_path / "c.pt", stop=stop, reporter=reporter)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fields", [{"tail": "cbdm"}, {"augment": 0.7}, {"balance": 0.0}], ids=str)
@@ -132,7 +154,7 @@ def test_every_variant_of_the_training_resumes_to_the_same_bits_and_draws(
     for _ in range(3):
         first.train_step()
     first.save(tmp_path / "checkpoint.pt")
-    state = read_checkpoint(tmp_path / "checkpoint.pt", cpu)
+    state = load_state(tmp_path / "checkpoint.pt", cpu, made_from=first.made_from, warn=print)
     assert state is not None
     second.load(state)
     assert [float(second.train_step()) for _ in range(3)] == losses[3:]

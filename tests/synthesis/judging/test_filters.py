@@ -10,10 +10,11 @@ import pytest
 import torch
 from support import MICRO, tiny
 
-from saukit.core.artifacts import load_tensors, sha256_file
+from saukit.core.artifacts import load_tensors
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, Interrupted, SaukitError, UsageError
 from saukit.core.workspace import Workspace
+from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import load_cache
 from saukit.models.inference import predict

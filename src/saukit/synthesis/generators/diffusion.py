@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saukit.core.artifacts import atomic_path, sha256_file, sync_folder
 from saukit.core.device import resolve_amp, using_threads
+from saukit.core.state import load_state
+from saukit.core.writing import atomic_path, sha256_file, sync_folder
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion_model import build_scheduler, is_guided, solver_times
-from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, read_checkpoint
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.generators.presets import DiffusionConfig, auto_preset, default_steps, preset_values
 from saukit.synthesis.generators.protocol import CHECKPOINT, GeneratorEntry, Images, Integers
 
@@ -70,8 +71,8 @@ class DiffusionTraining:
 
     @property
     def disk_bytes(self) -> int:
-        """Weights ten times over: model, average and two moments, twice while a new checkpoint is written."""
-        return 40 * sum(int(weight.numel()) for weight in self._trainer.average.parameters())
+        """Weights fourteen times over: model, average and two moments, three times while a checkpoint is written."""
+        return 56 * sum(int(weight.numel()) for weight in self._trainer.average.parameters())
 
     def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
         """Images from the weights of the moment."""
@@ -95,7 +96,8 @@ class DiffusionTraining:
     ) -> DiffusionGenerator:
         """Train to the end from where the checkpoint stands, and write the network and its scheduler."""
         trainer, checkpoint = self._trainer, folder / CHECKPOINT
-        if (state := read_checkpoint(checkpoint, trainer.device)) is not None:
+        state = load_state(checkpoint, trainer.device, made_from=trainer.made_from, warn=reporter.warn)
+        if state is not None:
             trainer.load(state)
             reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
         was_done = trainer.done

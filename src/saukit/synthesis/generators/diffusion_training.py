@@ -15,11 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from saukit.core.config import to_mapping
 from saukit.core.device import Precision, suited_threads, using_threads
 from saukit.core.errors import DataError, SaukitError
 from saukit.core.interrupts import StopRequest
+from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
-from saukit.core.state import load_state, save_state
+from saukit.core.state import is_finite, save_state
 from saukit.data.images import ImageStore
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
@@ -213,6 +215,8 @@ class GeneratorTrainer:
                     progress.update(self.step, f"loss {self._recent_loss():.4f}")
                 if due:
                     self.seconds = now - began
+                    if not self.is_finite:
+                        raise self._not_finite("weights are not numbers")
                     self.save(checkpoint)
                     saved = time.monotonic()
                 if stop.requested:
@@ -228,7 +232,23 @@ class GeneratorTrainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        save_state(path, state)
+        save_state(path, state, made_from=self.made_from)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights and moments are numbers."""
+        return is_finite([each.state_dict() for each in (self.unet, self.average, self.optimizer)])
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """What a state of this training belongs to: its options, but for those of selection, and its split."""
+        entries = options_of(type(self.config))
+        values = {
+            name: repr(value)
+            for name, value in to_mapping(self.config).items()
+            if name not in entries or not entries[name].reselects
+        }
+        return {"kind": "state of a generator's training", **values, "split": self.split.manifest.digest}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `save` wrote."""
@@ -302,11 +322,14 @@ class GeneratorTrainer:
         loss = float(torch.stack(self._recent).mean()) if self._recent else 0.0
         self._recent.clear()
         if not math.isfinite(loss):
-            raise SaukitError(
-                f"the generator's loss is not a number any more at step {self.step}: "
-                "start over with `saukit synth --force --amp off`, or with another --seed"
-            )
+            raise self._not_finite("loss is not a number")
         return loss
+
+    def _not_finite(self, what: str) -> SaukitError:
+        return SaukitError(
+            f"the generator's {what} any more at step {self.step}: "
+            "start over with `saukit synth --force --amp off`, or with another --seed"
+        )
 
 
 def unwarped(unet: UNet2DModel) -> Velocity:
@@ -318,8 +341,3 @@ def unwarped(unet: UNet2DModel) -> Velocity:
         return output
 
     return velocity
-
-
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """What `GeneratorTrainer.save` wrote; None if nothing is there. Raises: CorruptArtifactError if it is damaged."""
-    return load_state(path, device) if path.exists() else None

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import sha256_file
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.words import first_line
+from saukit.core.writing import sha256_file
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model
 from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saukit.core.artifacts import sha256_file
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
 from saukit.core.words import first_line
+from saukit.core.writing import sha256_file
 
 INDEX = "model_index.json"
 CLASS_CONDITIONAL = "DiTPipeline"

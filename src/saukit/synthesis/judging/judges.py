@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import MANIFEST_NAME, sha256_file
+from saukit.core.artifacts import MANIFEST_NAME
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.core.writing import sha256_file
 from saukit.data.split import Split
 from saukit.models.model_file import MODEL_NAME
 from saukit.synthesis.config import SynthConfig
