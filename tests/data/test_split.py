@@ -157,7 +157,7 @@ def test_a_disk_that_is_too_small_is_told_before_writing(workspace: Workspace, m
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from saukit.core import artifacts
+from saukit.core import writing
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.data import split
@@ -174,7 +174,7 @@ elif where == "swap":
         kill()
     Path.rename = rename
 else:
-    artifacts.sync_folder = lambda folder: kill() if folder == Path(sys.argv[1]) else None
+    writing.sync_folder = lambda folder: kill() if folder == Path(sys.argv[1]) else None
 split.make_split(SplitConfig(imb=5), Workspace(Path(sys.argv[1])), root=None, force=True, reporter=Reporter())
 """
 
