@@ -10,7 +10,6 @@ asked for, so memory does not grow with their number.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from saukit.core.artifacts import save_tensors
+from saukit.core.documents import MIB, parse_json
 from saukit.core.errors import CorruptArtifactError
+from saukit.core.files import open_regular
 from saukit.core.machine import in_threads
 from saukit.data.types import Images, Integers
 
@@ -171,14 +172,14 @@ class Shard:
     def of(cls, path: Path) -> Shard:
         """The shard at `path`, whose header says where its arrays lie. Raises: CorruptArtifactError."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
                 begin, end = header["offsets"]["data_offsets"]
                 file.seek(8 + length + begin)
                 offsets = np.frombuffer(file.read(end - begin), "<i8").astype(np.int64)
                 return cls(path, 8 + length + header["bytes"]["data_offsets"][0], offsets)
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        except (OSError, CorruptArtifactError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
             raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
     def __len__(self) -> int:
