@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saukit.data.decoding import decode_image
+from saukit.data import decoding as room
+from saukit.data.decoding import Fitting, decode_image, decode_or_reason
+from saukit.data.source_config import Fit, colour_problems, parse_colour
 
 GREY = (np.arange(64).reshape(8, 8) * 4).astype(np.uint8)
 COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -164,3 +167,102 @@ def test_a_large_jpeg_is_nearly_the_plain_bicubic_result(tmp_path: Path) -> None
     with Image.open(path) as image:
         plain = image.convert("RGB").crop((100, 0, 700, 600)).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.abs(decode_image(path, 64).astype(int) - np.asarray(plain).transpose(2, 0, 1)).max() <= 6
+
+
+# --- making squares ----------------------------------------------------------------------------------------------
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture that every filter and every JPEG keeps about as it is."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [255 * x / (width - 1), 255 * y / (height - 1), 255 * (x + y) / (width + height - 2)]
+    return Image.fromarray(np.dstack(planes).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (50, 49), (400, 40), (24, 24)])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pad_keeps_all_of_a_picture_on_its_background(tmp_path: Path, width: int, height: int, suffix: str) -> None:
+    picture, size = smooth(width, height), 24
+    picture.save(tmp_path / f"image{suffix}", quality=100)
+    found = decode_image(tmp_path / f"image{suffix}", size, Fitting("pad", "10,200,30"))
+    inner = (max(1, round(size * width / max(width, height))), max(1, round(size * height / max(width, height))))
+    expected = Image.new("RGB", (size, size), (10, 200, 30))
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    expected.paste(picture.resize(inner, Image.Resampling.BICUBIC), (left, top))
+    difference = np.abs(found.transpose(1, 2, 0).astype(int) - np.asarray(expected))
+    assert difference.max() <= (4 if suffix == ".png" else 12)
+    outside = np.ones((size, size), bool)
+    outside[top : top + inner[1], left : left + inner[0]] = False
+    assert not difference[outside].any()
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (50, 70), (24, 48)])
+def test_stretch_changes_the_proportions(tmp_path: Path, width: int, height: int) -> None:
+    picture = smooth(width, height)
+    picture.save(tmp_path / "image.png")
+    found = decode_image(tmp_path / "image.png", 24, Fitting("stretch"))
+    expected = np.asarray(picture.resize((24, 24), Image.Resampling.BICUBIC))
+    assert np.abs(found.transpose(1, 2, 0).astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_picture_of_the_size_stays_as_it_is(tmp_path: Path, fit: Fit) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(COLOUR).save(path)
+    assert (decode_image(path, 8, Fitting(fit)) == COLOUR.transpose(2, 0, 1)).all()
+
+
+def test_transparency_is_composited_on_the_background(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGBA", (8, 8), (1, 2, 3, 0)).save(path)
+    assert decode_image(path, 8, Fitting("crop", "#ff8000"))[:, 0, 0].tolist() == [255, 128, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "colour"), [("white", (255, 255, 255)), ("0,10,255", (0, 10, 255)), ("#ff8000", (255, 128, 0))]
+)
+def test_colours(text: str, colour: tuple[int, int, int]) -> None:
+    assert parse_colour(text) == colour and colour_problems(text) == []
+
+
+@pytest.mark.parametrize("text", ["", "whitish", "1,2", "1,2,256", "1,2,x", "-1,0,0", "rgb(300,0,0)"])
+def test_what_is_no_colour(text: str) -> None:
+    assert len(colour_problems(text)) == 1 and repr(text) in colour_problems(text)[0]
+
+
+# --- files that lack something -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("size", [64, 300])
+def test_a_jpeg_without_its_end_marker_is_read(tmp_path: Path, options: dict[str, Any], size: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    path, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    picture.save(path, **options)
+    content = path.read_bytes()
+    assert content.endswith(b"\xff\xd9")
+    for missing in (1, 2):
+        cut.write_bytes(content[:-missing])
+        assert (decode_image(cut, size) == decode_image(path, size)).all()
+        assert (decode_image(io.BytesIO(cut.read_bytes()), size) == decode_image(path, size)).all()
+    for missing in (200, len(content) // 50, len(content) // 2):
+        cut.write_bytes(content[:-missing])
+        reason = decode_or_reason(cut, size)
+        assert isinstance(reason, str) and "truncated" in reason
+
+
+def test_half_a_png_is_unreadable(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-30])
+    assert isinstance(decode_or_reason(tmp_path / "half.png", 8), str)
+
+
+def test_more_pixels_than_a_thread_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MOST_PIXELS", 1_000_000)
+    Image.new("L", (1200, 1000)).save(tmp_path / "large.png")
+    reason = decode_or_reason(tmp_path / "large.png", 64)
+    assert reason == (
+        "1200 x 1000 are 1 million pixels, above the limit of 1 million (3 MB in each decoding thread): make it smaller"
+    )
+    Image.new("L", (1200, 1000), 90).save(tmp_path / "reduced.jpg")  # a JPEG is decoded at a smaller size
+    assert (np.asarray(decode_or_reason(tmp_path / "reduced.jpg", 64)) == 90).all()

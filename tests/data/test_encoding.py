@@ -15,9 +15,10 @@ from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
 from saukit.data import encoding as room
 from saukit.data.config import SplitConfig
-from saukit.data.decoding import decode_image
+from saukit.data.decoding import Fitting, decode_image
 from saukit.data.encoding import statistics_of
 from saukit.data.images import EncodedImages
+from saukit.data.source_config import Fit
 from saukit.data.split import STORE_NAME, Part, Split, load_split, load_test, make_split
 
 TreeMaker = Callable[..., Path]
@@ -202,3 +203,30 @@ def test_the_manifest_vouches_for_the_shards(workspace: Workspace, root: Path) -
     make(workspace, root)
     manifest = json.loads((workspace.split / "manifest.json").read_text())
     assert {"train-00000.safetensors", "test-00000.safetensors", "val-00000.safetensors"} < set(manifest["files"])
+
+
+@pytest.mark.parametrize("size", [40, SIZE])
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_the_fit_is_the_splits_whatever_its_size(workspace: Workspace, root: Path, fit: Fit, size: int) -> None:
+    make(workspace, root, SplitConfig(dataset="folder", image_size=size, fit=fit, background="red"))
+    split, files = load_split(workspace), sorted(root.rglob("*.png"))
+    assert split.fitting == Fitting(fit, "red")
+    for image, index in zip(np.asarray(split.train.images), split.train.source_indices, strict=True):
+        expected = decode_image(files[index], size, split.fitting).astype(int)
+        assert np.abs(image - expected).mean() < (12 if size > 64 else 1e-9)
+        if fit == "pad":
+            assert np.abs(image[:, 0, 0].astype(int) - (255, 0, 0)).max() < 12
+
+
+@pytest.mark.parametrize("size", [40, SIZE])
+def test_what_the_centre_square_loses_and_single_colours_are_told(
+    workspace: Workspace, make_tree: TreeMaker, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_tree({"cat": 4, "dog": 4}, size=(100, 50))
+    Image.new("RGB", (100, 50), "blue").save(root / "dog" / "001.png")
+    make(workspace, root, SplitConfig(dataset="folder", image_size=size))
+    error = " ".join(capsys.readouterr().err.split())
+    assert "the centre square keeps 50 % of the pictures on average; --fit pad keeps all of them" in error
+    assert "1 images have a single colour: dog/001.png" in error
+    make(workspace, root, SplitConfig(dataset="folder", image_size=size, fit="stretch"), force=True)
+    assert "centre square" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from saukit.deploy.config import PredictConfig
 from saukit.deploy.predict import PredictResult, find_images, most_probable, predict
 from saukit.models import inference
 from saukit.models.classifier import load_classifier
-from saukit.models.model_file import load_model
+from saukit.models.model_file import load_model, save_model
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
@@ -110,9 +111,9 @@ def test_no_more_than_a_batch_of_images_is_held(
     events: list[str] = []
     read, judge = room.decode_or_reason, inference.predict
 
-    def reading(file: Path, size: int) -> Any:
+    def reading(*arguments: Any) -> Any:
         events.append("read")
-        return read(file, size)
+        return read(*arguments)
 
     def judging(*arguments: Any, **options: Any) -> inference.Predictions:
         events.append(f"judged {len(arguments[2])}")
@@ -211,3 +212,18 @@ def test_top_is_a_number_of_classes(shared_work: Path, digits: Path, top: int, l
 def test_a_batch_has_an_image(shared_work: Path, digits: Path) -> None:
     with pytest.raises(UsageError, match=r"^batch_size must be at least 1, got 0$"):
         predicted(shared_work, digits, config=PredictConfig(batch_size=0))
+
+
+def test_files_are_made_square_as_the_splits_were(shared_work: Path, tmp_path: Path) -> None:
+    network, spec = load_model(shared_work / "runs" / "sau" / "model.safetensors")
+    padded = replace(spec, fit="pad", background="0,0,0")
+    save_model(tmp_path / "model.safetensors", network.state_dict(), padded)
+    picture = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    result = predicted(shared_work, tmp_path / "wide.png", model=str(tmp_path / "model.safetensors"))
+    by_hand = Image.new("RGB", spec.image_size)
+    inner = Image.fromarray(picture).resize((8, 3), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    by_hand.paste(inner, (0, (8 - 3) // 2))
+    pixels = np.array(by_hand).transpose(2, 0, 1)[None]
+    expected = inference.predict(network, spec, pixels, device=CPU).probabilities[0]
+    np.testing.assert_allclose(result.probabilities[0], expected[result.labels[0]], atol=1e-5)

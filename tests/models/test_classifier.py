@@ -103,10 +103,12 @@ def test_a_saved_one_comes_back_bit_by_bit_without_the_network(
 def test_what_is_saved_is_a_hub_model(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((saved / "config.json").read_text()) == {
+        "background": "white",
         "backbone": "convnet-small",
         "classes": ["cat", "größe", "no"],
         "classifier": "linear",
         "crops": 1,
+        "fit": "crop",
         "image_size": [16, 16],
         "mean": [0.4914, 0.4822, 0.4465],
         "method": "sau",

@@ -2,21 +2,25 @@
 
     grey, 1-bit                  the grey value in all three channels
     palette                      the palette's colours
-    any transparency             composited on white
+    any transparency             composited on the background, white by default
     CMYK, YCbCr, HSV             as Pillow converts them
     16-bit grey                  value / 257, rounded (0..65535 to 0..255), never clipped
     16-bit colour                the high byte, as Pillow reads it
     32-bit integer, float        by the range of the image's values: 0..1 (float only) times 255, 0..255 as it is,
                                  0..65535 / 257; anything else, NaN and infinity among it, counts as unreadable
 
-Then the centre square is resized to the size asked for, bicubic with antialiasing (large JPEGs are first reduced while
-they are decoded); an image that has that size stays as it is. Unreadable means that decoding the whole file fails.
+Then it is made square (`Fitting`) and resized to the size asked for, bicubic with antialiasing (large JPEGs are first
+reduced while they are decoded); an image that has that size stays as it is. Unreadable means that decoding the whole
+file fails, or that it has too many pixels; a JPEG that lacks its end marker alone can be read.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -29,45 +33,122 @@ from saukit.core.errors import DataError
 from saukit.core.extras import missing_packages
 from saukit.core.words import shortened
 from saukit.data.image_files import is_regular
+from saukit.data.source_config import Fit, parse_colour
 from saukit.data.types import Images
 
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_PIXELS = 100_000_000  # of a picture as it is decoded, after the reduction of large JPEGs
+NOISES = (b"\xa5\x3c\x96\xe7" * 128, b"\x6d\xdb\xb6" * 170)
 REDUCING_GAP = 2.0  # Pillow's own choice for thumbnails: reduce to this multiple of the size first, then filter
 
 
-def decode_image(file: Path | BinaryIO, size: int) -> Images:
+@dataclass(frozen=True)
+class Fitting:
+    """How pictures become squares, and what lies behind transparent and padded ones."""
+
+    fit: Fit = "crop"
+    background: str = "white"
+
+
+CROP = Fitting()
+
+
+def decode_image(file: Path | BinaryIO, size: int, fitting: Fitting = CROP) -> Images:
     """One image file as uint8 [3, size, size], as the table above says; raises whatever Pillow raises."""
+    _prepare_pillow()
+    try:
+        picture = _decoded(file, size, fitting)
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        picture = _without_end_marker(file, size, fitting, error)
+    return np.asarray(fitted(picture, size, fitting), np.uint8).transpose(2, 0, 1)
+
+
+def fitted(picture: Image.Image, size: int, fitting: Fitting) -> Image.Image:
+    """An RGB picture as a square of `size` pixels a side, resized bicubic with antialiasing.
+
+    `crop` takes its centre, `pad` all of it in the middle of the background, `stretch` all of it out of proportion.
+    """
     from PIL import Image
 
-    _register_heif()
-    with Image.open(file) as opened:
-        opened.draft(None, (round(REDUCING_GAP * size),) * 2)  # only JPEG heeds it, and never goes below that size
-        opened.load()
-        picture = _to_rgb(_upright(opened))
-    if picture.size != (size, size):
-        width, height = picture.size
+    width, height = picture.size
+    if picture.size == (size, size):
+        return picture
+    if fitting.fit == "crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        picture = square.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
-    return np.asarray(picture, np.uint8).transpose(2, 0, 1)
+        picture = picture.crop((left, top, left + side, top + side))
+    target = (size, size)
+    if fitting.fit == "pad":
+        longer = max(width, height)
+        target = (max(1, round(size * width / longer)), max(1, round(size * height / longer)))
+    picture = picture.resize(target, Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
+    if target == (size, size):
+        return picture
+    square = Image.new("RGB", (size, size), parse_colour(fitting.background))
+    square.paste(picture, ((size - target[0]) // 2, (size - target[1]) // 2))
+    return square
+
+
+def _decoded(file: Path | BinaryIO, size: int, fitting: Fitting) -> Image.Image:
+    """The picture as RGB, upright; large JPEGs reduced."""
+    from PIL import Image
+
+    with Image.open(file) as opened:
+        width, height = opened.size
+        least = round(REDUCING_GAP * size)
+        longer_only = fitting.fit == "pad"  # the shorter side then becomes less than `size`
+        wanted = [1 if longer_only and side < max(opened.size) else least for side in opened.size]
+        opened.draft(None, (wanted[0], wanted[1]))  # only JPEG heeds it, and never goes below that size
+        pixels = opened.size[0] * opened.size[1]
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"{width} x {height} are {pixels / 1e6:.0f} million pixels, above the limit of {MOST_PIXELS / 1e6:.0f} "
+                f"million ({3 * MOST_PIXELS / 1e6:.0f} MB in each decoding thread): make it smaller"
+            )
+        opened.load()
+        return _to_rgb(_upright(opened), fitting.background)
+
+
+def _without_end_marker(file: Path | BinaryIO, size: int, fitting: Fitting, error: OSError) -> Image.Image:
+    """A JPEG all of whose rows are there and only the end is not. Raises: `error` for any other.
+
+    With an end marker appended the decoder fills up what is missing. Where something is, noise in front of the marker
+    changes the picture.
+    """
+    if isinstance(file, Path):
+        content = file.read_bytes()
+    else:
+        file.seek(0)
+        content = file.read()
+    if not content.startswith(b"\xff\xd8"):
+        raise error
+    content = content.removesuffix(b"\xff")
+    picture, *others = (_decoded(io.BytesIO(content + end + b"\xff\xd9"), size, fitting) for end in (b"", *NOISES))
+    if any(other.tobytes() != picture.tobytes() for other in others):
+        raise error
+    return picture
 
 
 @lru_cache
-def _register_heif() -> None:
-    """Have Pillow read HEIC, with the extra heif."""
+def _prepare_pillow() -> None:
+    """Have Pillow read HEIC, with the extra heif, and leave the limit of pixels to us."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     if not missing_packages("heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
 
 
-def decode_or_reason(file: Path | BinaryIO, size: int) -> Images | str:
+def decode_or_reason(file: Path | BinaryIO, size: int, fitting: Fitting = CROP) -> Images | str:
     """As `decode_image`, or why the image cannot be read."""
     try:
         if isinstance(file, Path) and not is_regular(file):
             return "not a regular file"
-        return decode_image(file, size)
+        return decode_image(file, size, fitting)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
@@ -98,7 +179,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
@@ -107,8 +188,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_values(_by_range(np.asarray(image).astype(np.float64), is_float=image.mode == "F"))
     if image.has_transparency_data:
         layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
+        behind = Image.new("RGBA", layered.size, parse_colour(background))
+        return Image.alpha_composite(behind, layered).convert("RGB")
     return image.convert("RGB")
 
 

@@ -23,7 +23,7 @@ from saukit.core.artifacts import load_tensors
 from saukit.core.console import ProgressLine, Reporter
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.machine import in_threads
-from saukit.data.decoding import decode_or_reason
+from saukit.data.decoding import Fitting, decode_or_reason
 from saukit.data.images import CHUNK, Encoded, EncodedImages, save_shard, stored_bytes
 from saukit.data.source import Channels, Originals, Pixels
 from saukit.data.types import Integers
@@ -58,12 +58,12 @@ class EncodedFiles:
     ok: which images of each part could be read; bad: (file, reason) of those that could not.
     """
 
-    def __init__(self, store: Path, originals: Originals, *, size: int, fingerprint: str | None) -> None:
-        self._store, self._originals, self._size = store, originals, size
-        self._each = [(part, index) for part, count in originals.counts.items() for index in range(count)]
-        ends = np.cumsum(list(originals.counts.values())).tolist()
-        self._starts = dict(zip(originals.counts, [0, *ends[:-1]], strict=True))
-        facts = [fingerprint, originals.counts, size, VERSION]
+    def __init__(
+        self, store: Path, originals: Originals, *, size: int, fitting: Fitting, fingerprint: str | None
+    ) -> None:
+        self._store, self._originals, self._size, self._fitting = store, originals, size, fitting
+        self._each, self._starts = originals.each(), originals.starts()
+        facts = [fingerprint, originals.counts, size, fitting.fit, fitting.background, VERSION]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._images: EncodedImages | None = None
         self._moments = np.zeros((len(self._each), 3, 2), np.int64)
@@ -89,13 +89,11 @@ class EncodedFiles:
         if kept:
             reporter.say(f"{kept:,} of {len(self._each):,} images had been decoded before")
         self._images = EncodedImages(paths, (self._size, self._size))
-        readable = np.ones(len(self._each), bool)
-        readable[list(self._reasons)] = False
-        counts, originals = self._originals.counts, self._originals
-        return Pixels(
-            read=lambda part, positions, size: self._stored[positions + self._starts[part]],
-            ok={part: readable[self._starts[part] :][:count] for part, count in counts.items()},
-            bad=tuple((originals.name(*self._each[row]), reason) for row, reason in self._reasons.items()),
+        spread = self._moments[..., 1] * self._size**2 - self._moments[..., 0] ** 2
+        return self._originals.pixels(
+            lambda part, positions, size: self._stored[positions + self._starts[part]],
+            self._reasons,
+            np.flatnonzero((spread == 0).all(1)).tolist(),
         )
 
     def encoded(self, part: str, positions: Integers) -> Iterator[Encoded]:
@@ -119,7 +117,7 @@ class EncodedFiles:
 
     def _make(self, path: Path, rows: range, line: ProgressLine) -> None:
         def one(row: int) -> Encoded | str:
-            image = decode_or_reason(self._originals.open(*self._each[row]), self._size)
+            image = decode_or_reason(self._originals.open(*self._each[row]), self._size, self._fitting)
             return image if isinstance(image, str) else Encoded.of(image)
 
         found = in_threads(one, rows, lambda done: line.update(rows.start + done))

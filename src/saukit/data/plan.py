@@ -26,6 +26,7 @@ from saukit.data.source import Pixels, Source
 from saukit.data.sources.table import open_source
 from saukit.data.types import Integers
 
+SQUARE_SHARE_SAID = 0.8  # below it a person should know what is cut off
 BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
 
 
@@ -178,6 +179,11 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
     images, notes = sum(map(sum, counts)), source.notes
     if untested := [name for name, count in zip(source.classes, counts[2], strict=True) if not count]:
         notes += (f"classes without a test image, whose accuracy will be absent: {shortened(untested)}",)
+    share = 1.0 if source.originals is None or config.fit != "crop" else source.originals.square_share
+    if share < SQUARE_SHARE_SAID:
+        notes += (
+            f"the centre square keeps {100 * share:.0f} % of the pictures on average; --fit pad keeps all of them",
+        )
     return SplitPlan(
         config=config,
         classes=source.classes,

@@ -5,6 +5,7 @@ A `Source` knows its labels at once; its pixels are loaded only when a split is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,13 @@ class Pixels:
 
     read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", and "test" and "val" where there
     are such parts. ok: which images of each part could be read, bool [N]; bad: (file, reason) of those that could not.
+    one_colour: files whose images have a single colour.
     """
 
     read: Callable[[str, Integers, int], Images]
     ok: Mapping[str, Flags]
     bad: tuple[tuple[str, str], ...] = ()
+    one_colour: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,38 @@ class Originals:
     """The image files of a source, to be decoded one by one.
 
     counts: how many each part has; open, name: what decoding reads, and the name for messages, of part and index;
-    announce: says what lies there besides images.
+    announce: says what lies there besides images; square_share: how much of a picture its centre square is, on average.
     """
 
     counts: Mapping[str, int]
     open: Callable[[str, int], Path | BinaryIO]
     name: Callable[[str, int], str]
     announce: Callable[[Reporter], None]
+    square_share: float = 1.0
+
+    def each(self) -> list[tuple[str, int]]:
+        """Part and index of every image, in the source's order."""
+        return [(part, index) for part, count in self.counts.items() for index in range(count)]
+
+    def starts(self) -> dict[str, int]:
+        """Where each part begins in that order."""
+        return dict(zip(self.counts, itertools.accumulate(self.counts.values(), initial=0), strict=False))
+
+    def pixels(
+        self, read: Callable[[str, Integers, int], Images], bad: Mapping[int, str], one_colour: Sequence[int]
+    ) -> Pixels:
+        """What decoding found, by positions in that order."""
+        import numpy as np
+
+        each, starts = self.each(), self.starts()
+        ok = np.ones(len(each), bool)
+        ok[list(bad)] = False
+        return Pixels(
+            read,
+            {part: ok[starts[part] : starts[part] + count] for part, count in self.counts.items()},
+            tuple((self.name(*each[position]), reason) for position, reason in bad.items()),
+            tuple(self.name(*each[position]) for position in one_colour if position not in bad),
+        )
 
 
 @dataclass(frozen=True)

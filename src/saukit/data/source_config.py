@@ -40,11 +40,50 @@ def _pattern_problems(pattern: str) -> list[str]:
     return []
 
 
+Fit = Literal["crop", "pad", "stretch"]  # how a picture becomes a square: `data.decoding.fitted`
+
+
+def colour_problems(text: str) -> list[str]:
+    """What is wrong with a colour."""
+    try:
+        parse_colour(text)
+    except ValueError:
+        return [f"{text!r} is not a colour: write R,G,B with numbers from 0 to 255, #rrggbb, or a name such as white"]
+    return []
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """`255,0,0`, `#ff0000` or `red` as red, green and blue. Raises: ValueError for anything else."""
+    if "," in text:
+        values = [int(part) for part in text.split(",")]
+    else:
+        from PIL import ImageColor
+
+        values = list(ImageColor.getrgb(text))[:3]
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise ValueError(text)
+    return values[0], values[1], values[2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """Which source, and how its files are to be understood; `SplitConfig` adds what is chosen from it."""
 
     dataset: str = option("digits", "A row of the table of sources.")
+    fit: Fit = option(
+        "crop",
+        "How a picture becomes a square: its centre, all of it on a background, or all of it out of proportion.",
+        panel=PANEL,
+        needs={"dataset.own_files": True},
+    )
+    background: str = option(
+        "white",
+        "Colour behind transparent and padded pictures: R,G,B, #rrggbb or a name.",
+        panel=PANEL,
+        check=colour_problems,
+        needs={"dataset.own_files": True},
+        metavar="COLOUR",
+    )
     test_dir: str | None = option(
         None,
         "Folder or split of --root that is the test set, such as val.",

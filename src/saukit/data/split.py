@@ -32,11 +32,12 @@ from saukit.core.config import load_saved, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
 from saukit.core.plots import save_figure
+from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
 from saukit.core.writing import recover_folder, staged_folder, write_text
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
-from saukit.data.decoding import refuse_or_warn
+from saukit.data.decoding import Fitting, refuse_or_warn
 from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
 from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
 from saukit.data.long_tail import class_counts
@@ -44,6 +45,8 @@ from saukit.data.part_files import write_part_files
 from saukit.data.plan import SplitPlan, plan_of, resolved_for
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import Channels, Pixels, Source
+from saukit.data.source_config import SourceConfig
+from saukit.data.sources.files import read_files
 from saukit.data.sources.table import TABLE, check_root, open_source
 from saukit.data.types import Images, Integers
 
@@ -70,7 +73,8 @@ class Part:
 class Split:
     """What training may see of a split: its training part and its validation part, never its test set.
 
-    mean, std: per channel, for pixels in [0, 1]. flip: whether a mirrored image keeps its class.
+    mean, std: per channel, for pixels in [0, 1]. flip: whether a mirrored image keeps its class. fitting: how its
+    pictures became squares.
     """
 
     source: str
@@ -80,6 +84,7 @@ class Split:
     mean: Channels
     std: Channels
     flip: bool
+    fitting: Fitting
     groups: ShotGroups
     manifest: Manifest
 
@@ -140,6 +145,7 @@ def load_split(workspace: Workspace) -> Split:
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
         flip=metadata["flip"],
+        fitting=Fitting(metadata.get("fit", "crop"), metadata.get("background", "white")),
         groups=_groups(metadata["groups_rule"], metadata["groups"]),
         manifest=manifest,
     )
@@ -175,11 +181,18 @@ def make_split(
             reporter.say(note)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
-        pixels = source.load(resolved.image_size, reporter) if store is None else store.read(reporter)
+        if store is not None:
+            pixels = store.read(reporter)
+        elif source.originals is not None:
+            pixels = read_files(source.originals, resolved.image_size, reporter, fitting_of(resolved))
+        else:
+            pixels = source.load(resolved.image_size, reporter)
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
             refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
             plan = plan_of(resolved, source, pixels)
+        if pixels.one_colour:
+            reporter.warn(f"{len(pixels.one_colour)} images have a single colour: {shortened(pixels.one_colour)}")
         manifest = _write(workspace, plan, source, pixels, store, check_root(config.dataset, root))
         if store is not None:
             store.remove()
@@ -191,7 +204,18 @@ def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace)
     if source.originals is None or config.image_size <= RAW_UP_TO:
         return None
     folder = workspace.root / STORE_NAME
-    return EncodedFiles(folder, source.originals, size=config.image_size, fingerprint=source.fingerprint)
+    return EncodedFiles(
+        folder,
+        source.originals,
+        size=config.image_size,
+        fitting=fitting_of(config),
+        fingerprint=source.fingerprint,
+    )
+
+
+def fitting_of(config: SourceConfig) -> Fitting:
+    """How the configuration has pictures made square."""
+    return Fitting(config.fit, config.background)
 
 
 def _write(
@@ -231,6 +255,8 @@ def _write(
                 "mean": list(mean),
                 "std": list(std),
                 "flip": config.flip,
+                "fit": config.fit,
+                "background": config.background,
                 "groups_rule": plan.groups.rule,
                 "groups": {group: list(members) for group, members in plan.groups.members.items()},
             }

@@ -39,7 +39,7 @@ from saukit.data.split import load_split
 from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.hub import readme
 from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model
-from saukit.models.model_file import MODEL_NAME
+from saukit.models.model_file import MODEL_NAME, preparation
 
 CLASSES_NAME = "classes.json"
 TORCH_NAME = "model.pt2"
@@ -212,7 +212,9 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
             "dtype": "float32",
             "range": [0, 1],
             "channels": "RGB",
-            "preparation": f"the centre square, resized to {height} x {width} pixels, bicubic with antialiasing",
+            "preparation": preparation(classifier.spec),
+            "fit": classifier.spec.fit,
+            "background": classifier.spec.background,
         },
         "output": {"name": "logits", "shape": ["batch", len(classifier.classes)], "dtype": "float32"},
         "checks": {check.format: check.max_difference for check in checks},

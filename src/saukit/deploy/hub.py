@@ -15,7 +15,7 @@ from saukit.core.documents import read_json
 from saukit.core.words import format_share, shortened
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.models.model_file import ModelSpec
+from saukit.models.model_file import ModelSpec, preparation
 from saukit.training.config import TrainConfig
 
 TAGS = ["image-classification", "long-tailed-recognition", "saukit"]
@@ -130,8 +130,7 @@ def _accuracy(results: Mapping[str, Any] | None) -> str:
 def _limits(spec: ModelSpec, results: Mapping[str, Any] | None) -> list[str]:
     lines = [
         "It knows its classes alone and names one of them for every image, also for one that shows none of them.",
-        "An image is cut to its centre square and resized to "
-        f"{spec.image_size[0]} x {spec.image_size[1]} pixels: what that loses, the model does not see.",
+        f"What it sees of an image is {preparation(spec)}: what that loses, the model does not see.",
         "Its probabilities are not calibrated further than the calibration error says, if it was measured.",
         "It was measured on images like its training images, if at all; other cameras, places and times are untested.",
     ]

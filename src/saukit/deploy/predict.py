@@ -24,6 +24,7 @@ from saukit.core.words import shortened
 from saukit.core.workspace import Workspace
 from saukit.data.decoding import decode_or_reason, refuse_or_warn
 from saukit.data.image_files import KINDS, image_files, say_ignored
+from saukit.data.types import Images
 from saukit.deploy.config import PredictConfig
 from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
@@ -110,6 +111,9 @@ def predict(
         raise DataError(f"{path} takes images of {height} x {width} pixels, and saukit reads files as squares only")
     files = find_images(images, reporter)
 
+    def decode(file: Path) -> Images | str:
+        return decode_or_reason(file, height, classifier.spec.fitting)
+
     named: list[Path] = []
     skipped: list[tuple[Path, str]] = []
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
@@ -117,7 +121,7 @@ def predict(
         for start in range(0, len(files), config.batch_size):
             part = files[start : start + config.batch_size]
             pixels = []
-            for file, content in zip(part, in_threads(lambda file: decode_or_reason(file, height), part), strict=True):
+            for file, content in zip(part, in_threads(decode, part), strict=True):
                 if isinstance(content, str):
                     skipped.append((file, content))
                 else:

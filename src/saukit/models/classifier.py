@@ -51,6 +51,8 @@ class ImageClassifier(
         classifier: str = "linear",
         standardize: bool = False,
         crops: int = 1,
+        fit: str = "crop",
+        background: str = "white",
     ) -> None:
         super().__init__()
         fields = {
@@ -64,6 +66,8 @@ class ImageClassifier(
             "classifier": classifier,
             "standardize": standardize,
             "crops": crops,
+            "fit": fit,
+            "background": background,
         }
         self.spec = from_mapping(ModelSpec, fields, where="the classifier")
         self.network = self.spec.build_network()
@@ -85,6 +89,8 @@ class ImageClassifier(
             classifier=spec.classifier,
             standardize=spec.standardize,
             crops=spec.crops,
+            fit=spec.fit,
+            background=spec.background,
         )
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})

@@ -10,6 +10,8 @@ import torch
 from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, UsageError
+from saukit.data.decoding import Fitting
+from saukit.data.source_config import Fit
 from saukit.models.backbones import BACKBONES
 from saukit.models.dual_branch import Classifier, Crops, DualBranchNet
 
@@ -31,6 +33,13 @@ class ModelSpec:
     classifier: Classifier = "linear"
     standardize: bool = False
     crops: Crops = 1
+    fit: Fit = "crop"
+    background: str = "white"
+
+    @property
+    def fitting(self) -> Fitting:
+        """How pictures become its images."""
+        return Fitting(self.fit, self.background)
 
     def build_network(self) -> DualBranchNet:
         """A new network of this kind, its weights at random. Raises: KeyError for an unknown backbone."""
@@ -45,6 +54,17 @@ class ModelSpec:
             standardize=self.standardize,
             crops=self.crops,
         )
+
+
+def preparation(spec: ModelSpec) -> str:
+    """How an image becomes the network's input, in words."""
+    height, width = spec.image_size
+    what = {
+        "crop": "the centre square",
+        "pad": f"the whole of it, padded to a square on {spec.background}",
+        "stretch": "the whole of it, stretched to a square",
+    }
+    return f"{what[spec.fit]}, resized to {height} x {width} pixels, bicubic with antialiasing"
 
 
 def save_model(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:

@@ -80,6 +80,8 @@ class TrainingPlan:
             classifier=self.method.classifier,
             standardize=self.config.tune == "head",
             crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
+            fit=self.split.fitting.fit,
+            background=self.split.fitting.background,
         )
 
     @property

@@ -17,6 +17,7 @@ from saukit.data.source import IMAGE_SIZES, Originals, Pixels, Source
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
+    from saukit.data.decoding import Fitting
     from saukit.data.types import Images, Integers
 
 DEFAULT_SIZE, PHOTO_SIZE = 64, 224
@@ -60,32 +61,30 @@ def source_of_files(
 
     passed_over: what lies there besides its images.
     """
-    size, reason = _suggested_size(parts)
+    size, reason, square_share = _suggested_size(parts)
 
     def announce(reporter: Reporter) -> None:
         if passed_over is not None:
             say_ignored(passed_over, reporter)
 
-    def load(image_size: int, reporter: Reporter) -> Pixels:
-        announce(reporter)
-        return _decode_all(parts, image_size, reporter)
-
+    originals = Originals(
+        counts={name: len(part) for name, part in parts.items()},
+        open=lambda part, index: parts[part].open(index),
+        name=lambda part, index: parts[part].names[index],
+        announce=announce,
+        square_share=square_share,
+    )
     return Source(
         classes=classes,
         train_labels=parts["train"].labels,
         test_labels=parts["test"].labels if "test" in parts else None,
         image_size=size,
-        load=load,
+        load=lambda image_size, reporter: read_files(originals, image_size, reporter),
         size_reason=reason,
         fingerprint=fingerprint,
         val_labels=parts["val"].labels if "val" in parts else None,
         files=(lambda: {name: part.names for name, part in parts.items()}) if parts["train"].named else None,
-        originals=Originals(
-            counts={name: len(part) for name, part in parts.items()},
-            open=lambda part, index: parts[part].open(index),
-            name=lambda part, index: parts[part].names[index],
-            announce=announce,
-        ),
+        originals=originals,
         groups=groups,
         notes=notes,
     )
@@ -108,28 +107,22 @@ def fingerprint_of(root: Path, names: Sequence[str], labels: Sequence[str] | Non
     return digest.hexdigest()
 
 
-def _suggested_size(parts: Mapping[str, FilePart]) -> tuple[int, str | None]:
+def _suggested_size(parts: Mapping[str, FilePart]) -> tuple[int, str | None, float]:
     """The size that all images share if they are square and not large; else that of photos where half of the images
-    have as many pixels, or the default; and why."""
+    have as many pixels, or the default; and why. Then the share of a picture that its centre square is, on average."""
     each = [(part, index) for part in parts.values() for index in range(len(part))]
-    first: tuple[int, int] | None = None
-    other: tuple[int, int] | None = None
-    for size in _sizes(each):
-        first = first or size
-        if size != first:
-            other = size
-            break
+    sizes = _sizes(each)
+    first = next(sizes, None)
     if first is None:
-        return DEFAULT_SIZE, None
-    if other is None:
-        if first[0] == first[1] and IMAGE_SIZES[0] <= first[0] <= LARGEST_NATIVE_SIZE:
-            return first[0], None
-        shorter, found = min(first), f"the images are {_times(first)}"
-    else:
-        sides = sorted(min(size) for size in _sizes(each[:: max(1, len(each) // SIZES_READ)]))
-        shorter = sides[len(sides) // 2] if sides else min(first)
-        found = f"the images differ in size ({_times(first)}, {_times(other)} ...)"
-    return (PHOTO_SIZE if shorter >= LEAST_PHOTO else DEFAULT_SIZE), found
+        return DEFAULT_SIZE, None, 1.0
+    other = next((size for size in sizes if size != first), None)
+    some = [first] if other is None else [*_sizes(each[:: max(1, len(each) // SIZES_READ)])] or [first]
+    square_share = sum(min(size) / max(size) for size in some) / len(some)
+    if other is None and first[0] == first[1] and IMAGE_SIZES[0] <= first[0] <= LARGEST_NATIVE_SIZE:
+        return first[0], None, square_share
+    found = f"are {_times(first)}" if other is None else f"differ in size ({_times(first)}, {_times(other)} ...)"
+    shorter = sorted(min(size) for size in some)[len(some) // 2]
+    return (PHOTO_SIZE if shorter >= LEAST_PHOTO else DEFAULT_SIZE), f"the images {found}", square_share
 
 
 def _sizes(each: Sequence[tuple[FilePart, int]]) -> Iterator[tuple[int, int]]:
@@ -148,20 +141,20 @@ def _sizes(each: Sequence[tuple[FilePart, int]]) -> Iterator[tuple[int, int]]:
         yield size
 
 
-def _decode_all(parts: Mapping[str, FilePart], size: int, reporter: Reporter) -> Pixels:
+def read_files(originals: Originals, size: int, reporter: Reporter, fitting: Fitting | None = None) -> Pixels:
+    """All images of a source of files, decoded into memory."""
     import numpy as np
 
-    from saukit.data.decoding import decode_or_reason
+    from saukit.data.decoding import CROP, decode_or_reason
 
-    each = [(part, index) for part in parts.values() for index in range(len(part))]
-    ends = np.cumsum([len(part) for part in parts.values()]).tolist()
-    starts: dict[str, int] = dict(zip(parts, [0, *ends[:-1]], strict=True))
+    originals.announce(reporter)
+    each = originals.each()
+    starts = originals.starts()
     _check_memory(len(each), size)
     images = np.zeros((len(each), 3, size, size), np.uint8)
 
     def decode(position: int) -> str | None:
-        part, index = each[position]
-        image = decode_or_reason(part.open(index), size)
+        image = decode_or_reason(originals.open(*each[position]), size, fitting or CROP)
         if isinstance(image, str):
             return image
         images[position] = image
@@ -174,10 +167,9 @@ def _decode_all(parts: Mapping[str, FilePart], size: int, reporter: Reporter) ->
         assert image_size == size
         return images[positions + starts[part]]
 
-    readable = np.array([reason is None for reason in reasons])
-    bad = tuple((part.names[index], reason) for (part, index), reason in zip(each, reasons, strict=True) if reason)
-    ok = {name: readable[starts[name] : starts[name] + len(part)] for name, part in parts.items()}
-    return Pixels(read, ok, bad)
+    bad = {position: reason for position, reason in enumerate(reasons) if reason is not None}
+    one_colour = (images == images[:, :, :1, :1]).all((1, 2, 3))
+    return originals.pixels(read, bad, np.flatnonzero(one_colour).tolist())
 
 
 def _check_memory(count: int, size: int) -> None:

@@ -29,7 +29,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.machine import in_threads
 from saukit.core.words import shortened
-from saukit.data.decoding import decode_image, decode_or_reason, refuse_or_warn
+from saukit.data.decoding import CROP, Fitting, decode_image, decode_or_reason, refuse_or_warn
 from saukit.data.image_files import KINDS, FoundFiles, image_files, is_regular, loose_images, say_ignored, subfolders
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.protocol import GeneratorEntry
@@ -49,7 +49,14 @@ class FolderGenerator:
     """
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], image_size: tuple[int, int], *, reporter: Reporter, skip_bad: bool
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        image_size: tuple[int, int],
+        *,
+        reporter: Reporter,
+        skip_bad: bool,
+        fitting: Fitting = CROP,
     ) -> None:
         """List `folder`, read and decode every image of it once.
 
@@ -59,10 +66,10 @@ class FolderGenerator:
         """
         if image_size[0] != image_size[1]:
             raise ValueError(f"images of a split are square, got {image_size[0]} x {image_size[1]}")
-        self._folder, self._classes, self._size = folder, tuple(classes), image_size[0]
+        self._folder, self._classes, self._size, self._fitting = folder, tuple(classes), image_size[0], fitting
         listed = _list_files(folder, self._classes, reporter)
         with reporter.progress(f"reading {folder}", len(listed)) as line:
-            found = in_threads(lambda item: _checked(*item, self._size), listed, line.update)
+            found = in_threads(lambda item: _checked(*item, self._size, fitting), listed, line.update)
         bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
         refuse_or_warn(bad, skip=skip_bad, reporter=reporter, where=f" in {folder}")
         self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
@@ -114,7 +121,7 @@ class FolderGenerator:
             raise DataError(f"{file.path} cannot be read any more: {error.strerror or error}") from error
         if hashlib.sha256(content).digest() != file.sha256:
             raise DataError(f"{file.path} has changed since saukit first read it: leave the folder alone meanwhile")
-        return decode_image(io.BytesIO(content), self._size)
+        return decode_image(io.BytesIO(content), self._size, self._fitting)
 
     def _digest(self) -> str:
         sha = hashlib.sha256()
@@ -164,7 +171,7 @@ def _list_files(folder: Path, classes: tuple[str, ...], reporter: Reporter) -> l
     return listed
 
 
-def _checked(path: Path, label: int, size: int) -> _File:
+def _checked(path: Path, label: int, size: int, fitting: Fitting) -> _File:
     """The file, read and decoded once."""
     try:
         if not is_regular(path):
@@ -172,7 +179,7 @@ def _checked(path: Path, label: int, size: int) -> _File:
         content = path.read_bytes()
     except OSError as error:
         return _File(path, label, b"", error.strerror or str(error))
-    image = decode_or_reason(io.BytesIO(content), size)
+    image = decode_or_reason(io.BytesIO(content), size, fitting)
     return _File(path, label, hashlib.sha256(content).digest(), image if isinstance(image, str) else None)
 
 
@@ -196,7 +203,9 @@ def _printable(name: str) -> str:
 
 def _open(config: ResolvedSynthConfig, split: Split, device: torch.device, reporter: Reporter) -> FolderGenerator:
     folder = Path(config.from_folder or "")
-    return FolderGenerator(folder, split.classes, split.image_size, reporter=reporter, skip_bad=config.skip_bad)
+    return FolderGenerator(
+        folder, split.classes, split.image_size, reporter=reporter, skip_bad=config.skip_bad, fitting=split.fitting
+    )
 
 
 def _problems(config: SynthConfig) -> Iterator[str]:
