@@ -108,6 +108,7 @@ CHANGED = [
         prior_correction=0.75,
         synthetic_weight=0.5,
         real_finish=0.5,
+        label_smoothing=0.1,
         flip=True,
         select="val",
         amp="off",

@@ -424,7 +424,11 @@ def test_a_spec_says_prior_and_weight() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet", r"^unknown method 'resnet': METHOD\[\+synth\]\[-priorTAU\]\[-weightW\]\[-finishSHARE\], where"),
+        (
+            "resnet",
+            r"^unknown method 'resnet': "
+            r"METHOD\[\+synth\]\[-priorTAU\]\[-weightW\]\[-finishSHARE\]\[-smoothSHARE\], where",
+        ),
         ("ce-seed1", "^unknown method 'ce-seed1'"),
         ("ce-prior", "^unknown method 'ce-prior'"),
         ("ce-prior0.5+synth", "^unknown method"),

@@ -241,21 +241,21 @@ def test_a_finish_on_real_images_needs_synthetic_ones_and_a_method_that_counts_r
     with pytest.raises(UsageError) as caught:
         resolved(config, cache_exists=False)
     assert "real_finish has no effect without synthetic: set synthetic, or leave it out" in str(caught.value)
-    if method in ("ce", "mixup-cutmix", "sau", "sau-aware", "class-balanced"):
+    if method in ("ce", "mixup-cutmix", "sau", "sau-aware", "class-balanced", "focal", "class-weights"):
         assert resolved(config, cache_exists=True).real_finish == 0.5
         return
     with pytest.raises(UsageError) as caught:
         resolved(config, cache_exists=True)
     assert str(caught.value) == (
         f"real_finish has no effect with method {method}: "
-        "use method sau, sau-aware, mixup-cutmix, ce or class-balanced, or leave it out"
+        "use method sau, sau-aware, mixup-cutmix, ce, focal, class-weights or class-balanced, or leave it out"
     )
 
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_methods_of_two_stages_are_not_recorded(method: Any) -> None:
     config = TrainConfig(method=method, cuda_graph=True)
-    if method not in ("crt", "ldam-drw"):
+    if method not in ("crt", "ldam-drw", "cmo", "synaug"):
         assert resolved(config, device_type="cuda").cuda_graph
         return
     with pytest.raises(UsageError, match=f"^cuda_graph has no effect with method {method}: use method sau, "):
@@ -268,7 +268,7 @@ def test_balanced_softmax_takes_no_other_prior(tau: float) -> None:
         resolved(TrainConfig(method="balanced-softmax", prior_correction=tau))
     assert str(caught.value) == (
         "prior_correction has no effect with method balanced-softmax: "
-        "use method sau, sau-aware, mixup-cutmix or ce, or leave it out"
+        "use method sau, sau-aware, mixup-cutmix, ce or focal, or leave it out"
     )
 
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import SupConLoss
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +19,8 @@ from saukit.training.losses import (
     balanced_contrastive_loss,
     class_balanced_weights,
     cross_entropy,
+    focal_loss,
+    inverse_frequency_weights,
     label_check,
     ldam_loss,
     ldam_margins,
@@ -290,6 +294,50 @@ def test_weighted_cross_entropy_is_the_weighted_mean(share: float) -> None:
     assert_same(value_and_gradients(lambda x: cross_entropy(x, labels, weights=weights), logits), expected)
     if share in (0.0, 1.0):  # equal weights, however small: the step is no smaller
         assert_same(value_and_gradients(lambda x: F.cross_entropy(x, labels), logits), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_is_soft_cross_entropy_against_smoothed_targets(weighted: bool) -> None:
+    draw = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+    labels, others = (torch.randint(4, (6,), generator=draw) for _ in range(2))
+    weights = (torch.rand(6, generator=draw) + 0.1, torch.rand(6, generator=draw) + 0.1)
+
+    def plain(parts: list[tuple[Tensor, Tensor, float]], smoothing: float) -> float:
+        total = scale = 0.0
+        for of, weight, part in parts:
+            for i in range(6):
+                target = [smoothing / 4 + (1 - smoothing) * (k == int(of[i])) for k in range(4)]
+                log_p = logits[i].log_softmax(0).tolist()
+                own = part * (float(weight[i]) if weighted else 1.0)
+                total -= own * sum(p * value for p, value in zip(target, log_p, strict=True))
+                scale += own
+        return total / scale
+
+    single = cross_entropy(logits, labels, weights=weights[0] if weighted else None, smoothing=0.2)
+    assert float(single) == pytest.approx(plain([(labels, weights[0], 1.0)], 0.2), rel=1e-6)
+    mixed = mixed_cross_entropy(logits, labels, others, 0.3, weights=weights if weighted else None, smoothing=0.2)
+    parts = [(labels, weights[0], 0.3), (others, weights[1], 0.7)]
+    assert float(mixed) == pytest.approx(plain(parts, 0.2), rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_is_the_definition(gamma: float) -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [30.0, 0.0, 0.0], [0.0, 3.0, 1.0]], dtype=torch.float64)
+    labels, weights = torch.tensor([0, 0, 2]), torch.tensor([1.0, 2.0, 0.5])
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    chances = [math.exp(row[label]) / sum(map(math.exp, row)) for row, label in rows]
+    losses = [-((1 - p) ** gamma) * math.log(p) for p in chances]
+    assert float(focal_loss(logits, labels, gamma=gamma)) == pytest.approx(sum(losses) / 3)
+    expected = sum(w * loss for w, loss in zip((1.0, 2.0, 0.5), losses, strict=True)) / 3.5
+    assert float(focal_loss(logits, labels, gamma=gamma, weights=weights)) == pytest.approx(expected)
+
+
+def test_inverse_frequency_weights_are_scikit_learns() -> None:
+    labels = np.repeat(np.arange(3), (50, 10, 2))
+    found = inverse_frequency_weights(torch.tensor([50.0, 10.0, 2.0]))
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert found.tolist() == pytest.approx((theirs / theirs.mean()).tolist())
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])

@@ -66,7 +66,8 @@ def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
 
 
 def context_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -> StepContext:
-    own = {name: fields.pop(name) for name in ("noise", "temperature", "synthetic_weight") if name in fields}
+    options = ("noise", "temperature", "synthetic_weight", "label_smoothing")
+    own = {name: fields.pop(name) for name in options if name in fields}
     given: dict[str, Any] = {
         "network": net,
         "views": views(),
@@ -355,8 +356,9 @@ def test_each_method_uses_the_views_it_says(method: Any, second_stage: bool) -> 
 
 def test_methods_with_a_remedy_of_their_own_take_no_prior() -> None:
     assert set(METHODS) == set(get_args(Method))
-    for entry in METHODS.values():
+    for name, entry in METHODS.items():
         own = entry.own_prior or entry.post_hoc or entry.class_balanced or entry.second_stage is not None
+        own = own or name == "class-weights"
         assert entry.takes_prior is not own
 
 
@@ -401,6 +403,74 @@ def test_crt_trains_all_and_then_the_classifier_alone() -> None:
     seen = views().crop_flip(batch(5).images, torch.Generator().manual_seed(5))
     expected = F.cross_entropy(copy.deepcopy(net).eval()(seen), batch(5).labels)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("method", ["focal", "class-weights"])
+def test_focal_loss_and_class_weights_in_a_plain_loop(method: Any, weight: float) -> None:
+    """(1 - p)^2 CE of Lin et al. 2017; weights 1 / n_k over their own sum, as torch has class weights."""
+    net, data = network_of(method, 3), batch(3)
+    seen = views().crop_flip(data.images, torch.Generator().manual_seed(3))
+    logits = copy.deepcopy(net)(seen)
+    total = weights = 0.0
+    for i, label in enumerate(data.labels.tolist()):
+        loss = plain_cross_entropy(logits[i], one_hot_mix(label, label, 1.0))
+        own = (weight if bool(data.synthetic[i]) else 1.0) * (1 / COUNTS[label] if method == "class-weights" else 1.0)
+        total += own * loss * ((1 - math.exp(-loss)) ** 2 if method == "focal" else 1.0)
+        weights += own
+    found = [float(loss) for _, loss in METHODS[method].step(data, context_of(net, 3, synthetic_weight=weight))]
+    assert found == [pytest.approx(total / weights, rel=1e-5)]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("seed", [0, 3, 6, 8])
+def test_cmo_pastes_the_partner_onto_the_batch_in_half_of_the_steps(seed: int, weight: float) -> None:
+    """Park et al. 2022, Algorithm 1, pixel by pixel; the seeds have both kinds of step."""
+    net, data = network_of("cmo", seed), batch(seed)
+    draw = torch.Generator().manual_seed(seed)
+    first, second = (views().crop_flip(images, draw) for images in (data.images, data.partner_images))
+    lam = float(torch.rand((), generator=draw))
+    centre_y, centre_x = (int(torch.randint(SIDE, (), generator=draw)) for _ in range(2))
+    half, share = int(math.sqrt(1 - lam) * SIDE), 1.0
+    if float(torch.rand((), generator=draw)) < 0.5:
+        for y in range(max(0, centre_y - half // 2), min(SIDE, centre_y - half // 2 + half)):
+            for x in range(max(0, centre_x - half // 2), min(SIDE, centre_x - half // 2 + half)):
+                first[:, :, y, x] = second[:, :, y, x]
+                share -= 1 / SIDE**2
+    assert (share < 1) is (seed in (6, 8))
+    expected = plain_weighted_mean(copy.deepcopy(net)(first), data, share, tau=0.0, weight=weight)
+    found = list(METHODS["cmo"].step(data, context_of(net, seed, synthetic_weight=weight)))
+    assert [(name, float(loss)) for name, loss in found] == [("cmo", pytest.approx(expected, rel=1e-5))]
+
+
+def test_cmo_begins_and_ends_with_cross_entropy() -> None:
+    found = dict(METHODS["cmo"].step(batch(1), context_of(network_of("cmo", 1), 1, second_stage=True)))
+    assert found == dict(METHODS["ce"].step(batch(1), context_of(network_of("ce", 1), 1)))
+
+
+def test_synaug_is_mixup_and_then_its_last_layer() -> None:
+    net, data = network_of("synaug", 2), batch(2)
+    mixed = next(METHODS["mixup-cutmix"].step(data, context_of(copy.deepcopy(net), 2)))
+    ((name, loss),) = METHODS["synaug"].step(data, context_of(net, 2))
+    assert (name, float(loss)) == (mixed[0], float(mixed[1]))
+    ((name, loss),) = METHODS["synaug"].step(data, context_of(net, 2, second_stage=True))
+    loss.backward()
+    assert name == "last_layer"
+    assert {key for key, p in net.named_parameters() if p.grad is not None} == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].takes_smoothing])
+@pytest.mark.parametrize("second_stage", [False, True])
+def test_label_smoothing_adds_the_same_share_of_every_class_to_classification(method: Any, second_stage: bool) -> None:
+    """The loss is linear in the target, so a half smoothed one lies half way to that of the uniform distribution."""
+    losses = []
+    for share in (0.0, 0.25, 0.5):
+        context = context_of(network_of(method, 4), 4, second_stage=second_stage, label_smoothing=share)
+        losses.append({name: float(loss.detach()) for name, loss in METHODS[method].step(batch(4), context)})
+    for name in losses[0]:
+        none, quarter, half = (found[name] for found in losses)
+        assert quarter == pytest.approx((none + half) / 2, rel=1e-5)
+        assert (none != half) is (name != "contrastive")
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7])

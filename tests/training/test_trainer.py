@@ -299,6 +299,25 @@ def test_ldam_drw_weighs_classes_in_the_last_fifth_alone(split_work: Path) -> No
     assert trainer.step.context.class_counts.tolist() == trainer.plan.class_counts.tolist()
 
 
+def test_cmo_pastes_the_tail_from_the_fifth_of_two_hundred_parts_on_until_the_last_three(split_work: Path) -> None:
+    trainer = Trainer(plan_of(split_work, tiny(method="cmo", steps=200, batch_size=32)))
+    batches = [trainer._batch(step) for step in range(200)]
+    assert [batch.second_stage for batch in batches] == [True] * 4 + [False] * 193 + [True] * 3
+    partners = torch.bincount(torch.cat([batch.samples.partner_labels for batch in batches])).double()
+    assert float(partners.max() / partners.min()) < 1.5
+    assert torch.bincount(torch.cat([batch.samples.labels for batch in batches]))[0] > 2000  # 36 % of 6,400
+
+
+def test_synaug_ends_with_real_images_class_balanced_and_its_last_layer(work: Path) -> None:
+    trainer = Trainer(plan_of(work, tiny(method="synaug", synthetic=True, steps=100, batch_size=32)))
+    batches = [trainer._batch(step) for step in range(100)]
+    assert [batch.second_stage for batch in batches] == [False] * 80 + [True] * 20
+    assert any(bool(batch.samples.synthetic.any()) for batch in batches[:80])
+    assert not any(bool(batch.samples.synthetic.any()) for batch in batches[80:])
+    counts = torch.bincount(torch.cat([batch.samples.labels for batch in batches[80:]]), minlength=10)
+    assert int(counts.max()) < 3 * int(counts.min())
+
+
 @pytest.mark.parametrize("synthetic", [False, True])
 def test_post_hoc_logit_adjustment_is_cross_entropy_with_the_prior_taken_off_at_the_end(
     work: Path, synthetic: bool
@@ -540,6 +559,8 @@ CASES: list[dict[str, Any]] = [
     {"method": "ldam-drw"},
     {"method": "sau", "synthetic": True, "prior_correction": 1.0, "real_finish": 0.2},  # from step 25 on
     {"method": "bcl"},
+    {"method": "synaug", "synthetic": True, "label_smoothing": 0.1},
+    {"method": "cmo"},
     {"method": "class-balanced", "synthetic": True},
     {"method": "sau", "synthetic": True, "prior_correction": 0.75, "synthetic_weight": 0.25, "amp": "bf16"},
 ]

@@ -188,6 +188,14 @@ def test_class_balanced_batches_have_every_class_as_often_and_every_image_of_a_c
     assert torch.equal(batches[7].images[:, 0, 0, 0].long(), batches[7].labels)
 
 
+def test_balanced_partners_are_class_balanced_and_the_batch_is_what_it_was() -> None:
+    order, plain = (BatchOrder(long_tailed(), 20, seed=0, balanced_partners=on) for on in (True, False))
+    batches = [order.batch(step) for step in range(400)]
+    counts = torch.bincount(torch.cat([batch.partner_labels for batch in batches])).tolist()
+    assert all(abs(count - 2000) < 5 * (8000 * 0.25 * 0.75) ** 0.5 for count in counts), counts
+    assert all(torch.equal(batches[step].images, plain.batch(step).images) for step in range(10))
+
+
 def test_class_balanced_batches_are_the_same_when_jumped_to_and_others_in_each_epoch() -> None:
     walked, jumped = (BatchOrder(long_tailed(), 20, seed=3, class_balanced=True) for _ in range(2))
     for before in range(13):

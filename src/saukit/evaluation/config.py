@@ -16,7 +16,7 @@ from saukit.training.config import Method, TrainConfig, default_run_name, tags
 Selection = Literal["all", "many", "medium", "few"]
 
 DEFAULT_COMPARISON = "main"
-GRAMMAR = "METHOD[+synth][-priorTAU][-weightW][-finishSHARE]"
+GRAMMAR = "METHOD[+synth][-priorTAU][-weightW][-finishSHARE][-smoothSHARE]"
 _NUMBERS = {tag: field for field, tag in tags().items()}
 IN_A_SPEC = ("method", "synthetic", *_NUMBERS.values())  # the fields that a method's spec says
 _SPEC = re.compile(

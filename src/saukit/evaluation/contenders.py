@@ -235,7 +235,7 @@ def _resolve_all(
     contenders, kinds = [], set()
     problems: dict[str, list[str]] = {}
     # One network for all: where a method needs more than one view, none is trained on a frozen backbone by itself.
-    may_freeze = all(config.method is None or METHODS[config.method].views_per_step == 1 for _, config in wanted)
+    may_freeze = all(config.method is None or METHODS[config.method].takes_features for _, config in wanted)
     for label, config in wanted:
         try:
             plan = plan_training(config, workspace, name=None, device=device, may_freeze=may_freeze)

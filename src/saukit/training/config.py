@@ -15,11 +15,15 @@ Method = Literal[
     "sau-aware",
     "mixup-cutmix",
     "ce",
+    "focal",
+    "class-weights",
     "class-balanced",
     "balanced-softmax",
     "logit-adjustment",
     "ldam-drw",
     "crt",
+    "cmo",
+    "synaug",
     "bcl",
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
@@ -153,6 +157,14 @@ class TrainConfig:
         needs=({"synthetic": True}, {"method.takes_real_finish": True}),
         tag="finish",
     )
+    label_smoothing: float = option(
+        0.0,
+        "Label smoothing: this share of each label is spread over all classes.",
+        least=0,
+        below=1,
+        needs={"method.takes_smoothing": True},
+        tag="smooth",
+    )
     flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows")
     select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
     amp: Amp = option("auto", "Precision of the forward passes.")
@@ -279,7 +291,7 @@ def resolve(
     Raises: UsageError that lists every value that makes no sense.
     """
     tiny = image_side <= SMALL_IMAGE_SIDE
-    single_view = [name for name, row in methods.items() if row.views_per_step == 1]
+    single_view = [name for name, row in methods.items() if row.takes_features]
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
     freezable = config.method in (None, *single_view) and (config.backbone or TIMM).startswith(TIMM)
     if (

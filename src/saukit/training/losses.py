@@ -32,11 +32,12 @@ def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
     return -(target_probabilities.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch; with weights sum_i w_i CE_i / sum_i w_i, as torch does with class weights.
 
     Over the sum of the weights and not over b: a weight then says how much one image counts beside another, and not
     also how large the step is, which would follow from how many images of little weight a batch happens to have.
+    `smoothing` is label smoothing's share of the uniform distribution in the target (Szegedy et al. 2016, Sec. 7).
 
     Shapes: logits [b, K]; labels int64 [b]; weights [b], positive; returns [].
     Raises: ValueError if b differs.
@@ -44,8 +45,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = No
     _check_per_sample(logits, labels=labels, weights=weights)
     scores = _full_precision(logits)
     if weights is None:
-        return F.cross_entropy(scores, labels)
-    return (weights * F.cross_entropy(scores, labels, reduction="none")).sum() / weights.sum()
+        return F.cross_entropy(scores, labels, label_smoothing=smoothing)
+    losses = F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
+    return (weights * losses).sum() / weights.sum()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, weights: Tensor | None = None) -> Tensor:
+    """Focal loss (Lin et al. 2017, Eq. 4) of the softmax: mean of (1 - p)^gamma CE, p the true class's probability.
+
+    Shapes: as `cross_entropy`, and its weighted mean. Raises: ValueError if b differs.
+    """
+    _check_per_sample(logits, labels=labels, weights=weights)
+    losses = F.cross_entropy(_full_precision(logits), labels, reduction="none")
+    losses = (-torch.expm1(-losses)) ** gamma * losses
+    return losses.mean() if weights is None else (weights * losses).sum() / weights.sum()
 
 
 def mixed_cross_entropy(
@@ -55,6 +68,7 @@ def mixed_cross_entropy(
     lam: Tensor | float,
     *,
     weights: tuple[Tensor, Tensor] | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of a mixed batch, lam CE(y_a) + (1 - lam) CE(y_b): the soft form without one-hot targets.
 
@@ -62,6 +76,8 @@ def mixed_cross_entropy(
     the image whose label it is:
 
         sum_i (lam w_ai CE(y_ai) + (1 - lam) w_bi CE(y_bi)) / sum_i (lam w_ai + (1 - lam) w_bi)
+
+    `smoothing` as in `cross_entropy`.
 
     Shapes: logits [b, K]; labels_a, labels_b int64 [b]; lam a number or a tensor [] or [b]; weights two of [b],
         positive; returns [].
@@ -72,6 +88,9 @@ def mixed_cross_entropy(
     log_probabilities = F.log_softmax(_full_precision(logits), dim=1)
     term_a = F.nll_loss(log_probabilities, labels_a, reduction="none")
     term_b = F.nll_loss(log_probabilities, labels_b, reduction="none")
+    if smoothing:
+        uniform = -log_probabilities.mean(dim=1)
+        term_a, term_b = ((1 - smoothing) * term + smoothing * uniform for term in (term_a, term_b))
     if weights is None:
         return (lam * term_a + (1 - lam) * term_b).mean()
     _check_per_sample(logits, weights=weights[0])
@@ -104,6 +123,12 @@ def class_balanced_weights(class_counts: Tensor, *, beta: float) -> Tensor:
         (1 - beta) / -torch.expm1(class_counts.double() * math.log(beta)) if beta else torch.ones_like(class_counts)
     )
     return (weights / weights.mean()).float()
+
+
+def inverse_frequency_weights(class_counts: Tensor) -> Tensor:
+    """Class weights 1 / n_k, mean 1. Shapes: class_counts float32 [K], all positive; returns [K]."""
+    weights = 1 / class_counts
+    return weights / weights.mean()
 
 
 def ldam_margins(class_counts: Tensor, *, largest: float) -> Tensor:

@@ -22,6 +22,8 @@ from saukit.training.losses import (
     balanced_contrastive_loss,
     class_balanced_weights,
     cross_entropy,
+    focal_loss,
+    inverse_frequency_weights,
     ldam_loss,
     ldam_margins,
     mixed_cross_entropy,
@@ -34,6 +36,8 @@ from saukit.training.views import Views
 
 LDAM_LARGEST_MARGIN = 0.5
 DEFERRED_BETA = 0.9999
+FOCAL_GAMMA = 2.0
+CMO_PROBABILITY = 0.5
 BCL_CLASSIFICATION_WEIGHT, BCL_CONTRASTIVE_WEIGHT = 2.0, 0.6
 
 # Pixels a batch of the prototypes' pass has at most: 2,048 images of 32 x 32, 41 of 224 x 224.
@@ -75,15 +79,16 @@ class StepContext:
         with self.precision.autocast():
             return self.network.project_views(*views)
 
-    def weights(self, synthetic: Tensor) -> Tensor | None:
-        """What each image weighs in the classification losses: bool [b] to float32 [b].
+    def weights(self, synthetic: Tensor, of_class: Tensor | None = None) -> Tensor | None:
+        """What each image weighs in the classification losses: bool [b] to float32 [b]; `of_class` [b] are factors.
 
         None where all weigh 1: what such a run computes does not depend on this option's arithmetic.
         """
         weight = self.config.synthetic_weight
         if weight == 1:
-            return None
-        return torch.ones_like(synthetic, dtype=torch.float32).masked_fill_(synthetic, weight)
+            return of_class
+        weights = torch.ones_like(synthetic, dtype=torch.float32).masked_fill_(synthetic, weight)
+        return weights if of_class is None else weights * of_class
 
 
 def cross_entropy_step(batch: Batch, context: StepContext) -> Losses:
@@ -96,17 +101,28 @@ def balanced_softmax_step(batch: Batch, context: StepContext) -> Losses:
     yield "balanced_softmax", _cross_entropy(context.views.crop_flip(batch.images, context.generator), batch, context)
 
 
-def _cross_entropy(view: Tensor, batch: Batch, context: StepContext) -> Tensor:
-    return cross_entropy(context.logits(view), batch.labels, weights=context.weights(batch.synthetic))
+def _cross_entropy(view: Tensor, batch: Batch, context: StepContext, of_class: Tensor | None = None) -> Tensor:
+    weights = context.weights(batch.synthetic, None if of_class is None else of_class[batch.labels])
+    return cross_entropy(context.logits(view), batch.labels, weights=weights, smoothing=context.config.label_smoothing)
+
+
+def class_weights_step(batch: Batch, context: StepContext) -> Losses:
+    """Cross-entropy on v1(A) with class weights 1 / n_k, n_k of the whole training set (scikit-learn's "balanced")."""
+    view = context.views.crop_flip(batch.images, context.generator)
+    yield "ce", _cross_entropy(view, batch, context, inverse_frequency_weights(context.class_counts))
+
+
+def focal_step(batch: Batch, context: StepContext) -> Losses:
+    """Focal loss (Lin et al. 2017) on v1(A), gamma 2."""
+    logits = context.logits(context.views.crop_flip(batch.images, context.generator))
+    yield "focal", focal_loss(logits, batch.labels, gamma=FOCAL_GAMMA, weights=context.weights(batch.synthetic))
 
 
 def ldam_drw_step(batch: Batch, context: StepContext) -> Losses:
     """LDAM on v1(A), in the second stage with deferred re-weighting (Cao et al. 2019, Algorithm 1)."""
     logits = context.logits(context.views.crop_flip(batch.images, context.generator))
-    weights = context.weights(batch.synthetic)
-    if context.second_stage:
-        of_class = class_balanced_weights(context.class_counts, beta=DEFERRED_BETA)[batch.labels]
-        weights = of_class if weights is None else weights * of_class
+    of_class = class_balanced_weights(context.class_counts, beta=DEFERRED_BETA) if context.second_stage else None
+    weights = context.weights(batch.synthetic, None if of_class is None else of_class[batch.labels])
     margins = ldam_margins(context.class_counts, largest=LDAM_LARGEST_MARGIN)
     yield "ldam", ldam_loss(logits, batch.labels, margins, scale=COSINE_SCALE, weights=weights)
 
@@ -118,11 +134,28 @@ def crt_step(batch: Batch, context: StepContext) -> Losses:
     """
     if not context.second_stage:
         yield from cross_entropy_step(batch, context)
+    else:
+        yield "crt", _last_layer_cross_entropy(batch, context)
+
+
+def synaug_step(batch: Batch, context: StepContext) -> Losses:
+    """SYNAuG (Ye-Bin et al. 2023): mixup of v1(A) and v1(B), then the last layer alone, fine-tuned on real images.
+
+    In the second stage batches are class-balanced and real, and backbone and BatchNorm's statistics stay as they are.
+    """
+    if context.second_stage:
+        yield "last_layer", _last_layer_cross_entropy(batch, context)
         return
+    first, second, lam = _mixed_views(batch, context)
+    yield "mixup", _mixed_loss(mixup(first, second, lam), batch, context, lam)
+
+
+def _last_layer_cross_entropy(batch: Batch, context: StepContext) -> Tensor:
     view = context.views.crop_flip(batch.images, context.generator)
     with context.precision.autocast():
         logits = context.network.frozen_logits(view)
-    yield "crt", cross_entropy(logits.float(), batch.labels, weights=context.weights(batch.synthetic))
+    weights, smoothing = context.weights(batch.synthetic), context.config.label_smoothing
+    return cross_entropy(logits.float(), batch.labels, weights=weights, smoothing=smoothing)
 
 
 def bcl_step(batch: Batch, context: StepContext) -> Losses:
@@ -149,21 +182,49 @@ def mixup_cutmix_step(batch: Batch, context: StepContext) -> Losses:
 
     How images are mixed does not depend on which are synthetic; what their labels weigh may.
     """
-    generator = context.generator
-    first = context.views.crop_flip(batch.images, generator)
-    second = context.views.crop_flip(batch.partner_images, generator)
-    lam = draw_beta_one_one(device=first.device, generator=generator)
+    first, second, lam = _mixed_views(batch, context)
     yield "mixup", _mixed_loss(mixup(first, second, lam), batch, context, lam)
 
     # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
-    box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=generator)
+    box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=context.generator)
     yield "cutmix", _mixed_loss(cutmix(first, second, box), batch, context, kept_share)
+
+
+def cmo_step(batch: Batch, context: StepContext) -> Losses:
+    """CMO (Park et al. 2022, Algorithm 1): in every second step, by chance, CutMix of B, the tail, onto A.
+
+    Each class is as likely in B, as their code has it: its sampler weighs an image of class k with 1 / n_k. Cross
+    entropy alone in the second stage, which is the first 4 and the last 3 of their 200 epochs. Not as the authors have
+    it: boxes may have odd sides.
+    """
+    if context.second_stage:
+        yield from cross_entropy_step(batch, context)
+        return
+    background, foreground, lam = _mixed_views(batch, context)
+    generator = context.generator
+    box, kept_share = draw_cutmix_box(background.shape[2], background.shape[3], lam, generator=generator)
+    pastes = torch.rand((), device=lam.device, generator=generator) < CMO_PROBABILITY
+    images = torch.where(pastes, cutmix(background, foreground, box), background)
+    yield "cmo", _mixed_loss(images, batch, context, torch.where(pastes, kept_share, 1.0))
+
+
+def _mixed_views(batch: Batch, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
+    generator = context.generator
+    first = context.views.crop_flip(batch.images, generator)
+    second = context.views.crop_flip(batch.partner_images, generator)
+    return first, second, draw_beta_one_one(device=first.device, generator=generator)
 
 
 def _mixed_loss(images: Tensor, batch: Batch, context: StepContext, lam: Tensor) -> Tensor:
     first, second = context.weights(batch.synthetic), context.weights(batch.partner_synthetic)
-    weights = None if first is None or second is None else (first, second)
-    return mixed_cross_entropy(context.logits(images), batch.labels, batch.partner_labels, lam, weights=weights)
+    return mixed_cross_entropy(
+        context.logits(images),
+        batch.labels,
+        batch.partner_labels,
+        lam,
+        weights=None if first is None or second is None else (first, second),
+        smoothing=context.config.label_smoothing,
+    )
 
 
 def sau_step(batch: Batch, context: StepContext) -> Losses:
@@ -199,10 +260,15 @@ def _synthetic_aware_branch(batch: Batch, context: StepContext) -> Losses:
 
 @dataclass(frozen=True)
 class SecondStage:
-    """The last `share` of a method's steps. `restarts`: with a new classifier, momentum and learning-rate schedule."""
+    """The last `share` of a method's steps, and the first `also_first`.
+
+    `restarts`: with a new classifier, momentum and learning-rate schedule. `real_only`: without synthetic images.
+    """
 
     share: float = 0.2
+    also_first: float = 0.0
     class_balanced: bool = False
+    real_only: bool = False
     restarts: bool = False
 
 
@@ -212,9 +278,10 @@ class MethodEntry:
 
     `classifier_passes` and `projection_passes` are how often a batch goes forward and backward through the network and
     ends in the classifier, or in the projection. `prototypes` are means of real images (`class_prototypes`).
-    `partners`: the step reads batch B. `takes_prior` and `takes_real_finish`: the method has no remedy of its own for
-    the imbalance that would count the training set. `own_prior`: the losses see log counts of that set; `post_hoc`: the
-    trained classifier has them taken off (Menon et al. 2021, Eq. 9).
+    `partners`: the step reads batch B; `balanced_partners`: that is class-balanced, A is not. `takes_prior` and
+    `takes_real_finish`: the method has no remedy of its own for the imbalance that would count the training set.
+    `own_prior`: the losses see log counts of that set; `post_hoc`: the trained classifier has them taken off (Menon et
+    al. 2021, Eq. 9).
     """
 
     step: Callable[[Batch, StepContext], Losses]
@@ -227,8 +294,11 @@ class MethodEntry:
     own_prior: bool = False
     takes_prior: bool = False
     takes_real_finish: bool = False
+    takes_smoothing: bool = True
     post_hoc: bool = False
     class_balanced: bool = False
+    balanced_partners: bool = False
+    pastes: bool = False
     second_stage: SecondStage | None = None
 
     @property
@@ -240,6 +310,11 @@ class MethodEntry:
     def views_per_step(self) -> int:
         """Images that go through the backbone for each image of a batch."""
         return self.classifier_passes + self.projection_passes
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether it trains on features of a frozen backbone: one view of an image, without boxes of pixels."""
+        return self.views_per_step == 1 and not self.pastes
 
 
 METHODS: dict[Method, MethodEntry] = {
@@ -259,12 +334,22 @@ METHODS: dict[Method, MethodEntry] = {
         mixup_cutmix_step, classifier_passes=2, partners=True, takes_prior=True, takes_real_finish=True
     ),
     "ce": MethodEntry(cross_entropy_step, takes_prior=True, takes_real_finish=True),
+    "focal": MethodEntry(focal_step, takes_prior=True, takes_real_finish=True, takes_smoothing=False),
+    "class-weights": MethodEntry(class_weights_step, takes_real_finish=True),
     "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True, takes_real_finish=True),
     "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True),
     "logit-adjustment": MethodEntry(cross_entropy_step, post_hoc=True),
     # The second stages' share is that of the authors' CIFAR schedule, 40 of 200 epochs, and for cRT the same.
-    "ldam-drw": MethodEntry(ldam_drw_step, classifier="cosine", second_stage=SecondStage()),
+    "ldam-drw": MethodEntry(ldam_drw_step, classifier="cosine", takes_smoothing=False, second_stage=SecondStage()),
     "crt": MethodEntry(crt_step, second_stage=SecondStage(class_balanced=True, restarts=True)),
+    "cmo": MethodEntry(
+        cmo_step,
+        partners=True,
+        balanced_partners=True,
+        pastes=True,
+        second_stage=SecondStage(3 / 200, also_first=4 / 200),
+    ),
+    "synaug": MethodEntry(synaug_step, partners=True, second_stage=SecondStage(class_balanced=True, real_only=True)),
     "bcl": MethodEntry(bcl_step, projection_passes=2, class_projection=True, own_prior=True),
 }
 

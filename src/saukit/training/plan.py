@@ -118,6 +118,12 @@ class TrainingPlan:
         share = self.config.real_finish if stage is None else stage.share
         return self.total_steps - round(share * self.total_steps)
 
+    def in_second_stage(self, step: int) -> bool:
+        """Whether a step, counted from 0, belongs to the method's second stage."""
+        if (stage := self.method.second_stage) is None:
+            return False
+        return step >= self.first_part_steps or step < round(stage.also_first * self.total_steps)
+
 
 def plan_training(
     config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device, may_freeze: bool = True

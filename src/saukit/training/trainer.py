@@ -289,6 +289,8 @@ class Trainer:
             loss += f", prior correction {config.prior_correction:g}"
         if config.synthetic_weight != 1:
             loss += f", synthetic weight {config.synthetic_weight:g}"
+        if config.label_smoothing:
+            loss += f", label smoothing {config.label_smoothing:g}"
         if config.real_finish:
             loss += f", the last {100 * config.real_finish:g}% of the steps on real images alone"
         real = self.training_set.real_count
@@ -307,19 +309,14 @@ class Trainer:
         epoch, position = divmod(step, plan.steps_per_epoch)
         if self.method.prototypes and (self.prototypes is None or position == 0):
             self.prototypes = self._prototypes(epoch)
-        in_last_part = step >= plan.first_part_steps
+        second_stage, in_last_part = plan.in_second_stage(step), step >= plan.first_part_steps
         order = self._order(
-            class_balanced=stage.class_balanced if stage is not None and in_last_part else self.method.class_balanced,
-            real_only=in_last_part and stage is None,
+            class_balanced=stage.class_balanced if stage and second_stage else self.method.class_balanced,
+            real_only=in_last_part and (stage is None or stage.real_only),
         )
         seed = derive_seed(plan.config.seed, "augmentation", step)
-        return StepBatch(
-            order.batch(step),
-            self.prototypes,
-            seed,
-            second_stage=in_last_part and stage is not None,
-            head_only=step < plan.head_steps,
-        )
+        samples, head_only = order.batch(step), step < plan.head_steps
+        return StepBatch(samples, self.prototypes, seed, second_stage=second_stage, head_only=head_only)
 
     def _order(self, *, class_balanced: bool, real_only: bool) -> BatchOrder:
         kind = class_balanced, real_only
@@ -330,6 +327,7 @@ class Trainer:
                 config.batch_size,
                 config.seed,
                 class_balanced=class_balanced,
+                balanced_partners=self.method.balanced_partners,
                 real_only=real_only,
                 drop_last=config.drop_last,
                 partners=self.method.partners,

@@ -162,7 +162,7 @@ class BatchOrder:
 
     An epoch's last batch is left out if it is not whole (`drop_last`), or kept.
     `class_balanced` samples with replacement instead: first a class, each as likely, then one of its images (Kang et
-    al. 2020, Sec. 3). An epoch has as many samples as there are images.
+    al. 2020, Sec. 3). An epoch has as many samples as there are images. `balanced_partners` does so for B alone.
     `real_only` leaves the synthetic images out. Without `partners` the images of B are not read from disk.
     An order is a function of (seed, epoch), so any step can be reached at once when a run is resumed.
     """
@@ -174,6 +174,7 @@ class BatchOrder:
         seed: int,
         *,
         class_balanced: bool = False,
+        balanced_partners: bool = False,
         real_only: bool = False,
         drop_last: bool = True,
         partners: bool = True,
@@ -183,7 +184,8 @@ class BatchOrder:
         self.batch_size = min(batch_size, self._count)
         self.steps_per_epoch = batches_per_epoch(self._count, self.batch_size, drop_last=drop_last)
         self._seed = seed
-        self._labels = training_set.labels[: self._count].cpu() if class_balanced else None
+        self._balanced = {"shuffle-a": class_balanced, "shuffle-b": class_balanced or balanced_partners}
+        self._labels = training_set.labels[: self._count].cpu() if any(self._balanced.values()) else None
         self._orders: tuple[int, Tensor, Tensor] | None = None
         self._feed: _HostFeed | _DiskFeed | None = None
         self._batches = 2
@@ -227,7 +229,7 @@ class BatchOrder:
         orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.training_set.device.type == "cuda")
         for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
             generator = torch_generator(self._seed, purpose, epoch)
-            if self._labels is None:
+            if self._labels is None or not self._balanced[purpose]:
                 torch.randperm(len(order), generator=generator, out=order)
             else:
                 order.copy_(_sample_classes_evenly(self._labels, generator))
