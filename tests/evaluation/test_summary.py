@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from saukit.evaluation.comparison_files import answer, difference_text, tone
+from saukit.evaluation.comparison_files import answer, difference_text, footnotes, mean_rows, tone
 from saukit.evaluation.statistics import mean, standard_deviation
 from saukit.evaluation.summary import MEASURES, differences, verdict
 
@@ -36,6 +36,15 @@ def document(*methods: Entry, agreement: float | None = None) -> Entry:
         "judged": None if agreement is None else {"agreement": agreement, "kept": 100},
         "verdict": verdict(methods, confidence=0.95),
     }
+
+
+def test_a_row_whose_method_counts_nothing_is_marked_and_explained() -> None:
+    plain, idle = method("ce+synth", 0.9, synthetic=True), method("balanced-softmax+synth", 0.9, synthetic=True)
+    assert footnotes(document(plain)) == []
+    found = document(plain, {**idle, "counts_nothing": True})
+    assert [row[0] for row in mean_rows(found)] == ["ce+synth", "balanced-softmax+synth †"]
+    (note,) = footnotes(found)
+    assert note.startswith("† counts the training set") and "`ce+synth-prior1`" in note
 
 
 MINUS_TWO = "Synthetic images did not help: -2.0 points of balanced accuracy at 300 steps of batch size 64"

@@ -308,6 +308,17 @@ def test_cmo_pastes_the_tail_from_the_fifth_of_two_hundred_parts_on_until_the_la
     assert torch.bincount(torch.cat([batch.samples.labels for batch in batches]))[0] > 2000  # 36 % of 6,400
 
 
+@pytest.mark.parametrize("method", ["balanced-softmax", "logit-adjustment", "class-weights", "ce"])
+def test_a_method_that_counts_classes_of_one_size_is_said_to_be_cross_entropy(
+    method: Any, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingPlan, "class_counts", np.full(10, 142))
+    run = train(work, tiny(method=method, synthetic=True), reporter=Reporter())
+    told = f"{method} counts the training set, whose classes all have 142 images: this is cross entropy"
+    assert (told in " ".join(capsys.readouterr().err.split())) is (method != "ce")
+    assert run.manifest.summary.get("counts_nothing", False) is (method != "ce")
+
+
 def test_synaug_ends_with_real_images_class_balanced_and_its_last_layer(work: Path) -> None:
     trainer = Trainer(plan_of(work, tiny(method="synaug", synthetic=True, steps=100, batch_size=32)))
     batches = [trainer._batch(step) for step in range(100)]

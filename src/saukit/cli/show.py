@@ -224,7 +224,14 @@ def show_export(result: ExportResult, reporter: Reporter) -> None:
 
 def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
     """A comparison: its means, its paired differences, its verdict, how its models were chosen, where it is."""
-    from saukit.evaluation.comparison_files import answer, chosen_by, difference_columns, difference_rows, mean_rows
+    from saukit.evaluation.comparison_files import (
+        answer,
+        chosen_by,
+        difference_columns,
+        difference_rows,
+        footnotes,
+        mean_rows,
+    )
     from saukit.evaluation.summary import MEASURES
 
     document = result.document
@@ -235,6 +242,8 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
         ["method", *MEASURES.values()],
         mean_rows(document),
     )
+    for note in footnotes(document):
+        reporter.say(note)
     if rows := difference_rows(document):
         reporter.table(
             f"differences to {document['baseline']} in points, paired by seed",

@@ -21,6 +21,7 @@ TABLE_NAME, MARKDOWN_NAME, CHART_NAME = "compare.csv", "compare.md", "compare.pn
 METHOD_COLUMNS = (
     "real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "images_seen", "parameters", "device",
 )  # fmt: skip
+MARK = " †"  # of a method whose own remedy does nothing here
 Tone = Literal["better", "worse", "unclear"]
 
 
@@ -125,8 +126,18 @@ def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:
             centre, spread = method["mean"][measure], method["std"][measure]
             text = format_share(centre) + ("" if spread is None else f" ± {format_share(spread)}")
             cells.append(f"{bold}{text}{bold}" if centre is not None and centre == best[measure] else text)
-        rows.append([method["label"], *cells])
+        rows.append([method["label"] + (MARK if method.get("counts_nothing") else ""), *cells])
     return rows
+
+
+def footnotes(document: dict[str, Any]) -> list[str]:
+    """What the marked rows of `mean_rows` are."""
+    if not any(method.get("counts_nothing") for method in document["methods"]):
+        return []
+    return [
+        f"{MARK.strip()} counts the training set, which synthetic images have filled to classes of one size: this is "
+        "cross entropy and says nothing about the method. `ce+synth-prior1` counts the real images."
+    ]
 
 
 def difference_columns(document: dict[str, Any]) -> list[str]:
@@ -187,6 +198,7 @@ def comparison_markdown(document: dict[str, Any]) -> str:
         "",
         *_table(["method", *MEASURES.values()], mean_rows(document, bold="**"), text_columns=1),
         "",
+        *(line for note in footnotes(document) for line in (note, "")),
         "ECE: expected calibration error, of which less is better.",
         "",
     ]

@@ -73,6 +73,7 @@ def method_entry(label: str, config: Mapping[str, Any], runs: Sequence[Evaluated
         "method": config["method"],
         "config": {name: value for name, value in config.items() if name != "seed"},
         **{name: summary[name] for name in _COST},
+        "counts_nothing": bool(summary.get("counts_nothing")),
         "images_seen": summary["steps"] * summary["batch_size"] * summary["views_per_step"],
         "seconds": mean([run.manifest.summary["seconds"] for run in runs]),
         "device": ", ".join(sorted({run.manifest.device for run in runs})),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saukit.core.words import format_share
-from saukit.evaluation.comparison_files import points
+from saukit.evaluation.comparison_files import footnotes, points
 from saukit.report.collect import Contents, Document
 
 MOST_NAMED = 3  # classes that gained or lost the most
@@ -109,6 +109,8 @@ def limits(contents: Contents) -> list[str]:
             )
     elif entries:
         found.append("Runs without a comparison: differences of a few points between them may be noise.")
+    if document is not None:
+        found += [note.replace("†", "Marked rows:") for note in footnotes(document)]
     views = {method["views_per_step"] for method in entries}
     if len(views) > 1:
         found.append(

@@ -281,7 +281,7 @@ class MethodEntry:
     `partners`: the step reads batch B; `balanced_partners`: that is class-balanced, A is not. `takes_prior` and
     `takes_real_finish`: the method has no remedy of its own for the imbalance that would count the training set.
     `own_prior`: the losses see log counts of that set; `post_hoc`: the trained classifier has them taken off (Menon et
-    al. 2021, Eq. 9).
+    al. 2021, Eq. 9). `counts_classes`: its remedy counts that set, and does nothing where all classes have one size.
     """
 
     step: Callable[[Batch, StepContext], Losses]
@@ -295,6 +295,7 @@ class MethodEntry:
     takes_prior: bool = False
     takes_real_finish: bool = False
     takes_smoothing: bool = True
+    counts_classes: bool = False
     post_hoc: bool = False
     class_balanced: bool = False
     balanced_partners: bool = False
@@ -335,10 +336,10 @@ METHODS: dict[Method, MethodEntry] = {
     ),
     "ce": MethodEntry(cross_entropy_step, takes_prior=True, takes_real_finish=True),
     "focal": MethodEntry(focal_step, takes_prior=True, takes_real_finish=True, takes_smoothing=False),
-    "class-weights": MethodEntry(class_weights_step, takes_real_finish=True),
+    "class-weights": MethodEntry(class_weights_step, takes_real_finish=True, counts_classes=True),
     "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True, takes_real_finish=True),
-    "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True),
-    "logit-adjustment": MethodEntry(cross_entropy_step, post_hoc=True),
+    "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True, counts_classes=True),
+    "logit-adjustment": MethodEntry(cross_entropy_step, post_hoc=True, counts_classes=True),
     # The second stages' share is that of the authors' CIFAR schedule, 40 of 200 epochs, and for cRT the same.
     "ldam-drw": MethodEntry(ldam_drw_step, classifier="cosine", takes_smoothing=False, second_stage=SecondStage()),
     "crt": MethodEntry(crt_step, second_stage=SecondStage(class_balanced=True, restarts=True)),

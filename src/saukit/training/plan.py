@@ -65,6 +65,11 @@ class TrainingPlan:
         return self.split.class_counts + np.bincount(self.cache.labels, minlength=self.split.num_classes)
 
     @property
+    def counts_nothing(self) -> bool:
+        """Whether the method is plain cross entropy, because it counts classes that all have one size."""
+        return self.method.counts_classes and len(set(self.class_counts.tolist())) == 1
+
+    @property
     def model_spec(self) -> ModelSpec:
         """What the trained model's file will say of it."""
         backbone = BACKBONES[self.config.backbone]

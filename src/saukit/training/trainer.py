@@ -293,6 +293,11 @@ class Trainer:
             loss += f", label smoothing {config.label_smoothing:g}"
         if config.real_finish:
             loss += f", the last {100 * config.real_finish:g}% of the steps on real images alone"
+        if plan.counts_nothing:
+            reporter.warn(
+                f"{config.method} counts the training set, whose classes all have {plan.class_counts[0]:,} images: "
+                "this is cross entropy; `--method ce --prior-correction 1` counts the real images"
+            )
         real = self.training_set.real_count
         reporter.say(
             f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
@@ -441,6 +446,7 @@ class Trainer:
                 "epochs": round(self.step_count / plan.steps_per_epoch, 4),
                 "batch_size": plan.batch_size,
                 "views_per_step": self.method.views_per_step,
+                **({"counts_nothing": True} if plan.counts_nothing else {}),
                 "chosen_step": self.step_count if self.best is None else self.best[1],
                 "chosen_by": "last step" if self.best is None else "validation part of the real training images",
                 "seconds": round(self.seconds, 1),

@@ -233,13 +233,19 @@ def test_an_image_that_is_not_finite_is_an_error() -> None:
         )
 
 
-def test_the_class_balancing_loss_is_that_of_a_plain_loop_and_moves_each_side_by_its_share() -> None:
+@pytest.mark.parametrize("labelled", [(True, True, True), (True, False, True)])
+def test_the_class_balancing_loss_is_that_of_a_plain_loop_and_moves_each_side_by_its_share(
+    labelled: tuple[bool, ...],
+) -> None:
+    """Qin et al. 2023, Algorithm 1; an image whose label was dropped adds nothing, but is one of the batch."""
     rng = np.random.default_rng(0)
     mine, other = (torch.tensor(rng.normal(size=(3, 2, 4, 4)), requires_grad=True) for _ in range(2))
     times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    loss = class_balancing_loss(mine, other, times)
+    loss = class_balancing_loss(mine, other, times, torch.tensor(labelled))
     expected = 0.0
     for n in range(3):
+        if not labelled[n]:
+            continue
         square = float((mine[n] - other[n]).square().mean())
         expected += float(times[n]) * (square + 0.25 * square) / 3
     assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -12,6 +12,7 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.state import load_state
 from saukit.data.split import Split
 from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators import diffusion_training as training_room
 from saukit.synthesis.generators.diffusion import save_generator
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, TrainingImages
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig, Preset
@@ -160,6 +161,25 @@ def test_every_variant_of_the_training_resumes_to_the_same_bits_and_draws(
     assert [float(second.train_step()) for _ in range(3)] == losses[3:]
     labels, seeds = np.arange(4, dtype=np.int64), np.arange(4, dtype=np.int64)
     assert np.array_equal(whole.sample(labels, seeds), second.sample(labels, seeds))
+
+
+def test_cbdm_contrasts_with_classes_by_their_frequency_and_leaves_dropped_labels_out(
+    micro: SynthConfig, split: Split, cpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step computed again: the other classes that the network saw, and what the regulariser was told."""
+    training = trainer(replace(micro, tail="cbdm", train_batch_size=4096), split, cpu, steps=2)
+    asked: list[torch.Tensor] = []
+    told: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "_velocity", lambda inputs, times, labels: asked.append(labels) or inputs)
+    monkeypatch.setattr(training_room, "class_balancing_loss", lambda *given: told.append(given[3]) or given[0].mean())
+    monkeypatch.setattr(training_room, "flow_matching_loss", lambda *_: training.unet.conv_in.weight.sum())
+    training.train_step()
+    (own, others), (labelled,) = asked, told
+    assert torch.equal(labelled, own != split.num_classes)
+    assert 0.08 < float((~labelled).double().mean()) < 0.12
+    shares = torch.bincount(others, minlength=split.num_classes).double() / len(others)
+    expected = split.class_counts / split.class_counts.sum()
+    assert shares.numpy() == pytest.approx(expected, abs=5 * (0.25 / 4096) ** 0.5)
 
 
 def test_natural_sampling_draws_images_and_not_classes(cpu: torch.device) -> None:

@@ -157,19 +157,22 @@ def flow_matching_loss(velocity: Tensor, images: Tensor, noise: Tensor) -> Tenso
     return functional.mse_loss(velocity.float(), noise.float() - images.float())
 
 
-def class_balancing_loss(velocity: Tensor, other_velocity: Tensor, times: Tensor) -> Tensor:
+def class_balancing_loss(velocity: Tensor, other_velocity: Tensor, times: Tensor, labelled: Tensor) -> Tensor:
     """The class-balancing regulariser of CBDM (Qin et al. 2023, arXiv 2305.00562, Algorithm 1), in float32; returns [].
 
-    It draws the prediction for an image's class towards that for a class drawn uniformly, the more the noisier the
-    image is: what classes share is then learned by the tail from the head. The paper's weight tau t with tau = 1 / 1000
-    and t up to 1000 is this module's t; its noise predictions are velocities here, as in the loss it is added to.
+    It draws the prediction for an image's class towards that for another one, the more the noisier the image is: what
+    classes share is then learned by the tail from the head. When the network is trained from scratch the other class
+    comes by the training images' frequencies, and images whose label was dropped add nothing. The paper's weight tau t
+    with tau = 1 / 1000 and t up to 1000 is this module's t; its noise predictions are velocities here, as in the loss
+    it is added to.
 
-    Shapes: velocity and other_velocity, for the image's class and the other one, [n, c, h, w]; times [n].
+    Shapes: velocity and other_velocity, for the image's class and the other one, [n, c, h, w]; times [n]; labelled
+        bool [n], False for dropped labels.
     """
     mine, other = velocity.float(), other_velocity.float()
     towards_other = (mine - other.detach()).square().mean(dim=(1, 2, 3))
     towards_mine = (mine.detach() - other).square().mean(dim=(1, 2, 3))
-    return (times * (towards_other + COMMITMENT * towards_mine)).mean()
+    return (labelled * times * (towards_other + COMMITMENT * towards_mine)).mean()
 
 
 def drop_labels(labels: Tensor, null_class: int, generator: torch.Generator) -> Tensor:

@@ -93,6 +93,10 @@ class TrainingImages:
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         return images, labels
 
+    def draw_classes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Classes int64 [count], each as likely as it has images."""
+        return torch.multinomial(self._counts.double(), count, replacement=True, generator=generator)
+
     def origins(self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary: of the class, chosen by the seed."""
         index = [
@@ -180,8 +184,11 @@ class GeneratorTrainer:
             velocity = self._velocity(inputs, times, labels)
             loss = flow_matching_loss(velocity, images, noise)
             if self.config.tail == "cbdm":
-                others = torch.randint(self.num_classes, labels.shape, generator=generator, device=self.device)
-                loss = loss + class_balancing_loss(velocity, self._velocity(inputs, times, others), times)
+                others = self.data.draw_classes(len(labels), generator)
+                balancing = class_balancing_loss(
+                    velocity, self._velocity(inputs, times, others), times, labels != self.num_classes
+                )
+                loss = loss + balancing
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), GRADIENT_NORM)
