@@ -375,6 +375,6 @@ def test_without_partners_they_are_not_decoded(
 def test_every_method_says_whether_it_reads_partners(method: Method) -> None:
     """A step that read images of B which are not there would fail, or train on nothing."""
     source = inspect.getsource(METHODS[method].step)
-    called = [name for name in ("mixup_cutmix_step", "sau_step") if f"{name}(" in source]
+    called = [name for name in ("mixup_cutmix_step", "sau_step", "_mixed_views") if f"{name}(" in source]
     reads = "partner_images" in source or bool(called)
     assert METHODS[method].partners == reads
