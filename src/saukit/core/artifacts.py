@@ -1,8 +1,8 @@
 """Files that are whole or absent, and the manifest that vouches for them.
 
 Every write goes to a temporary sibling, is flushed to disk, and is renamed into place. `manifest.json` is written last:
-its presence means that the artefact is complete, and it holds the SHA-256 of every file, which every reader checks
-(neither safetensors nor torch.save notices a flipped byte).
+its presence means that the artefact is complete, and it holds the SHA-256 of every file, which every reader checks, of
+large files once (`core.stamps`) (neither safetensors nor torch.save notices a flipped byte).
 
 File systems that know no permissions, or cannot flush (network drives, FAT), stop nothing; a write that fails does.
 """
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from saukit.core.documents import START_OVER, parse_json, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.files import check_regular
+from saukit.core.stamps import Stamps
 from saukit.core.words import format_bytes
 from saukit.core.writing import (
     INPUTS_NAME,
@@ -144,6 +145,10 @@ def write_manifest(
             raise CorruptArtifactError(
                 f"{folder / name} was changed while the work went on: continue with --resume, or {START_OVER}"
             )
+    stamps = Stamps(folder)
+    for name, record in records.items():
+        stamps.add(folder / name, record["sha256"])
+    stamps.save()
     _write_manifest(folder, manifest)
     forget_hashes(folder)
     (folder / INPUTS_NAME).unlink(missing_ok=True)
@@ -190,7 +195,9 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
     if manifest.kind != kind:
         raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")
     if verify:
-        bad = [problem for name, record in manifest.files.items() if (problem := _problem(folder / name, record))]
+        stamps = Stamps(folder)
+        bad = [text for name, record in manifest.files.items() if (text := _problem(folder / name, record, stamps))]
+        stamps.save()
         if not bad and _content_digest(manifest.files) != manifest.digest:
             bad = [f"{MANIFEST_NAME} (its digest does not fit its files)"]
         if bad:
@@ -231,12 +238,17 @@ def _content_digest(records: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _problem(path: Path, record: Mapping[str, Any]) -> str | None:
+def _problem(path: Path, record: Mapping[str, Any], stamps: Stamps) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != record["bytes"]:
         return f"{path.name} has {path.stat().st_size} bytes instead of {record['bytes']}"
-    return None if sha256_file(path) == record["sha256"] else f"{path.name} was changed after it was written"
+    if stamps.vouches(path, record["sha256"]):
+        return None
+    if sha256_file(path) != record["sha256"]:
+        return f"{path.name} was changed after it was written"
+    stamps.add(path, record["sha256"])
+    return None
 
 
 def _check_format(version: object, path: Path) -> None:

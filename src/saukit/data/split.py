@@ -37,7 +37,7 @@ from saukit.core.workspace import Workspace, existing_state, require
 from saukit.core.writing import recover_folder, staged_folder, write_text
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
-from saukit.data.decoding import Fitting, refuse_or_warn
+from saukit.data.decoding import CROP, Fitting, refuse_or_warn
 from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
 from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
 from saukit.data.long_tail import class_counts
@@ -84,9 +84,9 @@ class Split:
     mean: Channels
     std: Channels
     flip: bool
-    fitting: Fitting
     groups: ShotGroups
     manifest: Manifest
+    fitting: Fitting = CROP
 
     @property
     def image_size(self) -> tuple[int, int]:
