@@ -109,6 +109,7 @@ CHANGED = [
         synthetic_weight=0.5,
         real_finish=0.5,
         label_smoothing=0.1,
+        as_published=True,
         flip=True,
         select="val",
         amp="off",

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from saukit.models.backbones import BACKBONES, BasicBlock, OptionAShortcut, build_backbone, count_parameters
+from saukit.models.backbones import (
+    BACKBONES,
+    BasicBlock,
+    OptionAShortcut,
+    build_backbone,
+    count_parameters,
+    initialise_fan_in,
+)
 from saukit.models.dual_branch import DualBranchNet
 
 
@@ -133,3 +140,16 @@ def test_features_of_small_images_reach_every_weight() -> None:
     for name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_published_initialisation_is_kaimings_fan_in_for_kernels_and_matrices() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 256)
+    network = nn.Sequential(nn.Conv2d(8, 64, 3), nn.BatchNorm2d(64), linear)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    initialise_fan_in(network)
+    for name, fan_in in (("0.weight", 72), ("2.weight", 128)):
+        assert float(network.state_dict()[name].std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+    assert float(linear.weight.std() / before["2.weight"].std()) == pytest.approx(6**0.5, rel=0.05)
+    kept = [name for name, value in network.state_dict().items() if torch.equal(value, before[name])]
+    assert set(before) - set(kept) == {"0.weight", "2.weight"}

@@ -87,6 +87,44 @@ def test_operation_equals_torchvision_on_pil(name: str, height: int, width: int)
     assert torch.equal(batch, before)
 
 
+def published(name: str, image: Image.Image, size: float) -> Image.Image:
+    """The geometric operations of the AutoAugment that long-tail papers use, with PIL's own calls."""
+    grey = (128, 128, 128)
+    if name == "ShearX":
+        shear = (1.0, size, 0.0, 0.0, 1.0, 0.0)
+        return image.transform(image.size, Image.Transform.AFFINE, shear, Image.Resampling.BICUBIC, fillcolor=grey)
+    if name == "ShearY":
+        shear = (1.0, 0.0, 0.0, size, 1.0, 0.0)
+        return image.transform(image.size, Image.Transform.AFFINE, shear, Image.Resampling.BICUBIC, fillcolor=grey)
+    if name == "Rotate":
+        turned = image.convert("RGBA").rotate(abs(size))
+        return Image.composite(turned, Image.new("RGBA", turned.size, (128,) * 4), turned).convert("RGB")
+    # Theirs moves by fractions of a pixel, saukit's as torchvision's by whole ones.
+    x, y = (float(int(size)), 0.0) if name == "TranslateX" else (0.0, float(int(size)))
+    return image.transform(image.size, Image.Transform.AFFINE, (1.0, 0.0, -x, 0.0, 1.0, -y), fillcolor=grey)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_published_geometry_is_pils_with_grey_around(name: str, height: int, width: int) -> None:
+    images = pictures(height, width)
+    largest = {"Rotate": 30.0, "TranslateX": 150 / 331 * width, "TranslateY": 150 / 331 * height}.get(name, 0.3)
+    sizes = torch.linspace(0.0, largest, 10).tolist()
+    for bin_ in (0, 3, 7, 9):
+        for positive in (False, True):
+            result = autoaugment.apply_operation(
+                to_tensor(images),
+                torch.full((len(images),), OPERATIONS.index(name)),
+                torch.full((len(images),), bin_),
+                torch.full((len(images),), positive),
+                as_published=True,
+            )
+            size = sizes[bin_] if positive else -sizes[bin_]
+            expected = to_tensor([published(name, image, size) for image in images])
+            assert (result.int() - expected.int()).abs().max() <= (name in ("ShearX", "ShearY")), (bin_, positive)
+
+
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_drawn_sub_policies_equal_torchvision_on_pil(height: int, width: int) -> None:

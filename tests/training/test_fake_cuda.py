@@ -30,7 +30,7 @@ from saukit.synthesis.generators.diffusion_model import guided_velocity, solve
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, unwarped
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig
 from saukit.synthesis.plan import resolve
-from saukit.training import autoaugment, views
+from saukit.training import autoaugment, blur
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry, StepContext, class_prototypes
 from saukit.training.step import StepBatch, TrainingStep
@@ -67,7 +67,7 @@ class NothingOnTheHost(TorchDispatchMode):
         return result
 
 
-TABLES = {autoaugment: ("_policy_tables", "_magnitude_tables"), views: ("_reflected_taps",)}
+TABLES = {autoaugment: ("_policy_tables", "_magnitude_tables"), blur: ("_border_taps",)}
 
 
 def on_the_host(make: Callable[..., Any]) -> Callable[..., Any]:

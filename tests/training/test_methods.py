@@ -66,7 +66,7 @@ def unit_rows(seed: int, dimensions: int) -> tuple[Tensor, Tensor]:
 
 
 def context_of(net: DualBranchNet, seed: int, *, tau: float = 0.0, **fields: Any) -> StepContext:
-    options = ("noise", "temperature", "synthetic_weight", "label_smoothing")
+    options = ("noise", "temperature", "synthetic_weight", "label_smoothing", "as_published")
     own = {name: fields.pop(name) for name in options if name in fields}
     given: dict[str, Any] = {
         "network": net,
@@ -158,8 +158,9 @@ def plain_sau(
     second = context.views.crop_flip(data.partner_images, generator)
     lam = float(torch.rand((), generator=generator))
     mixed = torch.stack([lam * first[i] + (1 - lam) * second[i] for i in range(BATCH)])
+    of_box = float(torch.rand((), generator=generator)) if context.config.as_published else lam
     centre_y, centre_x = (int(torch.randint(SIDE, (), generator=generator)) for _ in range(2))
-    half = int(math.sqrt(1 - lam) * SIDE)
+    half = int(math.sqrt(1 - of_box) * SIDE)
     pasted = [
         (y, x)
         for y in range(centre_y - half // 2, centre_y - half // 2 + half)
@@ -203,6 +204,29 @@ def test_sau_is_l_mix_plus_l_sc(seed: int, noise: Any, temperature: float) -> No
     assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
     assert int(context.metrics["trusted_images"]) == expected["trusted"]
     assert int(context.metrics["synthetic_images"]) == int(batch(seed).synthetic.sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sau_as_published_mixes_and_cuts_by_two_shares_and_every_pass_moves_the_projections_statistics(
+    seed: int,
+) -> None:
+    net = network(seed)
+    expected = plain_sau(copy.deepcopy(net), batch(seed), context_of(net, seed, as_published=True))
+    own = plain_sau(copy.deepcopy(net), batch(seed), context_of(net, seed))
+    taken: list[Tensor] = []
+    separate = copy.deepcopy(net)
+    handle = net.backbone.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].detach().clone()))
+    steps = METHODS["sau"].step(batch(seed), context_of(net, seed, as_published=True))
+    found = {name: float(loss.detach()) for name, loss in steps}
+    handle.remove()
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=2e-5)
+    assert found["mixup"] == pytest.approx(own["mixup"], rel=2e-5)
+    assert expected["kept"] != own["kept"]
+    with torch.no_grad():
+        for view in taken:
+            separate.project(view)
+    for name, value in net.named_buffers():
+        torch.testing.assert_close(value, dict(separate.named_buffers())[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tau", "weight"), KNOBS)

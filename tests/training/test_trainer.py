@@ -38,9 +38,10 @@ from saukit.models.model_file import load_model
 from saukit.training import methods
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
-from saukit.training.config import TrainConfig
+from saukit.training.config import PRESETS, TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
+from saukit.training.step import build_context
 from saukit.training.trainer import Trainer, fit
 from saukit.training.views import Views
 
@@ -297,6 +298,16 @@ def test_ldam_drw_weighs_classes_in_the_last_fifth_alone(split_work: Path) -> No
     trainer = Trainer(plan_of(split_work, tiny(method="ldam-drw", steps=10)))
     assert [trainer._batch(step).second_stage for step in range(10)] == [False] * 8 + [True] * 2
     assert trainer.step.context.class_counts.tolist() == trainer.plan.class_counts.tolist()
+
+
+def test_the_preset_paper_has_the_authors_details_and_no_other_has(split_work: Path) -> None:
+    assert [name for name, preset in PRESETS.items() if preset.as_published] == ["paper"]
+    assert plan_of(split_work, tiny(method="sau", preset="paper")).config.as_published
+    own, published = (build_context(plan_of(split_work, tiny(method="sau", as_published=on))) for on in (False, True))
+    assert (own.views.as_published, published.views.as_published) == (False, True)
+    fan_in = own.network.classifier.in_features
+    stds = [float(context.network.classifier.weight.std()) * fan_in**0.5 for context in (own, published)]
+    assert stds == pytest.approx([3**-0.5, 2**0.5], rel=0.15)
 
 
 def test_cmo_pastes_the_tail_from_the_fifth_of_two_hundred_parts_on_until_the_last_three(split_work: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from saukit.training import autoaugment
+from saukit.training import autoaugment, blur
 from saukit.training import views as augment
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.views import Views
@@ -258,12 +258,30 @@ def test_grayscale_equals_torchvision() -> None:
     ("height", "width", "kernel"), [(8, 8, 3), (32, 32, 3), (50, 50, 5), (40, 96, 5), (224, 224, 23)]
 )
 def test_gaussian_blur_equals_torchvision(height: int, width: int, kernel: int) -> None:
-    assert augment.blur_kernel_size(height, width) == kernel
+    assert blur.blur_kernel_size(height, width) == kernel
     images, sigma = as_float(photographs(height, width, 4)), torch.tensor([0.1, 0.5, 1.3, 2.0])
-    result = augment.gaussian_blur(images, sigma)
+    result = blur.gaussian_blur(images, sigma)
     for i in range(4):
         expected = TF.gaussian_blur(images[i], [kernel, kernel], [float(sigma[i])] * 2)
         torch.testing.assert_close(result[i], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_published_blur_is_pils(height: int, width: int) -> None:
+    """PIL rounds to whole levels in each of its six passes, three per axis; ours does not."""
+    images = photographs(height, width)
+    for radius in (0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0):
+        found = 255 * blur.pil_gaussian_blur(as_float(images), torch.full((len(images),), radius))
+        expected = on_pil(lambda image: image.filter(ImageFilter.GaussianBlur(radius)), images)  # noqa: B023
+        assert (found - expected).abs().max() < 6 * 0.5, radius
+
+
+def test_the_published_cutout_is_black_and_the_own_grey() -> None:
+    images = photographs(32, 32)
+    for as_published, colour in ((True, (0 - MEAN) / STD), (False, torch.zeros(3))):
+        seen = Views(MEAN, STD, flip=True, as_published=as_published).autoaugment(images, generator())
+        holes = (seen - colour[:, None, None]).abs().amax(1) < 1e-6
+        assert int(holes.flatten(1).sum(1).min()) >= 8 * 8
 
 
 def on_pil(operation: Callable[..., Image.Image], images: Tensor, *arguments: Any) -> Tensor:
@@ -296,7 +314,7 @@ def test_crop_grey_and_blur_lie_within_a_level_of_torchvision_on_pil() -> None:
     grey = 255 * augment.grayscale(as_float(images)) - on_pil(TF.rgb_to_grayscale, images, 3)
     assert grey.abs().max() < 0.6
     for sigma in (0.1, 0.7, 2.0):
-        blurred = 255 * augment.gaussian_blur(as_float(images), torch.full((24,), sigma))
+        blurred = 255 * blur.gaussian_blur(as_float(images), torch.full((24,), sigma))
         # torchvision rounds a blurred PIL image to the nearest level.
         assert (blurred - on_pil(TF.gaussian_blur, images, [3, 3], [sigma, sigma])).abs().max() < 0.51
 

@@ -193,6 +193,13 @@ def build_backbone(name: str) -> nn.Module:
     return backbone
 
 
+def initialise_fan_in(module: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers anew, He et al. 2015 with fan-in, as SAU's authors do."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight)
+
+
 def count_parameters(module: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

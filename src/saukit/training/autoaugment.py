@@ -35,6 +35,8 @@ _LAST_GEOMETRIC = _POSITION["Rotate"]
 _LAST_TABLE = _POSITION["Equalize"]
 
 MAGNITUDE_BINS = 10
+GREY = 128  # what published code fills with
+ROTATION_SIGN = 1  # of `positive`: PIL turns anticlockwise by positive degrees
 
 # Each sub-policy: two operations, each with its probability and its magnitude bin (0 where the operation has none).
 CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
@@ -125,21 +127,30 @@ def draw_autoaugment(batch: int, *, device: torch.device, generator: torch.Gener
     )
 
 
-def autoaugment(images: Tensor, parameters: AutoAugmentParameters) -> Tensor:
-    """Apply both slots of the drawn sub-policies.
+def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_published: bool = False) -> Tensor:
+    """Apply both slots of the drawn sub-policies; `as_published` as in `apply_operation`.
 
     Shapes: images uint8 [b, 3, H, W]; parameters [b, 2] each; returns uint8 [b, 3, H, W].
     Raises: ValueError if the images are not uint8 [b, 3, H, W].
     """
     for slot in (0, 1):
         images = apply_operation(
-            images, parameters.operation[:, slot], parameters.magnitude[:, slot], parameters.positive[:, slot]
+            images,
+            parameters.operation[:, slot],
+            parameters.magnitude[:, slot],
+            parameters.positive[:, slot],
+            as_published=as_published,
         )
     return images
 
 
-def apply_operation(images: Tensor, operation: Tensor, magnitude: Tensor, positive: Tensor) -> Tensor:
+def apply_operation(
+    images: Tensor, operation: Tensor, magnitude: Tensor, positive: Tensor, *, as_published: bool = False
+) -> Tensor:
     """Apply one operation to each sample.
+
+    `as_published`: as in the code that SAU's authors and many long-tail papers use. What an image is moved away from is
+    grey (128), shears are bicubic, and a rotation is always anticlockwise.
 
     Shapes: images uint8 [b, 3, H, W]; operation int64 [b], positions in `OPERATIONS`; magnitude int64 [b], bins from
         0 to 9; positive bool [b]; returns uint8 [b, 3, H, W].
@@ -150,20 +161,62 @@ def apply_operation(images: Tensor, operation: Tensor, magnitude: Tensor, positi
     height, width = images.shape[-2:]
     tables = _magnitude_tables(height, width, images.device)
     sign = positive.long()
+    if as_published:
+        sign = torch.where(operation == _POSITION["Rotate"], ROTATION_SIGN, sign)
     affine = tables.affine[operation, magnitude, sign]
     factor = tables.factor[operation, magnitude, sign]
     threshold = tables.threshold[operation, magnitude]
     bit_mask = tables.bit_mask[operation, magnitude]
 
-    images = apply_to_rows(operation <= _LAST_GEOMETRIC, images.clone(), affine_nearest, affine)
+    if as_published:
+        amount = factor - 1
+        is_shear = operation <= _POSITION["ShearY"]
+        down = operation == _POSITION["ShearY"]
+        images = apply_to_rows(is_shear, images.clone(), shear_bicubic, amount, down)
+        moved = (operation <= _LAST_GEOMETRIC) & ~is_shear
+        images = apply_to_rows(moved, images, _affine_grey, affine)
+    else:
+        images = apply_to_rows(operation <= _LAST_GEOMETRIC, images.clone(), affine_nearest, affine)
     is_table = (operation > _LAST_GEOMETRIC) & (operation <= _LAST_TABLE)
     images = apply_to_rows(is_table, images, _look_up, operation, factor, threshold, bit_mask)
     images = apply_to_rows(operation == _POSITION["Color"], images, adjust_colour, factor)
     return apply_to_rows(operation == _POSITION["Sharpness"], images, adjust_sharpness, factor)
 
 
-def affine_nearest(images: Tensor, affine: Tensor) -> Tensor:
-    """Nearest-neighbour affine map with zero fill, in the 16.16 fixed-point arithmetic of PIL's `Image.transform`.
+def shear_bicubic(images: Tensor, amount: Tensor, down: Tensor) -> Tensor:
+    """PIL's bicubic shear with grey fill: output (x, y) takes input (x + amount y, y), or (x, y + amount x) if `down`.
+
+    Coordinates are those of pixel centres; Keys' cubic with a = -1, the edge repeated, as in PIL's `Image.transform`.
+
+    Shapes: images uint8 [b, 3, H, W]; amount float32 [b]; down bool [b]; returns uint8 [b, 3, H, W].
+    """
+    along = _shear_rows(images, amount)
+    return torch.where(down[:, None, None, None], _shear_rows(images.mT, amount).mT, along)
+
+
+def _shear_rows(images: Tensor, amount: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    x = torch.arange(width, dtype=torch.float64, device=images.device)[None, None, :] + 0.5
+    y = torch.arange(height, dtype=torch.float64, device=images.device)[None, :, None] + 0.5
+    source = x + amount.double()[:, None, None] * y
+    inside = (source >= 0) & (source < width)
+    base = (source - 0.5).floor()
+    d = source - 0.5 - base
+    weights = (((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d)
+    pixels = images.double()
+    total = torch.zeros_like(pixels)
+    for tap, weight in enumerate(weights):
+        index = (base + tap - 1).clamp(0, width - 1).long()
+        total += weight[:, None] * pixels.gather(3, index[:, None].expand_as(pixels))
+    return torch.where(inside[:, None], total.clamp(0, 255), GREY).to(torch.uint8)
+
+
+def _affine_grey(images: Tensor, affine: Tensor) -> Tensor:
+    return affine_nearest(images, affine, fill=GREY)
+
+
+def affine_nearest(images: Tensor, affine: Tensor, *, fill: int = 0) -> Tensor:
+    """Nearest-neighbour affine map, `fill` outside, in the 16.16 fixed-point arithmetic of PIL's `Image.transform`.
 
     Output pixel (x, y) takes input pixel ((a0 x + a1 y + a2) >> 16, (a3 x + a4 y + a5) >> 16). Integers up to
     32 767 pixels a side fit.
@@ -180,6 +233,8 @@ def affine_nearest(images: Tensor, affine: Tensor) -> Tensor:
     index = torch.where(inside, source_y * width + source_x, 0).to(torch.int64)
     index = index.reshape(batch, 1, height * width).expand(-1, channels, -1)
     moved = images.reshape(batch, channels, height * width).gather(2, index).reshape(images.shape)
+    if fill:
+        return torch.where(inside[:, None], moved, fill)
     return moved * inside[:, None].to(torch.uint8)
 
 

@@ -165,6 +165,11 @@ class TrainConfig:
         needs={"method.takes_smoothing": True},
         tag="smooth",
     )
+    as_published: bool | None = option(
+        None,
+        "SAU's details as in its authors' code: initialisation, blur, Cutout, AutoAugment, two mixing shares.",
+        preset=True,
+    )
     flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows")
     select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
     amp: Amp = option("auto", "Precision of the forward passes.")
@@ -203,6 +208,7 @@ class ResolvedTrainConfig(TrainConfig):
     freeze_bn: bool
     schedule: Schedule
     warmup: float
+    as_published: bool
     flip: bool
     amp: Literal["bf16", "fp16", "off"]
 
@@ -234,6 +240,7 @@ class Preset:
     clip_norm: float | None = None
     average: float | None = None
     crop_scale: float | None = None
+    as_published: bool = False
 
 
 HEAD_PRIOR = 100.0  # 1 / C of scikit-learn's logistic regression, whose loss is a sum over the images, not a mean
@@ -242,7 +249,7 @@ SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the
 
 PRESETS: dict[PresetName, Preset] = {
     # SAU's own settings for CIFAR: no warm-up, the learning rate changes once an epoch.
-    "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0),
+    "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0, as_published=True),
     # The customary settings of long-tail papers, those of LDAM-DRW (Cao et al. 2019): warm-up over five epochs.
     "ldam": Preset("resnet32-w16", 200, None, 128, 0.1, 2e-4, "step", 0.025, drop_last=False),
     "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),

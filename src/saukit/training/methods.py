@@ -71,7 +71,11 @@ class StepContext:
     def logits(self, images: Tensor) -> Tensor:
         """One forward pass of the classifier in autocast, plus the offsets in full precision; float32 [b, K]."""
         with self.precision.autocast():
-            logits: Tensor = self.network(images)
+            features = self.network.features(images)
+            logits: Tensor = self.network.classifier(features)
+            if self.config.as_published and self.network.projection is not None:
+                with torch.no_grad():  # for BatchNorm's statistics: the authors' network computes both heads each time
+                    self.network.projection(features)
         return logits.float() + self.logit_offsets
 
     def embeddings(self, *views: Tensor) -> tuple[Tensor, ...]:
@@ -185,6 +189,8 @@ def mixup_cutmix_step(batch: Batch, context: StepContext) -> Losses:
     first, second, lam = _mixed_views(batch, context)
     yield "mixup", _mixed_loss(mixup(first, second, lam), batch, context, lam)
 
+    if context.config.as_published:
+        lam = draw_beta_one_one(device=lam.device, generator=context.generator)
     # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
     box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=context.generator)
     yield "cutmix", _mixed_loss(cutmix(first, second, box), batch, context, kept_share)

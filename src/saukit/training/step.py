@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
+from saukit.models.backbones import BACKBONES, initialise_fan_in
 from saukit.models.lora import add_lora
 from saukit.models.pretrained import load_pretrained, load_weights
 from saukit.training.methods import MethodEntry, StepContext, logit_offsets
@@ -167,6 +168,10 @@ def build_context(plan: TrainingPlan) -> StepContext:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         network = plan.model_spec.build_network()
+        if config.as_published:
+            for part in network.children():
+                if part is not network.backbone or not BACKBONES[config.backbone].own_init:
+                    initialise_fan_in(part)
     start_from(network.backbone, plan)
     if config.tune == "head":
         network.backbone.requires_grad_(False)
@@ -187,6 +192,7 @@ def build_context(plan: TrainingPlan) -> StepContext:
             torch.tensor(plan.model_spec.std, device=device),
             flip=config.flip,
             crop_scale=config.crop_scale,
+            as_published=config.as_published,
         ),
         precision=Precision(config.amp, device.type),
         config=config,

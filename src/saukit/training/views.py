@@ -23,7 +23,6 @@ Shapes: b samples, height H, width W.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from saukit.models.inference import normalise
 from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment
+from saukit.training.blur import gaussian_blur, pil_gaussian_blur, separable
 from saukit.training.mixup import Box, box_mask
 
 # Colour jitter's operations, as torchvision numbers them.
@@ -78,6 +78,8 @@ class Views:
     `mean` and `std`, float32 [3], are for pixels in [0, 1]; `flip` says whether images are ever mirrored. Crop padding
     is an eighth of the shorter side and Cutout's square half of it: SAU's 4 and 16 at 32 pixels. With `crop_scale` v1
     and v2 have a resized crop of at least that share of the area instead, as is usual for photos.
+    `as_published`: v2 and v3 as in the code of SAU's authors. AutoAugment fills with grey (128), shears bicubically and
+    turns one way; Cutout is black, before the normalisation; the blur is PIL's GaussianBlur.
     Raises (each view): ValueError if the images are not uint8 [b, 3, H, W].
     """
 
@@ -85,6 +87,7 @@ class Views:
     std: Tensor
     flip: bool
     crop_scale: float | None = None
+    as_published: bool = False
 
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
@@ -94,12 +97,13 @@ class Views:
         """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
         images = self._crop_flip(images, generator)
         batch, _, height, width = images.shape
-        images = autoaugment(images, draw_autoaugment(batch, device=images.device, generator=generator))
+        parameters = draw_autoaugment(batch, device=images.device, generator=generator)
+        images = autoaugment(images, parameters, as_published=self.as_published)
         centres = draw_cutout(batch, height, width, device=images.device, generator=generator)
-        pixels = normalise(images, self.mean, self.std).mul_(
-            cutout_mask(*centres, min(height, width) // 2, height, width)
-        )
-        return _channels_last(pixels)
+        mask = cutout_mask(*centres, min(height, width) // 2, height, width)
+        if self.as_published:
+            return _channels_last(normalise(images * mask, self.mean, self.std))
+        return _channels_last(normalise(images, self.mean, self.std).mul_(mask))
 
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur.
@@ -120,7 +124,8 @@ class Views:
         pixels = resized_crop(images, crop, flips)
         pixels = colour_jitter(pixels, jitter)
         pixels = apply_to_rows(is_gray, pixels, grayscale)
-        pixels = apply_to_rows(is_blurred, pixels, gaussian_blur, sigma)
+        blur = pil_gaussian_blur if self.as_published else gaussian_blur
+        pixels = apply_to_rows(is_blurred, pixels, blur, sigma)
         return _channels_last(pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -279,7 +284,7 @@ def resized_crop(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> T
     rows = _resize_matrix(crop.top, crop.height, torch.arange(height, device=images.device)[None])
     columns = torch.arange(width, device=images.device)[None]
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
-    return _separable(images.to(torch.float32), rows, _resize_matrix(crop.left, crop.width, columns)).div_(255)
+    return separable(images.to(torch.float32), rows, _resize_matrix(crop.left, crop.width, columns)).div_(255)
 
 
 def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:
@@ -297,13 +302,6 @@ def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:
     weight = ((source + 0.5)[:, None, :] - centre[:, :, None]).abs_().mul_(slope[:, :, None]).add_(1).clamp_(min=0)
     weight = weight.mul_(in_crop[:, None, :])
     return weight.div_(weight.sum(dim=2, keepdim=True))
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T for each channel: images [b, 3, H, W], rows [b, H, H], columns [b, W, W]."""
-    with torch.autocast(images.device.type, enabled=False):
-        along_rows = images.flatten(1, 2).bmm(columns.transpose(1, 2)).view(images.shape)
-        return rows[:, None] @ along_rows
 
 
 def draw_jitter(batch: int, *, device: torch.device, generator: torch.Generator) -> JitterParameters:
@@ -371,41 +369,6 @@ def grayscale(images: Tensor) -> Tensor:
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     return (_GRAY_WEIGHTS[0] * red + _GRAY_WEIGHTS[1] * green + _GRAY_WEIGHTS[2] * blue).unsqueeze(1)
-
-
-def blur_kernel_size(height: int, width: int) -> int:
-    """Pixels of SimCLR's blur kernel: odd, about a tenth of the shorter side, at least 3."""
-    return max(3, 2 * (int(0.1 * min(height, width)) // 2) + 1)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each sample with its own sigma; kernel of `blur_kernel_size`, borders reflected.
-
-    Shapes: images float32 [b, 3, H, W]; sigma float32 [b], in pixels; returns [b, 3, H, W].
-    """
-    height, width = images.shape[-2:]
-    kernel_size = blur_kernel_size(height, width)
-    offset = torch.arange(kernel_size, device=images.device) - kernel_size // 2
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]).square())
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    return _separable(images, _blur_matrix(kernel, height), _blur_matrix(kernel, width))
-
-
-def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
-    """Matrix [b, size, size] that convolves with kernel [b, k] under reflected borders."""
-    taps = _reflected_taps(kernel.shape[1], size, kernel.device)
-    with torch.autocast(kernel.device.type, enabled=False):
-        return (kernel @ taps).view(-1, size, size)
-
-
-@lru_cache(maxsize=32)
-def _reflected_taps(kernel_size: int, size: int, device: torch.device) -> Tensor:
-    """One-hot [k, size * size]: which source pixel each tap of each output pixel reads."""
-    offset = torch.arange(kernel_size)[:, None] - kernel_size // 2
-    source = (torch.arange(size)[None, :] + offset).abs()
-    source = (size - 1) - (size - 1 - source).abs()
-    taps = torch.nn.functional.one_hot(source, size).to(torch.float32)
-    return taps.view(kernel_size, size * size).to(device)
 
 
 def _check_images(images: Tensor) -> None:
