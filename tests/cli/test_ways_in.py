@@ -61,7 +61,8 @@ def test_groups_are_on_one_side(cli: Cli, root: Path, tmp_path: Path, way: str) 
         "folder": ("--dataset", "folder", "--group-by", r"/(p\d+)-"),
     }
     arguments = (*given[way], "--test-fraction", "0.4", "--root", root, "-w", tmp_path / "w")
-    assert cli("make-lt", *arguments, "-q").code == 0
+    made = cli("make-lt", *arguments)
+    assert made.code == 0 and "5 groups, each in one part" in made.err
     split, test = load_split(Workspace(tmp_path / "w")), load_test(Workspace(tmp_path / "w"))
     names = [line.rpartition(" ")[0] for line in lines(root)]
     sides = [{names[i].split("/")[1][:2] for i in part.source_indices} for part in (split.train, test)]

@@ -184,6 +184,8 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         notes += (
             f"the centre square keeps {100 * share:.0f} % of the pictures on average; --fit pad keeps all of them",
         )
+    if (keys := group_keys(source, config.group_by)) is not None:
+        notes += (f"{len(set().union(*keys.values()))} groups, each in one part",)
     return SplitPlan(
         config=config,
         classes=source.classes,
