@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +17,9 @@ from saukit.cli.streams import shell_streams
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.interrupts import typed_command
 from saukit.core.version import __version__
+from saukit.core.words import printable, shown
+
+LONGEST_MESSAGE = 8000  # characters
 
 app = typer.Typer(
     name="saukit",
@@ -58,6 +62,8 @@ def main(
 def run() -> None:
     """Run the program; exit codes as README.md lists them."""
     with shell_streams():
+        if not _has_working_folder():  # which some libraries answer by ending the process
+            _fail(EnvironmentFault("the working folder is gone: change to one that is there and run the command again"))
         try:
             with typed_command(sys.argv[1:]):
                 app(prog_name="saukit")
@@ -76,7 +82,8 @@ def _fail(error: SaukitError) -> NoReturn:
 
         traceback.print_exc()
     console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    message = printable(shown(str(error), limit=LONGEST_MESSAGE, quotes=False))
+    console.print(f"[bold red]error:[/bold red] {escape(message)}")
     sys.exit(error.exit_code)
 
 
@@ -88,3 +95,10 @@ def _environment_fault(error: Exception) -> EnvironmentFault | None:
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
     return None
+
+
+def _has_working_folder() -> bool:
+    try:
+        return Path.cwd().is_dir()
+    except OSError:
+        return False

@@ -50,14 +50,14 @@ class _Stream:
 
 @contextlib.contextmanager
 def shell_streams() -> Iterator[None]:
-    """While entered, a character that a terminal cannot show becomes "?", and a closed pipe ends the process.
+    """While entered, a character that a terminal cannot show becomes its number, and a closed pipe ends the process.
 
     That is by SIGPIPE, with exit code 141 in the shell, as it ends cat.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout = cast(TextIO, _Stream(sys.stdout, "stdout"))
     if sys.stderr is not None:
         sys.stderr = cast(TextIO, _Stream(sys.stderr, "stderr"))

@@ -78,7 +78,12 @@ def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: 
         try:
             save_file(contiguous, temporary, metadata={METADATA_KEY: text})
         except SafetensorError as error:  # it wraps the OSError of a full disk
-            raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+            raise write_error(error) from error
+
+
+def write_error(error: Exception) -> OSError:
+    """The OSError that safetensors wraps."""
+    return OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from saukit.core.words import format_duration
+from saukit.core.words import format_duration, printable
 
 PLAIN_INTERVAL_SECONDS = 60.0
 
@@ -34,16 +34,16 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line of progress."""
         if not self.quiet:
-            self._err.print(escape(text))
+            self._err.print(_plain(text))
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
-        self._err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+        self._err.print(f"[yellow]warning:[/yellow] {_plain(text)}")
 
     def result(self, text: str) -> None:
         """One line of what was asked for."""
         if not self.quiet:
-            self._out.print(escape(text))
+            self._out.print(_plain(text))
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
@@ -51,11 +51,11 @@ class Reporter:
         """A table of what was asked for; the first `text_columns` columns are text, the others are numbers."""
         if self.quiet:
             return
-        table = Table(title=escape(title), title_justify="left", header_style="bold")
+        table = Table(title=_plain(title), title_justify="left", header_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if index < text_columns else "right", overflow="fold")
+            table.add_column(_plain(column), justify="left" if index < text_columns else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(_plain, row))
         self._out.print(table)
 
     def document(self, document: Any) -> None:
@@ -66,6 +66,11 @@ class Reporter:
     def progress(self, label: str, total: int, *, done: int = 0) -> ProgressLine:
         """A progress display of `total` pieces of work, `done` of them already there."""
         return ProgressLine(self._err, label, total, done=done, quiet=self.quiet)
+
+
+def _plain(text: str) -> str:
+    """`text` as rich shows it unchanged, and no terminal acts on it."""
+    return escape(printable(text))
 
 
 class ProgressLine:
@@ -94,7 +99,7 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(escape(self._label), total=self._total, completed=self._first, note="")
+            self._task = self._bar.add_task(_plain(self._label), total=self._total, completed=self._first, note="")
         return self
 
     def __exit__(
@@ -117,7 +122,7 @@ class ProgressLine:
         eta = self.eta_seconds
         note = note if eta is None else f"{note}  ETA {format_duration(eta)}".strip()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, note=escape(note))
+            self._bar.update(self._task, completed=done, note=_plain(note))
         elif not self._quiet and time.monotonic() - self._last_plain >= PLAIN_INTERVAL_SECONDS:
             self._last_plain = time.monotonic()
-            self._console.print(escape(f"{self._label} {done}/{self._total}  {note}"))
+            self._console.print(_plain(f"{self._label} {done}/{self._total}  {note}"))

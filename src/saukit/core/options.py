@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from saukit.core.errors import UsageError
+from saukit.core.words import shown
 
 T = TypeVar("T")
+MOST = 2**63  # no whole number that an array can hold
 KEY = "option"  # of a field's metadata
 # What another field, or one of several, has to be: a value, a tuple of values, True (set) or None (not set). The key
 # "method.two_stages" is a column of the table "method", in the row that the field `method` names.
@@ -68,7 +70,9 @@ class Option:
             return
         if self.check is not None:
             yield from self.check(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not self._within(value):
+        if isinstance(value, int) and abs(value) >= MOST:
+            yield f"{name} must be below 2^63, got {shown(value)}"
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not self._within(value):
             yield f"{name} must be {self._range()}{self.note and f' ({self.note})'}, got {value}"
 
     def _within(self, value: float) -> bool:

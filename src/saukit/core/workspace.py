@@ -14,7 +14,8 @@ from typing import Literal, TypeVar
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, write_json
 from saukit.core.config import differences, load_saved, to_yaml
 from saukit.core.documents import START_OVER, read_json
-from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
+from saukit.core.files import link_target
 from saukit.core.locks import hold
 from saukit.core.words import DEFAULT_WORKSPACE, name_problem
 from saukit.core.writing import (
@@ -65,10 +66,10 @@ class Workspace:
         return text if self.root == DEFAULT_WORKSPACE else f"{text} -w {shlex.quote(str(self.root))}"
 
     def run_names(self) -> list[str]:
-        """Names of the complete runs, the latest completed last; a damaged manifest hides no other run."""
+        """Names of the complete runs, the latest completed last; one damaged, or of a newer saukit, hides no other."""
         completed = []
         for path in (self.root / "runs").glob(f"*/{MANIFEST_NAME}"):
-            with contextlib.suppress(CorruptArtifactError):
+            with contextlib.suppress(CorruptArtifactError, DataError):
                 manifest = read_manifest(path.parent, kind="run", verify=False)
                 if manifest is not None:
                     completed.append((manifest.created, path.parent.name))
@@ -79,13 +80,24 @@ class Workspace:
         """Hold the one writer's lock of `artifact`, and clear what a killed writer left half-written in it.
 
         `tidy` False clears nothing: for an artefact to which other processes write parts under locks of their own.
-        Raises: as `core.locks.hold`.
+        Raises: as `core.locks.hold`; EnvironmentFault for a folder of it that is a link, which leads elsewhere.
         """
+        self._refuse_links(artifact)
         path = self.root / f".{artifact.relative_to(self.root).as_posix().replace('/', '-')}.lock"
         with hold(path, artifact):
             if tidy and artifact.exists():
                 remove_temporaries(artifact)
             yield
+
+    def _refuse_links(self, artifact: Path) -> None:
+        for folder in (artifact, *artifact.parents):
+            if folder == self.root:
+                return
+            if (target := link_target(folder)) is not None:
+                raise EnvironmentFault(
+                    f"{folder} is a link to {target}, and saukit writes only inside its workspace: "
+                    "put the folder itself there, or give the --workspace that it leads to"
+                )
 
 
 State = Literal["new", "partial", "complete"]

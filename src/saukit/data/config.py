@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from saukit.core.config import from_mapping, to_mapping
 from saukit.core.errors import UsageError
 from saukit.core.options import check, option, resolved_as
+from saukit.core.words import shown
 from saukit.data.shots import parse_rule
 from saukit.data.source import IMAGE_SIZES
 from saukit.data.source_config import SourceConfig
@@ -18,6 +20,7 @@ from saukit.data.sources.table import TABLE
 Profile = Literal["exp", "step", "pareto", "counts", "none"]
 
 DEFAULT_IMB = 100.0
+MOST_IMB = 1e9
 DEFAULT_TEST_FRACTION = 0.2
 
 
@@ -26,8 +29,8 @@ def parse_counts(items: Sequence[str]) -> dict[str, int]:
     counts = {}
     for item in (piece for text in items for piece in text.split(",") if piece):
         name, _, number = item.rpartition("=")
-        if not name or not number.isdecimal():
-            raise UsageError(f"{item!r} is not a count: write CLASS=N, such as --counts cat=50 dog=7")
+        if not name or not number.isdecimal() or len(number) > 18:
+            raise UsageError(f"{shown(item)} is not a count: write CLASS=N, such as --counts cat=50 dog=7")
         counts[name] = int(number)
     return counts
 
@@ -38,6 +41,13 @@ def _dataset_problems(name: str) -> list[str]:
     close = difflib.get_close_matches(name.lower(), TABLE, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return [f"unknown dataset {name!r}{hint}: use one of {', '.join(TABLE)}"]
+
+
+def _imb_problems(imb: float) -> list[str]:
+    """A ratio whose inverse is no number, or that no data set has."""
+    if imb <= 0 or not math.isfinite(imb) or 1 / MOST_IMB <= imb <= MOST_IMB:
+        return []
+    return [f"imb must lie between {1 / MOST_IMB:g} and {MOST_IMB:g}, got {imb:g}"]
 
 
 def _groups_problems(rule: str) -> list[str]:
@@ -70,6 +80,7 @@ class SplitConfig(SourceConfig):
         shown="100",
         above=0,
         note="largest / smallest class, or its inverse",
+        check=_imb_problems,
         needs={"profile": ("exp", "step", "pareto")},
     )
     profile: Profile | None = option(

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, write_json
+from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, write_error, write_json
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
 from saukit.core.errors import SaukitError, UsageError
@@ -127,7 +128,9 @@ def largest_difference(classifier: ImageClassifier, other: Logits, images: Tenso
 
 def _write_torch(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
     program = _program(classifier)
-    torch.export.save(program, folder / TORCH_NAME, extra_files={CLASSES_NAME: json.dumps(classifier.classes)})
+    archive = io.BytesIO()  # on a full disk, torch's own writer ends the process
+    torch.export.save(program, archive, extra_files={CLASSES_NAME: json.dumps(classifier.classes)})
+    (folder / TORCH_NAME).write_bytes(archive.getbuffer())
     loaded: Logits = torch.export.load(folder / TORCH_NAME).module()
     return loaded
 
@@ -161,7 +164,10 @@ def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, f
 
 def _write_hub(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
     (folder / README_NAME).write_text(readme(classifier.spec, path, run), encoding="utf-8")
-    classifier.save_pretrained(folder)  # it leaves a README.md that is there alone
+    try:
+        classifier.save_pretrained(folder)  # it leaves a README.md that is there alone
+    except SafetensorError as error:  # it wraps the OSError of a full disk
+        raise write_error(error) from error
     return load_classifier(folder)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, added_files, write_json
+from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, added_files, read_manifest, write_json
 from saukit.core.config import load_saved, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.device import suited_threads, using_threads
@@ -149,6 +149,7 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
         command = workspace.command("saukit train")
         raise DataError(f"no run is complete in {workspace.root / 'runs'}: run `{command}` first")
     if name is not None and name not in names:
+        read_manifest(workspace.run(name), kind="run")  # one that is damaged says so
         known = f"complete runs: {', '.join(names)}" if names else "no run is complete"
         raise DataError(f"no complete run {name!r} in {workspace.root / 'runs'} ({known})")
     return name if name is not None else names[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, UsageError
+from saukit.core.words import shown
 from saukit.data.decoding import Fitting
+from saukit.data.source import IMAGE_SIZES
 from saukit.data.source_config import Fit
 from saukit.models.backbones import BACKBONES
 from saukit.models.dual_branch import Classifier, Crops, DualBranchNet
@@ -40,6 +43,20 @@ class ModelSpec:
     def fitting(self) -> Fitting:
         """How pictures become its images."""
         return Fitting(self.fit, self.background)
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for what no network has; a file may say anything."""
+        sizes, (least, most) = self.image_size, IMAGE_SIZES
+        problems = [
+            *(["classes must be names, each once"] if not 0 < len(set(self.classes)) == len(self.classes) else []),
+            *([] if len(sizes) == 2 and all(least <= side <= most for side in sizes) else
+              [f"image_size must be two sides of {least} to {most} pixels, got {shown(sizes)}"]),
+            *(f"{name} must be three numbers{' above 0' if positive else ''}, got {shown(values)}"
+              for name, values, positive in (("mean", self.mean, False), ("std", self.std, True))
+              if len(values) != 3 or not all(map(math.isfinite, values)) or (positive and min(values) <= 0)),
+        ]  # fmt: skip
+        if problems:
+            raise UsageError("; ".join(problems))
 
     def build_network(self) -> DualBranchNet:
         """A new network of this kind, its weights at random. Raises: KeyError for an unknown backbone."""
@@ -79,6 +96,6 @@ def load_model(path: Path) -> tuple[DualBranchNet, ModelSpec]:
         spec = from_mapping(ModelSpec, metadata["model"], where=str(path))
         network = spec.build_network()
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    except (KeyError, TypeError, AttributeError, RuntimeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
     return network.eval(), spec

@@ -149,7 +149,7 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
     for folder in sorted(root.glob("*/")):
         try:
             manifest = read_manifest(folder, kind=COMPARISON_KIND)
-        except CorruptArtifactError as error:
+        except (CorruptArtifactError, DataError) as error:
             if folder.name == config.comparison:
                 raise
             left_out.append(LeftOut(folder.name, f"comparison is damaged: {error}"))

@@ -33,7 +33,7 @@ class SynthConfig:
     """
 
     per_class_target: int | None = option(
-        None, "Real + synthetic images per class.", shown="the largest class", least=1
+        None, "Real + synthetic images per class.", shown="the largest class", least=1, most=10**7
     )
     generator: str = option(
         "diffusion",

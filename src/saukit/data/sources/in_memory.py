@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from saukit.core.errors import DataError
+from saukit.core.words import shortened
 from saukit.data.source import Pixels, Source
 
 if TYPE_CHECKING:
@@ -30,11 +32,16 @@ def source_of_arrays(
     fingerprint: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
-    """A source of square images: grey [N, H, H], channels last [N, H, H, 3] or channels first [N, 3, H, H]."""
+    """A source of square images: grey [N, H, H], channels last [N, H, H, 3] or channels first [N, 3, H, H].
+
+    Raises: DataError for arrays that are not that, or labels that do not fit them and the classes.
+    """
     import numpy as np
 
     given = {name: part for name, part in (("train", train), ("test", test), ("val", val)) if part is not None}
     images: dict[str, Images] = {}
+    for name, (pixels, labels) in given.items():
+        _check(name, pixels, labels, classes)
 
     def read(part: str, positions: Integers, size: int) -> Images:
         chosen = images[part][positions]
@@ -45,8 +52,9 @@ def source_of_arrays(
         return _resized(np.ascontiguousarray(chosen), size)
 
     def load(size: int, reporter: Reporter) -> Pixels:
-        for name, (pixels, _) in given.items():
+        for name, (pixels, labels) in given.items():
             images[name] = pixels.read() if isinstance(pixels, Deferred) else pixels
+            _check(name, images[name], labels, classes)
         return Pixels(read, {name: np.ones(len(labels), bool) for name, (_, labels) in given.items()})
 
     return Source(
@@ -59,6 +67,33 @@ def source_of_arrays(
         val_labels=None if val is None else val[1],
         notes=notes,
     )
+
+
+def _check(part: str, images: Images | Deferred, labels: Integers, classes: tuple[str, ...]) -> None:
+    if problem := _problem(images, labels, classes, every_class=part == "train"):
+        raise DataError(f"the {part} images {problem}: the files are damaged or others; fetch them again")
+
+
+def _problem(images: Images | Deferred, labels: Integers, classes: tuple[str, ...], *, every_class: bool) -> str | None:
+    """What is wrong with the arrays of a part."""
+    import numpy as np
+
+    shape, count = images.shape, len(classes)
+    dtype = np.dtype(np.uint8) if isinstance(images, Deferred) else images.dtype
+    square = (
+        len(shape) == 3 and shape[1] == shape[2],
+        len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2],
+        len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3],
+    )
+    if dtype != np.uint8 or not any(square) or 0 in shape:
+        return f"are {dtype} of the shape {shape}, not square pictures of bytes"
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != shape[0]:
+        return f"are {shape[0]}, with labels {labels.dtype} of the shape {labels.shape}"
+    if labels.min() < 0 or labels.max() >= count:
+        return f"have labels from {labels.min()} to {labels.max()}, for {count} classes"
+    if every_class and (empty := [classes[c] for c in np.flatnonzero(np.bincount(labels, minlength=count) == 0)]):
+        return f"show none of {shortened(empty)}"
+    return None
 
 
 def _resized(images: Images, size: int) -> Images:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from saukit.data.types import Images, Integers
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
+# How torchvision and what it reads with say that a file is not what it should be.
+_DAMAGED = (RuntimeError, OSError, ValueError, TypeError, AssertionError, LookupError, EOFError, ArithmeticError,
+            AttributeError, PickleError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,15 @@ class TorchvisionSet:
 
         try:
             dataset = self._torchvision(root, part, download=False)
-        except (RuntimeError, OSError, ValueError, TypeError, AssertionError, EOFError) as error:
+            labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+            names = tuple(map(str, getattr(dataset, "classes", ())))
+            return (np.asarray(dataset.data), np.asarray(labels, np.int64)), names
+        except _DAMAGED as error:
             reason = str(error).split("You can use")[0].strip()
             raise DataError(
                 f"{name} in {root} cannot be read ({reason}): it needs {shortened(self.files)}, whole and unchanged; "
                 "remove what is damaged and run the command again to download it, or give another --root"
             ) from error
-        labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-        names = tuple(map(str, getattr(dataset, "classes", ())))
-        return (np.asarray(dataset.data), np.asarray(labels, np.int64)), names
 
     def _download(self, name: str, root: Path, missing: list[str]) -> None:
         """Download into a folder of its own beside the data, and move the files in once all are whole."""

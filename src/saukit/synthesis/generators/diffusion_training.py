@@ -22,6 +22,7 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
+from saukit.core.words import first_line
 from saukit.data.images import ImageStore
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
@@ -301,7 +302,15 @@ class GeneratorTrainer:
 
         if not (folder / "unet" / "config.json").is_file():
             raise DataError(f"no generator in {folder}: give the folder synth/generator of another workspace")
-        unet: UNet2DModel = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+        try:
+            unet: UNet2DModel = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+        except Exception as error:  # of diffusers, safetensors and torch, whatever the file made them raise
+            raise DataError(
+                f"the generator in {folder} cannot be read ({first_line(error)}): give the folder synth/generator of "
+                "another workspace, its weights in safetensors"
+            ) from error
+        if not is_finite(unet.state_dict()):
+            raise DataError(f"the generator in {folder} has weights that are not numbers: give another one")
         found, config = unet.config, self.average.config
         for field in ("in_channels", "out_channels", "sample_size", "num_class_embeds"):
             here, there = getattr(config, field), getattr(found, field)

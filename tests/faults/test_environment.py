@@ -1,0 +1,96 @@
+"""Links, files in the place of folders, terminals and folders that are gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import Cli, tree
+
+MAKE = ("make-lt", "--imb", "50", "--force")
+TRAIN = ("train", "--method", "ce", "--steps", "2", "--batch-size", "16", "--amp", "off", "--no-synthetic")
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+@pytest.mark.parametrize(
+    ("link", "command"),
+    [
+        ("split", MAKE),
+        ("synth", ("synth", "--force", "--per-class-target", "20")),
+        ("runs", (*TRAIN, "--name", "a")),
+        ("runs/ce", (*TRAIN, "--name", "ce", "--force")),
+    ],
+)
+def test_a_linked_artefact_is_refused_before_anything_is_deleted(
+    cli: Cli, work: Path, tmp_path: Path, link: str, command: tuple[str, ...], dangling: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (work / link).rename(elsewhere)
+    (work / link).symlink_to("nowhere" if dangling else elsewhere)
+    before, inside = tree(elsewhere), tree(work)
+    outcome = cli(*command, "-w", work)
+    assert tree(elsewhere) == before and tree(work) == inside
+    assert outcome.code in (3, 5) and "Traceback" not in outcome.err
+    if not dangling:
+        assert outcome.code == 5 and f"{link} is a link to {elsewhere}, and saukit writes only inside" in outcome.error
+
+
+def test_a_workspace_may_be_a_link(cli: Cli, split_work: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(split_work)
+    assert cli(*TRAIN, "--name", "a", "-w", tmp_path / "link").code == 0
+    assert (split_work / "runs/a/manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", [".split.lock", ".runs-a.lock"])
+def test_a_linked_lock_changes_nothing(cli: Cli, split_work: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (split_work / name).symlink_to(tmp_path / "victim")
+    outcome = cli(*(MAKE if "split" in name else (*TRAIN, "--name", "a")), "-w", split_work)
+    assert outcome.code == 5 and "is a symbolic link" in outcome.error
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_file_in_the_place_of_a_folder(cli: Cli, tmp_path: Path, split_work: Path) -> None:
+    (tmp_path / "file").touch()
+    assert cli("make-lt", "-w", tmp_path / "file").code == 2
+    assert cli("make-lt", "-w", tmp_path / "file" / "below").code in (2, 5)
+    (split_work / "runs").touch()
+    outcome = cli(*TRAIN, "--name", "a", "-w", split_work)
+    assert outcome.code == 5 and "runs" in outcome.error and "Traceback" not in outcome.err
+
+
+def started(*arguments: str, cwd: Path | None = None, code: str = "") -> subprocess.Popen[str]:
+    line = f"{code}\nimport sys, runpy; sys.argv[0] = 'saukit'; runpy.run_module('saukit', run_name='__main__')"
+    return subprocess.Popen(
+        [sys.executable, "-c", line, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd
+    )
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.4])
+def test_ctrl_c_while_the_program_loads_is_no_traceback(tmp_path: Path, delay: float) -> None:
+    process = started("make-lt", "-w", str(tmp_path / "work"), code="print('on', flush=True)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode in (130, 0) and (process.returncode == 130 or "KeyboardInterrupt" not in err)
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    process = started("train", cwd=tmp_path / "gone", code="import os; os.rmdir(os.getcwd())")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5 and err.startswith("error: the working folder is gone: change to one that is there")
+
+
+def test_a_pipe_in_the_place_of_a_configuration_is_no_wait(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    outcome = cli("train", "--config", tmp_path / "pipe.yaml")
+    assert outcome.code == 2 and "it is a pipe, not a file" in outcome.error

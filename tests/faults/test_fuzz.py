@@ -1,0 +1,201 @@
+"""Only SaukitError leaves a reader, whatever the bytes; what readers refused once is kept as a case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saukit.core.artifacts import load_tensors, read_manifest
+from saukit.core.config import load_config
+from saukit.core.documents import read_json, read_json_lines, read_yaml
+from saukit.core.errors import SaukitError
+from saukit.data.config import SplitConfig
+from saukit.evaluation.config import CompareConfig
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.generators.prompts import read_prompts, read_texts
+from saukit.training.config import ResolvedTrainConfig, TrainConfig
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+
+EXAMPLES = 80
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "json": ("x.json", read_json),
+    "lines": ("x.jsonl", read_json_lines),
+    "yaml": ("x.yaml", read_yaml),
+    "texts": ("x.yaml", lambda path: read_yaml(path, texts=True)),
+    "prompts": ("x.yaml", read_prompts),
+    "descriptions": ("x.json", read_texts),
+    "split": ("config.yaml", lambda path: load_config(SplitConfig, path)),
+    "synth": ("config.yaml", lambda path: load_config(SynthConfig, path)),
+    "train": ("config.yaml", lambda path: load_config(TrainConfig, path)),
+    "resolved": ("config.yaml", lambda path: load_config(ResolvedTrainConfig, path)),
+    "compare": ("config.yaml", lambda path: load_config(CompareConfig, path)),
+    "manifest": ("manifest.json", lambda path: read_manifest(path.parent, kind="run")),
+    "tensors": ("x.safetensors", load_tensors),
+}
+# Pieces that mean something to one of the readers.
+PIECES = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    '"',
+    "'",
+    "\n",
+    "- ",
+    "? ",
+    "<<",
+    "&a",
+    "*a",
+    "!!int",
+    "!x",
+    "|\n ",
+    ">",
+    "#",
+    "%YAML 1.1\n",
+    "---",
+    "...",
+    "\\u",
+    "\\ud800",
+    "\\x",
+    "1e999",
+    ".inf",
+    ".nan",
+    "NaN",
+    "0x",
+    "0b_",
+    "1:30",
+    "2024-01-01",
+    "2024-99-01",
+    "null",
+    "~",
+    "true",
+    "no",
+    "9" * 50,
+    "9" * 400,
+    "method",
+    "lr",
+    "counts",
+    "train",
+    "variants",
+    "files",
+    "sha256",
+    "format_version",
+    "kind",
+    "digest",
+    "\x00",
+    "\x1b",
+    "\ufeff",
+    "\u2028",
+    "é",
+    "=",
+    "\t",
+    "  ",
+]
+MANIFEST = {"format_version": 1, "kind": "run", "digest": "x", "inputs": {},
+            "files": {"a": {"sha256": "x", "bytes": 1}},
+            "summary": {}, "device": "cpu", "created": "now", "versions": {}}  # fmt: skip
+
+
+def strategies(name: str) -> Any:
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(PIECES),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=12,
+    )
+    text = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40).map("".join)
+    found = st.binary(max_size=300) | text.map(lambda it: it.encode("utf-8", "surrogatepass"))
+    found |= values.map(lambda it: json.dumps(it).encode())
+    if name == "manifest":
+        keys = st.sampled_from(sorted(MANIFEST))
+        found |= st.dictionaries(keys, values, max_size=3).map(lambda it: json.dumps(MANIFEST | it).encode())
+    if name in ("split", "synth", "train", "compare", "resolved"):
+        kind = {"split": SplitConfig, "synth": SynthConfig, "compare": CompareConfig}.get(name, TrainConfig)
+        fields = st.sampled_from(sorted(kind.__dataclass_fields__))  # type: ignore[attr-defined]
+        found |= st.dictionaries(fields, values, max_size=6).map(lambda change: json.dumps(change).encode())
+    return found
+
+
+def only_saukit_errors(read: Callable[[Path], Any], path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    try:
+        read(path)
+    except SaukitError as error:
+        assert str(error) and len(str(error)) < 20_000
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_only_saukit_errors_leave_a_reader(name: str, tmp_path: Path) -> None:
+    file, read = READERS[name]
+
+    def attempt(content: bytes) -> None:
+        only_saukit_errors(read, tmp_path / file, content)
+
+    settings = hypothesis.settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True)
+    settings(hypothesis.given(strategies(name))(attempt))()
+
+
+CORPUS = [
+    b"",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"a":1}',
+    b"- - - a",
+    b"? ? ?",
+    b"a: b: c",
+    b"{[]: 1}",
+    b"!!binary x",
+    b"&a [*a]",
+    b"*a",
+    b"\x85",
+    b"%TAG ! x",
+    b'{"format_version":1}',
+    b'{"format_version":{}}',
+    b"0b_",
+    b"0x_",
+    b"-0b",
+    b'{"format_version":1,"files":[]}',
+    b"lr: {}",
+    b"counts: {1: 2}",
+    b"counts: [[1, 2]]",
+    b"method: [sau]",
+    b"lr: 1" + b"0" * 90,
+    b"variants: {a: 1}",
+    b"train: 3",
+    b"epochs: 1.0",
+    b"lr: '1e5'",
+    b"lr: '" + b"9" * 9000 + b"'",
+    b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ",
+    b"\xff" * 8 + b"{",
+    b'{"\\ud800": 1}',
+    b'"\\ud800"',
+    b'a: "\\ud800"',
+    b'a: "\\UFFFFFFFF"',
+    b".inf: .nan",
+    b"{.nan: 1, .nan: 2}",
+    b"190:20:30: 1",
+    b"a: 190:20:30.15",
+    b"2001-12-14t21:59:43.10-05:00",
+    b"a: 1_000_000",
+    b"a: ._",
+    b"a: +.inf",
+    b"a: 0o8",
+    b"a: 09",
+]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_a_longer_search_tried(name: str, tmp_path: Path) -> None:
+    file, read = READERS[name]
+    for content in CORPUS:
+        only_saukit_errors(read, tmp_path / file, content)

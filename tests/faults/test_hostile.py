@@ -1,0 +1,139 @@
+"""What somebody else wrote: it runs nothing, takes no time to speak of, and moves no cursor."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from support import Cli, tree
+
+from saukit.core.artifacts import save_tensors
+from saukit.core.errors import CorruptArtifactError, DataError, SaukitError
+from saukit.data.sources.in_memory import source_of_arrays
+from saukit.models.classifier import load_classifier
+from saukit.models.model_file import load_model
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+TEXTS = [BOMB, "[" * 100_000, "{a: " * 100_000, "- " * 100_000, "lr: " + "9" * 400, "a: !!python/name:os.system ''\n",
+         "lr: 2024-01-01", "lr: !!timestamp 2024-99-99", "lr: [&x 1, *x]", "\x00", "lr: 1\nlr: 2\n", "x" * 2_000_000,
+         "? [a]\n: 1", "<<: {lr: 1}", "a: 1\n--- \nb: 2", "'", "%YAML 9.9\n---\n", "lr: .nan", "lr: 1e400"]  # fmt: skip
+COMMANDS = ("make-lt", "synth", "train", "eval", "compare")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text[:12]))
+def test_a_configuration_of_somebody_else(cli: Cli, shared_work: Path, tmp_path: Path, command: str, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    before, began = tree(shared_work), time.process_time()
+    outcome = cli(command, "--config", tmp_path / "config.yaml", "-w", shared_work)
+    assert "config.yaml" in outcome.error or "lr must be" in outcome.error
+    assert outcome.code == 2 and "Traceback" not in outcome.err
+    assert len(outcome.error) < 3000 and time.process_time() - began < 5
+    assert tree(shared_work) == before
+
+
+@pytest.mark.parametrize("text", TEXTS[:6], ids=lambda text: repr(text[:12]))
+def test_prompts_of_somebody_else(cli: Cli, shared_work: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    outcome = cli(
+        *("synth", "--generator", "pipeline", "--model", tmp_path, "--prompts", tmp_path / "p.yaml"),
+        *("--force", "-w", shared_work, "--dry-run"),
+    )
+    assert outcome.code in (2, 3) and "Traceback" not in outcome.err and len(outcome.error) < 3000
+
+
+def test_escape_sequences_are_shown_and_not_sent(cli: Cli, shared_work: Path) -> None:
+    for arguments in (("eval", "--run", "a\x1b[31mred"), ("train", "--name", "\x1b]0;title\x07"),
+                      ("make-lt", "--dataset", "\u202edigits", "--force")):  # fmt: skip
+        outcome = cli(*arguments, "-w", shared_work)
+        assert outcome.code in (2, 3) and not {"\x1b", "\x07", "\u202e"} & {*outcome.err}
+        assert "\\x1b" in outcome.err or "\\u202e" in outcome.err
+
+
+SPEC = {"method": "ce", "backbone": "convnet-small", "classes": ["a", "b"], "image_size": [8, 8],
+        "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "projection": False}  # fmt: skip
+CHANGES: list[dict[str, Any]] = [
+    *({"image_size": size} for size in ([0, 0], [-1, 8], [10**9, 10**9], [8], [8, 8, 8], "8", None)),
+    *({name: values} for name in ("mean", "std") for values in ([0.5], [], [1e999] * 3, [0.5] * 4, "x", None)),
+    *({"std": [value, 0.5, 0.5]} for value in (0, -1)),
+    *({"classes": names} for names in ([], ["a", "a"], "ab", [1, 2], None)),
+    *({"backbone": name} for name in ("none", "timm/../../x", "", 7, None)),
+    *({"classifier": "x"}, {"projection": 3}, {"standardize": "yes"}, {"method": 5}),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: json.dumps(change)[:40])
+def test_a_model_of_somebody_else(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_tensors(tmp_path / "m.safetensors", {"x": np.zeros(1, np.float32)}, {"model": _representable(SPEC | change)})
+    with pytest.raises(CorruptArtifactError, match=r"m\.safetensors holds no saukit model"):
+        load_model(tmp_path / "m.safetensors")
+    hub = {name: value for name, value in (SPEC | change).items() if name != "projection"}
+    (tmp_path / "config.json").write_text(json.dumps(hub))
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(SaukitError, match="holds no saukit classifier"):
+        load_classifier(tmp_path)
+
+
+def _representable(value: Any) -> Any:
+    return json.loads(json.dumps(value).replace("Infinity", '"inf"'))
+
+
+GREY, LABELS = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (GREY, LABELS[:3], "are 4, with labels int64 of the shape"),
+        (GREY, LABELS + 1, "have labels from 1 to 2, for 2 classes"),
+        (GREY, LABELS - 1, "have labels from -1 to 0, for 2 classes"),
+        (GREY, LABELS * 0, "show none of b"),
+        (GREY, LABELS.astype(float), "with labels float64"),
+        (GREY, LABELS[:, None], "of the shape"),
+        (GREY.astype(np.float32), LABELS, "are float32 of the shape"),
+        (GREY.astype(np.int16), LABELS, "are int16 of the shape"),
+        (GREY[:, :, :5], LABELS, "not square pictures of bytes"),
+        (GREY[0], LABELS, "not square pictures of bytes"),
+        (GREY[:0], LABELS[:0], "not square pictures of bytes"),
+        (np.zeros((4, 8, 8, 2), np.uint8), LABELS, "not square pictures of bytes"),
+    ],
+)
+def test_arrays_of_a_source_are_checked_in_one_place(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=r"^the train images") as raised:
+        source_of_arrays(("a", "b"), (images, labels), None)
+    assert message in str(raised.value) and "fetch them again" in str(raised.value)
+    if "none of" not in message:  # a class may be missing from a test set
+        with pytest.raises(DataError, match=r"^the test images"):
+            source_of_arrays(("a", "b"), (GREY, LABELS), (images, labels))
+
+
+@pytest.mark.parametrize("kind", ["nothing", "pickle", "cut", "other", "nan"])
+def test_a_generator_of_somebody_else(cli: Cli, split_work: Path, shared_work: Path, tmp_path: Path, kind: str) -> None:
+    import shutil
+
+    shutil.copytree(shared_work / "synth/generator", tmp_path / "generator")
+    weights = tmp_path / "generator/unet/diffusion_pytorch_model.safetensors"
+    if kind == "nothing":
+        weights.unlink()
+    elif kind == "pickle":
+        weights.unlink()
+        torch.save({"x": torch.zeros(1)}, weights.with_suffix(".bin"))
+    elif kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        from safetensors.numpy import load_file
+
+        tensors = load_file(weights)
+        name = next(iter(tensors))
+        tensors[name] = tensors[name] * np.float32("nan") if kind == "nan" else np.zeros(3, np.float32)
+        save_file(tensors, weights, metadata={"format": "pt"})
+    options = ("--per-class-target", "20", "--no-audit", "--preflight", "0")
+    outcome = cli("synth", "--model", tmp_path / "generator", *options, "-w", split_work)
+    assert outcome.code == 3 and str(tmp_path / "generator") in outcome.error, outcome.err
+    assert "Traceback" not in outcome.err and not (split_work / "synth").exists()
