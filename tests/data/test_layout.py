@@ -1,10 +1,13 @@
-"""Folders as people have them: each is understood, or refused with the way on; none is mistaken for another."""
+"""The layouts of folders that people have: each is understood, or refused with the way out."""
 
-from __future__ import annotations
-
+import io
 import itertools
 import os
+import socket
+import threading
 import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,238 +17,532 @@ from PIL import Image
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, SaukitError
+from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
-from saukit.data.image_files import EXTENSIONS, image_files
-from saukit.data.layout import part_of, read_layout
+from saukit.data.image_files import EXTENSIONS, HEIF_EXTENSIONS, image_files, say_ignored
+from saukit.data.layout import ROLES, Layout, read_layout, role_of
 from saukit.data.plan import plan_split
 from saukit.data.sources.folder import open_folder
-
-from .conftest import TreeMaker
-
-CLASSES = {"cat": 3, "dog": 2}
-TRAIN = ("train", "Train", "TRAINING", "training", "seg_train", "train_set", "train-images", "imgs_train")
-TEST = ("test", "Test", "testing", "TESTING", "seg_test", "test_set", "test-images", "imgs_test")
-VAL = ("val", "Val", "valid", "VALIDATION", "validation", "dev", "val_set", "images_val")
+from saukit.data.split import load_split, load_test, make_split
 
 
-def config(**fields: Any) -> SplitConfig:
-    return SplitConfig(dataset="folder", **fields)
+def encoded(kind: str = "PNG", colour: tuple[int, int, int] = (200, 30, 60)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, kind)
+    return buffer.getvalue()
 
 
-def counts(root: Path, **fields: Any) -> dict[str, dict[str, int]]:
-    layout = read_layout(root, config(**fields))
-    return {part: {name: len(files) for name, files in classes.items()} for part, classes in layout.parts.items()}
+PNG = encoded()
+COMPOSED = "caf\u00e9"
+DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
-def notes(root: Path, **fields: Any) -> str:
-    return "\n".join(read_layout(root, config(**fields)).notes)
+def build(root: Path, content: str) -> Path:
+    """`content` as files in `root`: "train/cat:3" is three images in a folder, "a/b.png" one file, "a/" a folder."""
+    for item in content.split():
+        name, _, count = item.partition(":")
+        if item.endswith("/"):
+            (root / item).mkdir(parents=True, exist_ok=True)
+        elif count:
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for index in range(int(count)):
+                (root / name / f"{index:03}.png").write_bytes(PNG)
+        else:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(PNG if Path(name).suffix in EXTENSIONS else b"text")
+    return root
 
 
-def image(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8, 3), len(path.name), np.uint8)).save(path, format="PNG")
+def look(root: Path, **options: Any) -> Layout:
+    return read_layout(root, SplitConfig(dataset="folder", **options))
 
 
-@pytest.mark.parametrize(("train", "test", "val"), list(zip(TRAIN, TEST, VAL, strict=True)))
-def test_parts_are_known_by_every_usual_name(make_tree: TreeMaker, train: str, test: str, val: str) -> None:
-    for name, size in ((train, CLASSES), (test, {"cat": 1, "dog": 1})):
-        root = make_tree(size, under=name)
-    assert counts(root) == {"train": CLASSES, "test": {"cat": 1, "dog": 1}}
-    make_tree({"cat": 2, "dog": 2}, under=val)
-    assert counts(root) == {"train": CLASSES, "test": {"cat": 1, "dog": 1}, "val": {"cat": 2, "dog": 2}}
-    assert f"training images from {train}/, test images from {test}/, validation images from {val}/" in notes(root)
-    plan = plan_split(config(), root)
-    assert (plan.train_counts, plan.val_counts, plan.test_counts) == ((3, 2), (2, 2), (1, 1))
-    with pytest.raises(SaukitError, match="has a validation part of its own: leave val_fraction out"):
-        plan_split(config(val_fraction=0.1), root)
+def counts(layout: Layout) -> dict[str, dict[str, int]]:
+    """The images of each part and class; a part leaves out the classes of which it has none."""
+    return {
+        part: {name: len(files) for name, files in classes.items() if files} for part, classes in layout.parts.items()
+    }
 
 
-@pytest.mark.parametrize("name", ["trainer", "latest", "contest", "steam engine", "evaluate", "valley", "devil", "cat"])
-def test_other_names_are_no_parts(name: str) -> None:
-    assert part_of(name) is None
+@dataclass(frozen=True)
+class Case:
+    """A layout, what is understood, and what is told of it; `told` are pieces of notes and warnings."""
+
+    content: str
+    parts: dict[str, dict[str, int]]
+    told: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    taken: str | None = None  # the line that says what each part is taken from
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_doubled_folders_are_looked_through(make_tree: TreeMaker, depth: int) -> None:
-    make_tree(CLASSES, under="/".join(["seg_train"] * depth))
-    root = make_tree(CLASSES, under="/".join(["seg_test"] * depth))
-    assert counts(root) == {"train": CLASSES, "test": CLASSES}
+CAT_DOG = {"cat": 2, "dog": 1}
+LEAF = {"class_depth": "leaf"}
+UNDERSTOOD = {
+    "one tree": Case("cat:2 dog:1", {"train": CAT_DOG}),
+    "train and test": Case(
+        "train/cat:2 train/dog:1 test/cat:1 test/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        taken="training images from train/, test images from test/",
+    ),
+    "train, val and test": Case(
+        "train/cat:2 train/dog:1 val/cat:1 test/cat:1 test/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}, "val": {"cat": 1}},
+        taken="training images from train/, test images from test/, validation images from val/",
+    ),
+    "doubled folders and a folder to predict": Case(
+        "seg_train/seg_train/cat:2 seg_train/seg_train/dog:1 seg_test/seg_test/cat:1 seg_pred/seg_pred:3",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        ("folders that are no part of the data set are left out: seg_pred/ (3 images)",),
+        taken="training images from seg_train/seg_train/, test images from seg_test/seg_test/",
+    ),
+    "a folder of images between part and classes": Case(
+        "train/images/cat:2 train/images/dog:1 test/images/cat:1 train/labels/x.txt",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+    ),
+    "names that share what they are about": Case(
+        "cars_train/cat:2 cars_train/dog:1 cars_test/cat:1", {"train": CAT_DOG, "test": {"cat": 1}}
+    ),
+    "names that differ in what they say besides": Case(
+        "my_train/cat:2 my_train/dog:1 test_images/cat:1", {"train": CAT_DOG, "test": {"cat": 1}}
+    ),
+    "a variant of train beside it": Case(
+        "train/cat:2 train/dog:1 train_augmented/cat:5 test/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        ("are left out: train_augmented/ (5 images)",),
+    ),
+    "val is the test set, as said": Case(
+        "train/cat:2 train/dog:1 val/cat:1 val/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        options={"test_dir": "val"},
+        taken="training images from train/, test images from val/",
+    ),
+    "val is the test set although there is a test folder": Case(
+        "train/cat:2 train/dog:1 val/cat:1 val/dog:1 test/cat:5 test/dog:5",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        ("are left out: test/ (10 images)",),
+        options={"test_dir": "val"},
+    ),
+    "any folder is the test set": Case(
+        "train/cat:2 train/dog:1 holdout/cat:1 val/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1}, "val": {"dog": 1}},
+        options={"test_dir": "holdout/"},
+    ),
+    "a test set beside the classes": Case(
+        "cat:2 dog:1 holdout/cat:1", {"train": CAT_DOG, "test": {"cat": 1}}, options={"test_dir": "holdout"}
+    ),
+    "a test part off train, and val": Case(
+        "train/cat:2 train/dog:1 val/cat:1",
+        {"train": CAT_DOG, "val": {"cat": 1}},
+        options={"test_fraction": 0.3},
+        taken="training images from train/, validation images from val/",
+    ),
+    "a test part off train alone": Case("train/cat:2 train/dog:1", {"train": CAT_DOG}, options={"test_fraction": 0.3}),
+    "images without labels in test, a test part off train": Case(
+        "train/cat:2 train/dog:1 test:4",
+        {"train": CAT_DOG},
+        ("test/ of", "has 4 images without class folders, so the test part is taken from train/", "`saukit predict"),
+        options={"test_fraction": 0.3},
+    ),
+    "val without class folders": Case(
+        "train/cat:2 train/dog:1 test/cat:1 test/dog:1 val:3",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        ("val/ is not used: it has no class folders of train/",),
+    ),
+    "one loose image in train": Case(
+        "train/cat:2 train/dog:1 train/banner.png test/cat:1 test/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        ("images beside the class folders in train/ are left out: 1 (banner.png)",),
+    ),
+    "one loose image in test": Case(
+        "train/cat:2 train/dog:1 test/cat:1 test/dog:1 test/banner.png",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        ("images beside the class folders in test/ are left out: 1 (banner.png)",),
+    ),
+    "one loose image in one tree": Case(
+        "cat:2 dog:1 banner.png", {"train": CAT_DOG}, ("images beside the class folders are left out: 1 (banner.png)",)
+    ),
+    "loose images beside the parts": Case(
+        "train/cat:2 train/dog:1 test/cat:1 a.png b.png",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        ("images beside the parts are left out: 2 (a.png, b.png)",),
+    ),
+    "classes called train and test": Case(
+        "bus:2 train:2 test:2",
+        {"train": {"bus": 2, "test": 2, "train": 2}},
+        ("train/ and test/ are taken as classes, like bus/ beside them",),
+    ),
+    "classes whose names are words of one part": Case("dev1:2 dev2:1", {"train": {"dev1": 2, "dev2": 1}}),
+    "a class called train": Case("bus:2 train:2", {"train": {"bus": 2, "train": 2}}),
+    "a class called train with folders in it": Case(
+        "bus/red:2 train/fast:2 plane:1", {"train": {"bus": 2, "plane": 1, "train": 2}}, ("bus/red, train/fast",)
+    ),
+    "classes whose names hold words of parts": Case(
+        "train_station:2 test_tube:1 validation_stamp:1",
+        {"train": {"test_tube": 1, "train_station": 2, "validation_stamp": 1}},
+    ),
+    "folders inside class folders": Case(
+        "cat/a:2 cat/b:1 dog/a:1", {"train": {"cat": 3, "dog": 1}}, ("cat/a, cat/b, dog/a", "--class-depth leaf")
+    ),
+    "leaves": Case(
+        "animals/cat:2 animals/dog:1 cars:3", {"train": {"cars": 3, "cat": 2, "dog": 1}}, options=LEAF
+    ),
+    "leaves of two parts": Case(
+        "train/animals/cat:2 train/cars/taxi:1 test/cars/taxi:1",
+        {"train": {"cat": 2, "taxi": 1}, "test": {"taxi": 1}},
+        options=LEAF,
+    ),
+    "leaves of one name": Case(
+        "train/red/cup:2 train/blue/cup:1 train/blue/fork:1 test/red/cup:1",
+        {"train": {"blue/cup": 1, "fork": 1, "red/cup": 2}, "test": {"red/cup": 1}},
+        options=LEAF,
+    ),
+    "images beside leaves": Case(
+        "animals/cat:2 animals/dog:1 animals/x.png",
+        {"train": {"animals": 1, "cat": 2, "dog": 1}},
+        options=LEAF,
+    ),
+    "a class that test does not have": Case(
+        "train/cat:2 train/dog:1 train/eel:1 test/cat:1", {"train": {"cat": 2, "dog": 1, "eel": 1}, "test": {"cat": 1}}
+    ),
+    "a class that train does not have is left out on request": Case(
+        "train/cat:2 train/dog:1 test/cat:1 test/fox:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "fox": 1}},
+        options={"min_images": 1},
+    ),
+    "folders of the system": Case(
+        "cat:2 dog:1 __MACOSX/cat:1 @eaDir:1 $RECYCLE.BIN:1 lost+found:1 .ipynb_checkpoints:1 .git/x:1 cat/@eaDir:1 "
+        "dog/.ipynb_checkpoints:1",
+        {"train": CAT_DOG},
+    ),
+    "parts among folders of the system": Case(
+        "train/cat:2 train/dog:1 train/.ipynb_checkpoints:1 test/cat:1 __MACOSX/train/cat:1 test/@eaDir:2",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+    ),
+}  # fmt: skip
+REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "train and val": (
+        "train/cat:2 train/dog:1 val/cat:1 val/dog:1",
+        r"has train/, val/ but no test set: --test-dir val tests on val/; --test-fraction 0.2 takes a test part off "
+        r"train/, and val/ stays the validation part; or add test/$",
+        {},
+    ),
+    "train alone": (
+        "train/cat:2 train/dog:1",
+        r"has train/ but no test set: --test-fraction 0.2 takes a test part off train/; or add test/$",
+        {},
+    ),
+    "no train": ("test/cat:2 test/dog:1 val/cat:1", r"has test/, val/ but no train/: add or rename one, or give", {}),
+    "images with their labels in the names": (
+        "train/cat.0.png train/cat.1.png train/dog.0.png test/1.png test/2.png",
+        r"train/ and test/ of .* hold images, such as cat.0.png, but no class folders \(the classes seem to stand in "
+        r"the file names: cat, dog\): sort them into one folder per class, such as train/cat/, or name their labels",
+        {},
+    ),
+    "images in doubled folders": ("train/train/cat.0.png test1/test1/1.png", r"hold.* images, such as cat.0.png", {}),
+    "images in train alone": ("train/cat.0.png train/dog.0.png", r"train/ of .* holds images, such as cat.0.png", {}),
+    "images in numbered folders": ("train/cat.0.png train/dog.0.png test1/1.png", r"train/ and test1/ of .* hold", {}),
+    "two training folders": ("train1/cat:1 train2/dog:1 test/cat:1", r"all look like the training part: rename or", {}),
+    "two sets": (
+        "cars_train/a:1 cars_train/b:1 cars_test/a:1 dogs_train/c:1 dogs_train/d:1 dogs_test/c:1",
+        r"has cars_train/, dogs_train/, cars_test/, dogs_test/ but no train/: add or rename one",
+        {},
+    ),
+    "images in val and test": ("val/cat.0.png test/dog.0.png", r"val/ of .* hold images|test/ and val/ of .* hold", {}),
+    "images and no folder": ("cat.0.png dog.0.png", r"holds images, such as cat.0.png, but no class folders \(", {}),
+    "a test folder without labels": (
+        "train/cat:2 train/dog:1 test:4",
+        r"test/ of .* has 4 images without class folders: --test-fraction 0.2 takes a test part off train/; or give "
+        r"them class folders. `saukit predict .*/test` classifies them once a network is trained$",
+        {},
+    ),
+    "a test folder without labels in a folder": (
+        "train/cat:2 train/dog:1 test/unknown:4 val/cat:1",
+        r"has 4 images without class folders: --test-dir val tests on val/; --test-fraction 0.2",
+        {},
+    ),
+    "one folder too many above parts": (
+        "archive/train/cat:2 archive/train/dog:1 archive/test/cat:1 archive/test/dog:1",
+        r"has parts in archive/: did you mean --root .*/tree/archive\?$",
+        {},
+    ),
+    "one folder too many above parts, among others": (
+        "archive/train/cat:2 archive/train/dog:1 archive/test/cat:1 results:3",
+        r"did you mean --root .*/tree/archive\?$",
+        {},
+    ),
+    "one folder too many above classes": (
+        "archive/cat:2 archive/dog:1 __MACOSX:1 notes/readme.txt",
+        r"has one folder with images, archive/: did you mean --root .*/tree/archive\?$",
+        {},
+    ),
+    "two folders too many above classes": ("a/b/cat:2 a/b/dog:1", r"did you mean --root .*/tree/a/b\?$", {}),
+    "parts below the classes": (
+        "cat/train:2 cat/test:1 dog/train:1 dog/test:1",
+        r"class folders of .* have parts inside \(cat/test/, cat/train/\): put the parts above the classes, such as ",
+        {},
+    ),
+    "two validation folders": (
+        "train/cat:2 train/dog:1 test/cat:1 val/cat:1 dev/cat:1",
+        r"(dev/ and val/|val/ and dev/) of .* all look like the validation part: rename or remove all but one$",
+        {},
+    ),
+    "two test folders": (
+        "train/cat:2 train/dog:1 test/cat:1 testing/cat:1",
+        r"all look like the test part: rename or remove all but one or name one with --test-dir$",
+        {},
+    ),
+    "test has other classes": (
+        "train/cat:2 train/dog:1 test/0:1 test/1:1",
+        r"train/ and test/ of .* have no class in common \(cat, dog; 0, 1\): name their class folders alike$",
+        {},
+    ),
+    "a class in test alone": (
+        "train/cat:2 train/dog:1 test/cat:1 test/fox:1",
+        r"classes of .* without a training image: fox \(only in test/\); .*--min-images 1$",
+        {},
+    ),
+    "an empty class": ("cat:2 dog:1 eel/ fox/notes.txt", r"without an image \(.*\): eel, fox; fill or remove", {}),
+    "one class": ("cat:2", r"needs at least two subfolders, one per class; it has 1$", {}),
+    "one class in train": ("train/cat:2 test/cat:1", r"train needs at least two subfolders, one per class; it", {}),
+    "nothing": ("notes.txt", r"needs at least two subfolders, one per class; it has 0$", {}),
+    "more images outside the classes than inside": (
+        "train/a:1 train/b:1 train:9 test/a:1",
+        r"train has 9 images beside its class folders and 2 inside: move each to the folder of its class, or away$",
+        {},
+    ),
+    "a test folder that is not there": (
+        "train/cat:2 train/dog:1 val/cat:1",
+        r"--test-dir test: .* has no such folder; it has train/, val/$",
+        {"test_dir": "test"},
+    ),
+    "a test folder that is train": (
+        "train/cat:2 train/dog:1", r"--test-dir train is the training part of .*: name another", {"test_dir": "train"}
+    ),
+    "a test folder without class folders": (
+        "train/cat:2 train/dog:1 val:2", r"--test-dir val: .*/val has no class folder of .*/train", {"test_dir": "val"}
+    ),
+}  # fmt: skip
 
 
-def test_train_and_val_offer_val_as_the_test_part(make_tree: TreeMaker) -> None:
-    make_tree(CLASSES, under="train")
-    root = make_tree({"cat": 1, "dog": 1}, under="validation")
-    with pytest.raises(DataError, match=r"use the validation part with --test-dir validation, or give .*/train as"):
-        read_layout(root, config())
-    assert counts(root, test_dir="validation") == {"train": CLASSES, "test": {"cat": 1, "dog": 1}}
+@pytest.mark.parametrize("case", UNDERSTOOD.values(), ids=UNDERSTOOD)
+def test_what_is_understood(tmp_path: Path, case: Case) -> None:
+    layout = look(build(tmp_path / "tree", case.content), **case.options)
+    assert counts(layout) == case.parts
+    classes = sorted({name for part in case.parts.values() for name in part})
+    assert all(list(part) == classes for part in layout.parts.values())
+    told = "\n".join([*layout.notes, *layout.warnings])
+    for piece in case.told:
+        assert piece in told
+    if case.taken is not None:
+        assert case.taken in layout.notes
+    if not case.told and len(case.parts) == 1 and not case.options:
+        assert told == ""
 
 
-def test_any_folder_may_be_tested_on(make_tree: TreeMaker) -> None:
-    make_tree(CLASSES, under="train")
-    make_tree({"cat": 9, "dog": 9}, under="test")
-    root = make_tree({"cat": 1, "dog": 1}, under="holdout 2024")
-    assert counts(root, test_dir="holdout 2024")["test"] == {"cat": 1, "dog": 1}
-    with pytest.raises(SaukitError, match=r"--test-dir nowhere: .* has no such folder; it has holdout 2024/, test/"):
-        read_layout(root, config(test_dir="nowhere"))
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_with_the_way_out(tmp_path: Path, case: tuple[str, str, dict[str, Any]]) -> None:
+    content, message, options = case
+    with pytest.raises(SaukitError, match=message):
+        look(build(tmp_path / "tree", content), **options)
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("training", "val"), ("Train", "Test", "Valid")])
-def test_labels_in_file_names_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
-    for name, index in itertools.product(names, range(3)):
-        image(tmp_path / name / f"cat.{index}.png")
-    with pytest.raises(DataError, match=r"hold images but no class folders: sort the images into one folder per class"):
-        read_layout(tmp_path, config())
+CASES = (str.lower, str.title, str.upper)
+FORMS = ("{}", "seg_{}", "{}_set", "{}-images", "{}2017", "{} data", "01.{}", "{0}/{0}")
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_loose_image_does_not_undo_the_classes(make_tree: TreeMaker, part: str) -> None:
-    make_tree(CLASSES, under="train")
-    root = make_tree(CLASSES, under="test")
-    image(root / part / "stray.png")
-    assert counts(root) == {"train": CLASSES, "test": CLASSES}
-    assert f"1 images beside the class folders in {part}/ are left out: stray.png" in notes(root)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_parts_under_all_their_names(tmp_path: Path, case: Any, form: str) -> None:
+    for number, (train, test, val) in enumerate(itertools.product(*ROLES.values())):
+        named = {part: form.format(case(word)) for part, word in (("train", train), ("test", test), ("val", val))}
+        root = tmp_path / str(number)
+        for part, folder in named.items():
+            for name in ("cat", "dog"):
+                (root / folder / name).mkdir(parents=True)
+                (root / folder / name / f"{part}.png").write_bytes(PNG)
+        layout = look(root)
+        found = {
+            part: [path.relative_to(root).as_posix() for name in ("cat", "dog") for path in classes[name]]
+            for part, classes in layout.parts.items()
+        }
+        assert found == {
+            part: [f"{folder}/{name}/{part}.png" for name in ("cat", "dog")] for part, folder in named.items()
+        }
+        words = {"train": "training", "test": "test", "val": "validation"}
+        taken = ", ".join(f"{word} images from {named[part]}/" for part, word in words.items())
+        assert layout.notes == (taken,)
 
 
-def test_loose_images_beside_one_tree_are_told(make_tree: TreeMaker) -> None:
-    root = make_tree(CLASSES)
-    image(root / "cover.jpg")
-    assert counts(root) == {"train": CLASSES}
-    assert "1 images beside the class folders are left out: cover.jpg" in notes(root)
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("train", ("train", ())), ("Training", ("train", ())), ("seg_train", ("train", ("seg",))),
+        ("TestSet", ("test", ())), ("val2017", ("val", ())), ("dev", ("val", ())),
+        ("test_tube", ("test", ("tube",))), ("trainer", None), ("device", None), ("latest", None), ("contest", None),
+        ("train_val", None), ("cat", None), ("", None), ("猫", None),
+    ],
+)  # fmt: skip
+def test_what_a_name_says(name: str, role: Any) -> None:
+    assert role_of(name) == role
 
 
-def test_an_unlabelled_test_folder_is_for_predict(make_tree: TreeMaker) -> None:
-    root = make_tree(CLASSES, under="train")
-    for index in range(5):
-        image(root / "test" / f"{index}.png")
-    with pytest.raises(DataError, match=r"test/ has no labels: classify it with `saukit predict RUN .*/test`"):
-        read_layout(root, config())
-    make_tree(CLASSES, under="val")
-    with pytest.raises(DataError, match="--test-dir val"):
-        read_layout(root, config())
-    assert counts(root, test_dir="val") == {"train": CLASSES, "test": CLASSES}
-    assert "saukit predict" in notes(root, test_dir="val")
+# Files and links
 
 
-@pytest.mark.parametrize("inner", [("train", "test"), ("cat", "dog", "eel")])
-def test_one_folder_too_many_is_pointed_out(make_tree: TreeMaker, inner: tuple[str, ...]) -> None:
-    for name in inner:
-        root = make_tree(CLASSES, under=f"archive/{name}")
-    with pytest.raises(DataError, match=r"holds one folder, archive/: did you mean --root .*archive\?"):
-        read_layout(root, config())
-
-
-def test_folders_in_class_folders(make_tree: TreeMaker) -> None:
-    make_tree({"cat": 1, "dog": 1})
-    make_tree({"persian": 2, "siamese": 3}, under="cat")
-    root = make_tree({"poodle": 4}, under="dog")
-    assert counts(root) == {"train": {"cat": 6, "dog": 5}}
-    assert "with --class-depth leaf each innermost folder is a class" in notes(root)
-    leaves = {"cat": 1, "dog": 1, "persian": 2, "poodle": 4, "siamese": 3}
-    assert counts(root, class_depth="leaf") == {"train": leaves}
-    make_tree({"young": 2}, under="cat")
-    make_tree({"young": 1}, under="dog")  # two of one name are told apart by their paths
-    assert counts(root, class_depth="leaf")["train"] == {
-        "cat": 1, "cat/persian": 2, "cat/siamese": 3, "cat/young": 2, "dog": 1, "dog/poodle": 4, "dog/young": 1
-    }  # fmt: skip
-
-
-def test_small_classes_are_left_out_on_demand(make_tree: TreeMaker) -> None:
-    make_tree({"cat": 5, "dog": 3, "eel": 1}, under="train")
-    root = make_tree({"cat": 1, "dog": 1, "eel": 1, "fox": 1}, under="test")
-    with pytest.raises(DataError, match=r"fox only in test/; .*leave such classes out with --min-images 1"):
-        read_layout(root, config())
-    assert counts(root, min_images=1)["test"] == {"cat": 1, "dog": 1, "eel": 1}
-    assert counts(root, min_images=2) == {"train": {"cat": 5, "dog": 3}, "test": {"cat": 1, "dog": 1}}
-    assert "classes with fewer than 2 images are left out: eel (1)" in notes(root, min_images=2)
-    with pytest.raises(DataError, match="has 1 classes with at least 4 images: at least two are needed"):
-        read_layout(root, config(min_images=4))
-
-
-def test_empty_class_folders_are_refused_or_left_out(make_tree: TreeMaker) -> None:
-    root = make_tree(CLASSES)
-    (root / "eel").mkdir()
-    with pytest.raises(DataError, match=r"without an image .*: eel; fill or remove them, or .* --min-images 1"):
-        read_layout(root, config())
-    assert counts(root, min_images=1) == {"train": CLASSES}
-
-
-def test_a_class_without_test_images_is_kept_and_told(make_tree: TreeMaker) -> None:
-    make_tree({"cat": 3, "dog": 2}, under="train")
-    root = make_tree({"cat": 2}, under="test")
-    (root / "test" / "dog").mkdir()
-    assert counts(root)["test"] == {"cat": 2, "dog": 0}
-    assert plan_split(config(), root).notes[-1].endswith("whose accuracy will be absent: dog")
-
-
-@pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints", ".git"])
+@pytest.mark.parametrize(
+    "junk",
+    ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", ".ipynb_checkpoints", ".git"],
+)
 @pytest.mark.parametrize("where", [".", "train", "train/cat"])
-def test_system_folders_are_ignored(make_tree: TreeMaker, junk: str, where: str) -> None:
-    make_tree(CLASSES, under="train")
-    root = make_tree(CLASSES, under="test")
-    image(root / where / junk / "cat" / "000.png")
-    assert counts(root) == {"train": CLASSES, "test": CLASSES}
+def test_system_folders_are_ignored_wherever_they_are(tmp_path: Path, junk: str, where: str) -> None:
+    root = build(tmp_path, "train/cat:2 train/dog:1 test/cat:1 test/dog:1")
+    for inner in (root / where / junk / "cat", root / where / junk.swapcase()):
+        inner.mkdir(parents=True)
+        (inner / "000.png").write_bytes(PNG)
+    assert counts(look(root)) == {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}}
 
 
-def test_links_are_followed_but_never_in_a_circle(make_tree: TreeMaker, tmp_path: Path) -> None:
-    root = make_tree(CLASSES)
-    elsewhere = make_tree({"more": 2}, name="elsewhere")
-    (root / "cat" / "linked").symlink_to(elsewhere / "more", target_is_directory=True)
-    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
-    (root / "cat" / "self").symlink_to(root / "cat", target_is_directory=True)
-    found = image_files(root / "cat")
-    assert {path.relative_to(root / "cat").as_posix() for path in found.loops} >= {"self", "up/cat/up", "up/cat/self"}
-    assert {path.parent.name for path in found.images} == {"cat", "dog", "linked"}
+@pytest.mark.parametrize("train", ["NFC", "NFD"])
+@pytest.mark.parametrize("test", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_are_one_class(tmp_path: Path, train: Any, test: Any) -> None:
+    for part, form in (("train", train), ("test", test), ("val", train)):
+        build(tmp_path, f"{part}/{unicodedata.normalize(form, COMPOSED)}:2 {part}/dog:1")
+    layout = look(tmp_path)
+    assert counts(layout) == {part: {COMPOSED: 2, "dog": 1} for part in ("train", "test", "val")}
 
 
-def test_what_is_no_file_is_unreadable_not_a_hang(make_tree: TreeMaker) -> None:
-    root = make_tree(CLASSES)
-    (root / "cat" / "broken.png").symlink_to(root / "nowhere.png")
-    (root / "cat" / "round.png").symlink_to(root / "cat" / "round.png")
-    (root / "dog" / "folder.png").symlink_to(root / "round", target_is_directory=True)
-    expected = {"cat/broken.png": "No such file", "cat/round.png": "symbolic links", "dog/folder.png": "No such file"}
+def test_both_forms_of_a_name_in_one_part_are_one_class(tmp_path: Path) -> None:
+    build(tmp_path, f"{COMPOSED}:2 {DECOMPOSED}:3 dog:1")
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system makes them one")
+    assert counts(look(tmp_path)) == {"train": {COMPOSED: 5, "dog": 1}}
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    root = build(tmp_path / "tree", "cat:2 dog:1")
+    try:
+        (root / "cat" / "probe").symlink_to(root)
+    except OSError:
+        pytest.skip("no links here")
+    (root / "cat" / "probe").unlink()
+    return root
+
+
+def test_links_to_files_and_folders_are_followed(linked: Path, tmp_path: Path) -> None:
+    build(tmp_path / "elsewhere", "more:3 eel:2")
+    (linked / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (linked / "eel").symlink_to(tmp_path / "elsewhere" / "eel")
+    (linked / "dog" / "again.png").symlink_to(linked / "cat" / "000.png")
+    assert counts(look(linked)) == {"train": {"cat": 5, "dog": 2, "eel": 2}}
+
+
+@pytest.mark.parametrize("target", [".", "..", "cat", "/", "cat/self"])
+def test_links_back_are_not_followed(linked: Path, target: str) -> None:
+    link = linked / "cat" / "self"
+    link.symlink_to({".": linked / "cat", "..": linked.parent, "cat": Path("../cat")}.get(target, Path(target)))
+    if target == "cat/self":
+        link.unlink()
+        link.symlink_to(link)  # to itself: no folder at all
+    layout = look(linked)
+    assert counts(layout) == {"train": CAT_DOG}
+    assert layout.passed_over.loops == ([] if target == "cat/self" else [link])
+
+
+def test_folders_that_link_to_each_other_end(linked: Path) -> None:
+    (linked / "cat" / "dogs").symlink_to(linked / "dog")
+    (linked / "dog" / "cats").symlink_to(linked / "cat")
+    assert counts(look(linked)) == {"train": {"cat": 3, "dog": 3}}
+    for name, other in itertools.permutations("abcdefghijkl", 2):
+        (linked / name).mkdir(exist_ok=True)
+        (linked / name / other).symlink_to(linked / other)
+    with pytest.raises(DataError, match=r"lead to .* again and again: remove some of them"):
+        look(linked)
+
+
+def test_what_is_no_file_is_unreadable_and_nothing_waits(linked: Path, workspace: Workspace) -> None:
+    (linked / "cat" / "broken.png").symlink_to(linked / "nowhere")
+    (linked / "dog" / "self.jpg").symlink_to(linked / "dog" / "self.jpg")
+    expected = {"cat/broken.png": "No such file or directory", "dog/self.jpg": "Too many levels of symbolic links"}
     if hasattr(os, "mkfifo"):
-        os.mkfifo(root / "dog" / "pipe.jpg")
-        expected["dog/pipe.jpg"] = "not a regular file"
-    bad = dict(open_folder(config(), root).load(8, Reporter(quiet=True)).bad)
-    assert bad.keys() == expected.keys()
+        os.mkfifo(linked / "cat" / "pipe.png")
+        os.mkfifo(linked / "cat" / "pipe")
+        expected["cat/pipe.png"] = "not a regular file"
+    if hasattr(socket, "AF_UNIX"):
+        before = Path.cwd()
+        os.chdir(linked / "dog")  # a socket's path is short
+        try:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind("s.png")
+        finally:
+            os.chdir(before)
+        expected["dog/s.png"] = "not a regular file"
+    done: list[Any] = []
+
+    def work() -> None:
+        config = SplitConfig(dataset="folder", test_fraction=0.5)
+        try:
+            make_split(config, workspace, root=linked, force=False, reporter=Reporter(quiet=True))
+        except DataError as error:
+            done.append(error)
+        skipping = SplitConfig(dataset="folder", test_fraction=0.5, skip_bad=True)
+        done.append(make_split(skipping, workspace, root=linked, force=False, reporter=Reporter(quiet=True)))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive() and len(done) == 2
+    assert f"{len(expected)} images cannot be read" in str(done[0])
     for name, reason in expected.items():
-        assert reason in bad[name], bad[name]
+        assert f"{name} ({reason})" in str(done[0])
+    assert done[1].summary["skipped"] == len(expected)
+    assert load_split(workspace).class_counts.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_composed_and_decomposed_names_are_one_class(make_tree: TreeMaker, form: Any) -> None:
-    other: Any = {"NFC": "NFD", "NFD": "NFC"}[form]
-    make_tree({unicodedata.normalize(form, "Äpfel"): 3, "Birnen": 2}, under="train")
-    root = make_tree({unicodedata.normalize(other, "Äpfel"): 1, "Birnen": 1}, under="test")
-    name = unicodedata.normalize("NFC", "Äpfel")
-    assert counts(root) == {"train": {"Birnen": 2, name: 3}, "test": {"Birnen": 1, name: 1}}
-
-
-def test_two_folders_for_one_part_are_refused(make_tree: TreeMaker) -> None:
-    for name in ("train", "training", "test"):
-        root = make_tree(CLASSES, under=name)
-    with pytest.raises(DataError, match="has train/, training/: keep one of them"):
-        read_layout(root, config())
-
-
-def test_a_folder_beside_the_parts_is_told(make_tree: TreeMaker) -> None:
-    for name in ("train", "test"):
-        root = make_tree(CLASSES, under=name)
-    (root / "annotations").mkdir()
-    assert counts(root) == {"train": CLASSES, "test": CLASSES}
-    assert "folders that are no part of the data set are left out: annotations/" in notes(root)
-
-
-def test_images_by_their_first_bytes_but_not_by_name_are_told(
-    make_tree: TreeMaker, capsys: pytest.CaptureFixture[str]
+def test_a_file_without_permission_is_unreadable(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make_tree(CLASSES)
-    for name, kind in (("a", "PNG"), ("b.dat", "JPEG"), ("c.webp_", "WEBP"), ("d.x", "GIF"), ("e.y", "TIFF")):
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / "cat" / name, format=kind)
-    (root / "cat" / "notes.txt").write_text("no image")
-    open_folder(config(), root).load(8, Reporter())
-    told = " ".join(capsys.readouterr().err.split())
-    assert "5 of them are images by the first bytes" in told and "give them the extension of their format" in told
+    root = build(tmp_path / "tree", "cat:4 dog:4")
+    closed, real = root / "cat" / "001.png", Image.open
+
+    def refuse(file: Any, *arguments: Any, **options: Any) -> Any:  # root may read anything, so chmod proves nothing
+        if file == closed:
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match=r"1 image cannot be read.*--skip-bad:\s+cat/001.png \(Permission denied\)"):
+        make_split(SplitConfig(dataset="folder"), workspace, root=root, force=False, reporter=Reporter(quiet=True))
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, real = build(tmp_path / "tree", "cat:2 dog:1"), os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == root / "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot read the folder .*/dog: Permission denied"):
+        look(root)
+
+
+# Extensions
+
+# What Pillow knows and is no still picture of its own: animations, vectors, containers of other data, formats that
+# it only writes.
+OTHERS = {
+    ".flc", ".fli", ".mpeg", ".mpg", ".eps", ".ps", ".pdf", ".palm", ".emf", ".wmf", ".bufr", ".grib", ".h5", ".hdf",
+}  # fmt: skip
+
+
+def test_every_still_picture_that_pillow_opens_counts() -> None:
+    Image.init()
+    known = {name for name in Image.registered_extensions() if name not in HEIF_EXTENSIONS}
+    assert known - OTHERS <= EXTENSIONS
+    assert EXTENSIONS - HEIF_EXTENSIONS - known <= {".avif", ".avifs", ".qoi", ".pfm"}  # formats of newer versions
+    assert not OTHERS & EXTENSIONS
 
 
 WRITABLE = sorted(
@@ -261,11 +558,12 @@ def test_every_extension_is_read(tmp_path: Path, extension: str) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         value = 255 if kind in ("XBM", "MSP") else 200
-        picture = Image.fromarray(np.full((16, 16, 3), value, np.uint8)).convert("1" if value == 255 else "RGB")
+        mode = {"XBM": "1", "MSP": "1", "BLP": "P"}.get(kind, "RGB")
+        picture = Image.fromarray(np.full((16, 16, 3), value, np.uint8)).convert(mode)
         if kind == "PFM":
             pytest.skip("Pillow writes it in float only")
         picture.save(tmp_path / name / f"x{extension.upper()}", format=kind)
-    pixels = open_folder(config(), tmp_path).load(16, Reporter(quiet=True))
+    pixels = open_folder(SplitConfig(dataset="folder"), tmp_path).load(16, Reporter(quiet=True))
     assert not pixels.bad
     assert abs(float(pixels.read("train", np.array([0, 1]), 16).mean()) - value) < 3
 
@@ -273,3 +571,113 @@ def test_every_extension_is_read(tmp_path: Path, extension: str) -> None:
 def test_there_are_many_extensions() -> None:
     assert len(WRITABLE) > 20
     assert {".jfif", ".jpe", ".avif", ".tif", ".webp"} <= EXTENSIONS
+
+
+def test_heic_with_its_extra(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    from saukit.data.decoding import decode_image
+
+    Image.new("RGB", (64, 64), (200, 30, 60)).save(tmp_path / "a.heic")
+    found = image_files(tmp_path)
+    assert [path.name for path in found.images] == ["a.heic"] and not found.ignored
+    assert np.abs(decode_image(found.images[0], 64).mean((1, 2)) - [200, 30, 60]).max() < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_image"),
+    [
+        ("0001", PNG, True),
+        ("a.dat", encoded("JPEG"), True),
+        ("a.jpg_large", encoded("WEBP"), True),
+        ("a.bmp_", encoded("BMP"), True),
+        ("a.x", encoded("TIFF"), True),
+        ("a.gif1", encoded("GIF"), True),
+        ("a.hevc", b"\0\0\0\x18ftypheic\0\0\0\0", True),
+        ("a.txt", b"cat", False),
+        ("a.html", b"<html>", False),
+        ("empty", b"", False),
+    ],
+)
+def test_images_by_their_first_bytes_are_a_warning(
+    tmp_path: Path, name: str, content: bytes, is_image: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build(tmp_path, "cat:2 dog:1")
+    path = root / "dog" / name
+    for index in range(3):
+        path.with_stem(f"{path.stem}{index}").write_bytes(content)
+    layout = look(root)
+    assert counts(layout) == {"train": CAT_DOG}
+    say_ignored(layout.passed_over, Reporter())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "files without an image extension are ignored: 3 " in told
+    warning = "3 of them are images by the first bytes"
+    assert (warning in told and "give them the extension of their format" in told) if is_image else warning not in told
+
+
+@pytest.mark.parametrize("name", ["a.heic", "b.HEIF"])
+def test_heic_without_its_extra_is_told(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("saukit.data.image_files.missing_packages", lambda extra: ["pillow_heif"])
+    root = build(tmp_path, "cat:2 dog:1")
+    (root / "cat" / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    say_ignored(look(root).passed_over, Reporter())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "HEIC images are read with the extra heif: pip install 'saukit[heif]'" in told
+    assert "first bytes" not in told
+
+
+def test_of_many_files_of_a_kind_only_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(100):
+        (tmp_path / f"{index:03}.txt").write_text("a label")
+        (tmp_path / f"{index:03}").write_bytes(PNG if index % 7 == 3 else b"x")
+    opened: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args: opened.append(path.suffix) or real(path, *args))  # type: ignore[func-returns-value]
+    found = image_files(tmp_path)
+    assert len(found.misnamed) == len(range(3, 100, 7)) and found.ignored == {"": 100, ".txt": 100}
+    assert Counter(opened) == {"": 100, ".txt": 20}
+
+
+def test_a_page_with_an_image_extension_is_unreadable(tmp_path: Path, workspace: Workspace) -> None:
+    root = build(tmp_path / "tree", "cat:3 dog:3")
+    (root / "cat" / "error.jpg").write_text("<html>404</html>")
+    with pytest.raises(DataError, match=r"cat/error.jpg \(unknown image format\)"):
+        make_split(SplitConfig(dataset="folder"), workspace, root=root, force=False, reporter=Reporter(quiet=True))
+
+
+# Small classes
+
+
+def test_small_classes_are_left_out_and_named(tmp_path: Path, workspace: Workspace) -> None:
+    root = build(
+        tmp_path / "tree", "train/cat:5 train/dog:3 train/eel:1 train/fox/ test/cat:2 test/eel:1 test/yak:1 val/dog:1"
+    )
+    plan = plan_split(SplitConfig(dataset="folder", min_images=2), root)
+    assert (plan.classes, plan.train_counts, plan.test_counts) == (("cat", "dog"), (5, 3), (2, 0))
+    assert plan.val_counts == (0, 1)
+    assert "classes with fewer than 2 training images are left out: eel (1), fox (0), yak (0)" in plan.notes
+    assert plan.warnings == ("classes without a test image, whose accuracy will be absent: dog",)
+    (root / "train" / "dog" / "000.png").write_bytes(b"")
+    (root / "train" / "dog" / "001.png").write_bytes(b"")
+    build(root, "train/gnu:2 test/gnu:2")
+    config = SplitConfig(dataset="folder", min_images=2, skip_bad=True)
+    make_split(config, workspace, root=root, force=False, reporter=Reporter(quiet=True))
+    split, test = load_split(workspace), load_test(workspace)
+    assert split.classes == ("cat", "gnu") and split.class_counts.tolist() == [5, 2]  # dog: one that can be read
+    assert test.labels.tolist() == [0, 0, 1, 1] and split.val is None
+
+
+def test_too_few_classes_left_is_told(tmp_path: Path) -> None:
+    root = build(tmp_path / "tree", "cat:5 dog:3 eel:1")
+    with pytest.raises(DataError, match=r"min_images 4 leaves 1 of 3 classes, .* the second largest has 3 images"):
+        plan_split(SplitConfig(dataset="folder", min_images=4), root)
+
+
+def test_a_class_of_one_image_trains_and_has_no_accuracy(tmp_path: Path) -> None:
+    root = build(tmp_path / "tree", "cat:5 dog:1 eel:2")
+    plan = plan_split(SplitConfig(dataset="folder"), root)
+    assert (plan.train_counts, plan.test_counts) == ((4, 1, 1), (1, 0, 1))
+    assert plan.warnings == ("classes without a test image, whose accuracy will be absent: dog",)
+    with pytest.raises(DataError, match="there is no test image"):
+        plan_split(SplitConfig(dataset="folder"), build(tmp_path / "ones", "cat:1 dog:1"))

@@ -67,8 +67,8 @@ def test_the_resolved_configuration_repeats_itself(make_tree: TreeMaker) -> None
 def test_a_class_with_one_image_gives_none_to_the_test_set(make_tree: TreeMaker) -> None:
     plan = plan_split(SplitConfig(dataset="folder"), make_tree({"cat": 5, "dog": 1, "eel": 2}))
     assert (plan.train_counts, plan.test_counts) == ((4, 1, 1), (1, 0, 1))
-    assert plan.notes == ("classes without a test image, whose accuracy will be absent: dog",)
-    with pytest.raises(DataError, match="no class has two readable images, so none can give one to the test set"):
+    assert plan.warnings == ("classes without a test image, whose accuracy will be absent: dog",)
+    with pytest.raises(DataError, match="there is no test image: no class has two images"):
         plan_split(SplitConfig(dataset="folder"), make_tree({"cat": 1, "dog": 1}, name="ones"))
 
 

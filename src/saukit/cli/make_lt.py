@@ -45,8 +45,7 @@ def command(
     root = None if root is None else root.expanduser()
     if call.dry_run:
         plan = plan_split(config, root)
-        for note in plan.notes:
-            call.reporter.say(note)
+        plan.tell(call.reporter)
         call.show_plan("make-lt", plan.config, plan.summary)
         for line in counts_chart(plan.classes, plan.train_counts, plan.groups):
             call.reporter.result(line)

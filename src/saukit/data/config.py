@@ -14,14 +14,13 @@ from saukit.core.options import check, option, resolved_as
 from saukit.core.words import shown
 from saukit.data.shots import parse_rule
 from saukit.data.source import IMAGE_SIZES
-from saukit.data.source_config import SourceConfig
+from saukit.data.source_config import DEFAULT_TEST_FRACTION, SourceConfig
 from saukit.data.sources.table import TABLE
 
 Profile = Literal["exp", "step", "pareto", "counts", "none"]
 
 DEFAULT_IMB = 100.0
 MOST_IMB = 1e9
-DEFAULT_TEST_FRACTION = 0.2
 
 
 def parse_counts(items: Sequence[str]) -> dict[str, int]:
@@ -104,14 +103,6 @@ class SplitConfig(SourceConfig):
         shown="the images' own",
         least=IMAGE_SIZES[0],
         most=IMAGE_SIZES[1],
-    )
-    test_fraction: float | None = option(
-        None,
-        "Share of each class for testing, where there is no test set.",
-        shown=str(DEFAULT_TEST_FRACTION),
-        above=0,
-        below=1,
-        needs={"dataset.test_set": (False, None)},
     )
     val_fraction: float = option(0.0, "Share of the real training images for validation.", least=0, most=0.5)
     flip: bool | None = option(

@@ -155,6 +155,8 @@ def decode_or_reason(file: Path | BinaryIO, size: int, fitting: Fitting = CROP) 
         text = str(error).strip()
         if "cannot identify image file" in text:
             return "unknown image format"
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
         return text or type(error).__name__
 
 

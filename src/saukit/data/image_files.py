@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections import Counter
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 # Still images that Pillow reads without other programs.
 # fmt: off
 EXTENSIONS = frozenset({
-    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dds", ".dib", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k",
-    ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcx", ".pfm", ".pgm",
-    ".png", ".pnm", ".ppm", ".psd", ".qoi", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
-    ".xbm", ".xpm",
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".ftc", ".ftu",
+    ".gbr", ".gif", ".icb", ".icns", ".ico", ".iim", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg",
+    ".jpf", ".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd",
+    ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })
 # fmt: on
 HEIF_EXTENSIONS = frozenset({".heic", ".heif"})  # with the extra heif
@@ -31,8 +32,13 @@ KINDS = "bmp gif jpeg jpg png ppm tif tiff webp ..."  # for messages
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "thumbs.db"}
 )
-MOST_SNIFFED = 1000  # files without an image extension whose first bytes are looked at
+TRIED_PER_KIND = 20  # files of another extension whose first bytes are read; all of them once one is an image
 SNIFFED_BYTES = 16
+MAGIC = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"8BPS", b"qoif", b"\xff\x0a",
+    b"\0\0\0\x0cjP  ", b"\0\0\0\x0cJXL ",
+)  # fmt: skip
+VISITS = 100  # of one folder, by links from others
 
 
 @dataclass
@@ -56,23 +62,76 @@ class FoundFiles:
         return self
 
 
-def image_files(folder: Path) -> FoundFiles:
-    """The image files in `folder` and below; links are followed, but never in a circle.
+@dataclass
+class Folder:
+    """A folder as it was read: its subfolders by name, and the files in it, those below left out."""
 
-    Raises: DataError if a folder cannot be read.
+    path: Path
+    folders: dict[str, Folder] = field(default_factory=dict)
+    found: FoundFiles = field(default_factory=FoundFiles)
+
+    @functools.cached_property
+    def count(self) -> int:
+        """How many images there are in it and below."""
+        return sum(len(folder.found.images) for folder in self.walk())
+
+    def walk(self) -> Iterator[Folder]:
+        """The folder itself and all folders below it."""
+        ahead = [self]
+        while ahead:
+            folder = ahead.pop()
+            yield folder
+            ahead += folder.folders.values()
+
+    def everything(self) -> FoundFiles:
+        """The files in it and below."""
+        found = FoundFiles()
+        for folder in self.walk():
+            found += folder.found
+        found.images.sort()
+        return found
+
+
+def read_folder(root: Path) -> Folder:
+    """`root` and all that is below it; links are followed, but never back to a folder on the way.
+
+    A file with an image extension is an image here, whatever it turns out to be: decoding says more.
+    Raises: DataError if a folder cannot be read, or if links lead to one again and again.
     """
-    found = FoundFiles()
-    sniffed = 0
-    for path in sorted(_visible_files(folder, found.loops)):
-        if is_image_name(path):
-            found.images.append(path)
-            continue
-        found.ignored[path.suffix.lower()] += 1
-        if sniffed < MOST_SNIFFED and path.is_file():
-            sniffed += 1
-            if _begins_as_image(path):
-                found.misnamed.append(path)
-    return found
+    start, visits, others = Folder(root), Counter[str](), dict[str, list[tuple[Path, Folder]]]()
+    real = os.path.realpath(root)
+    ahead = [(start, frozenset({real, *map(str, Path(real).parents)}))]
+    while ahead:
+        folder, way = ahead.pop()
+        for entry in _entries(folder.path):
+            path = folder.path / entry.name
+            if _is_folder(entry):
+                inner = os.path.realpath(path)
+                visits[inner] += 1
+                if inner in way:
+                    folder.found.loops.append(path)
+                elif visits[inner] > VISITS:
+                    raise DataError(f"links below {root} lead to {inner} again and again: remove some of them")
+                else:
+                    folder.folders[entry.name] = Folder(path)
+                    ahead.append((folder.folders[entry.name], way | {inner}))
+            elif is_image_name(path):
+                folder.found.images.append(path)
+            else:
+                folder.found.ignored[path.suffix.lower()] += 1
+                others.setdefault(path.suffix.lower(), []).append((path, folder))
+    for files in others.values():
+        tried = [_begins_as_image(path) for path, _ in files[:TRIED_PER_KIND]]
+        tried += [any(tried) and _begins_as_image(path) for path, _ in files[TRIED_PER_KIND:]]
+        for (path, folder), is_image in zip(files, tried, strict=True):
+            if is_image and path.suffix.lower() not in HEIF_EXTENSIONS:
+                folder.found.misnamed.append(path)
+    return start
+
+
+def image_files(folder: Path) -> FoundFiles:
+    """The image files in `folder` and below, as `read_folder` finds them. Raises: as that."""
+    return read_folder(folder).everything()
 
 
 def is_image_name(path: Path) -> bool:
@@ -95,7 +154,7 @@ def say_ignored(found: FoundFiles, reporter: Reporter, *, where: str = "") -> No
         names = shortened(map(str, found.misnamed), limit=3)
         count = f"{len(found.misnamed)} of them {'are images' if len(found.misnamed) > 1 else 'is an image'}"
         reporter.warn(f"{count} by the first bytes: {names}; give them the extension of their format")
-    if any(suffix in HEIF_EXTENSIONS for suffix in found.ignored):
+    if HEIF_EXTENSIONS.intersection(found.ignored):
         reporter.warn("HEIC images are read with the extra heif: pip install 'saukit[heif]'")
     if found.loops:
         links = shortened(map(str, found.loops), limit=3)
@@ -104,45 +163,23 @@ def say_ignored(found: FoundFiles, reporter: Reporter, *, where: str = "") -> No
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in `folder`, hidden and system ones left out, by name. Raises: DataError if it cannot be read."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and _is_visible(path.name))
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+    return [folder / entry.name for entry in _entries(folder) if _is_folder(entry)]
 
 
 def loose_images(folder: Path) -> list[Path]:
     """The image files in `folder` itself, by name. Raises: DataError if it cannot be read."""
+    paths = [folder / entry.name for entry in _entries(folder) if not _is_folder(entry)]
+    return [path for path in paths if is_image_name(path)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in `folder`, hidden and system folders left out, by name."""
     try:
-        return sorted(
-            path for path in folder.iterdir() if _is_visible(path.name) and is_image_name(path) and path.is_file()
-        )
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS
-
-
-def _visible_files(folder: Path, loops: list[Path]) -> Iterator[Path]:
-    """The files in `folder` and below, in no order. Links to a folder above them are put into `loops`."""
-    above: list[tuple[Path, frozenset[str]]] = [(folder, frozenset())]
-    while above:
-        parent, seen = above.pop()
-        seen |= {os.path.realpath(parent)}
-        try:
-            entries = list(os.scandir(parent))
-        except OSError as error:
-            raise DataError(f"cannot read the folder {parent}: {error.strerror}") from error
-        for entry in entries:
-            if not _is_visible(entry.name):
-                continue
-            if not _is_folder(entry):
-                yield Path(entry.path)
-            elif entry.is_symlink() and os.path.realpath(entry.path) in seen:
-                loops.append(Path(entry.path))
-            else:
-                above.append((Path(entry.path), seen))
+    return [entry for entry in found if entry.name[0] != "." and entry.name.lower() not in SYSTEM_FOLDERS]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -155,11 +192,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _begins_as_image(path: Path) -> bool:
     """Whether a file's first bytes are those of a common image format."""
     try:
+        if not is_regular(path):
+            return False
         with path.open("rb") as file:
             head = file.read(SNIFFED_BYTES)
     except OSError:
         return False
-    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-    riff = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    heif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1")
-    return head.startswith(starts) or riff or heif
+    return (
+        head.startswith(MAGIC)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"))
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
+    )

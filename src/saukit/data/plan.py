@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from saukit.data.source import Pixels, Source
 from saukit.data.sources.table import open_source
 from saukit.data.types import Integers
 
+if TYPE_CHECKING:
+    from saukit.core.console import Reporter
+
 SQUARE_SHARE_SAID = 0.8  # below it a person should know what is cut off
 BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers
 
@@ -41,7 +44,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What `make_split` would write: `config` with every field resolved, and images of each class and part."""
+    """What `make_split` would write: `config` with every field resolved, and images of each class and part.
+
+    source: without the classes that are left out. notes, warnings: a line each.
+    """
 
     config: ResolvedSplitConfig
     classes: tuple[str, ...]
@@ -51,7 +57,18 @@ class SplitPlan:
     groups: ShotGroups
     bytes: int
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    source: Source = field(compare=False, repr=False)
     choice: Choice = field(compare=False)
+
+    def tell(self, reporter: Reporter, *, told: SplitPlan | None = None) -> None:
+        """Say what the source and the choice are like, but for what `told` said."""
+        for note in self.notes:
+            if told is None or note not in told.notes:
+                reporter.say(note)
+        for warning in self.warnings:
+            if told is None or warning not in told.warnings:
+                reporter.warn(warning)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -96,13 +113,33 @@ def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
     )
 
 
+def without_small_classes(source: Source, least: int, pixels: Pixels | None = None) -> tuple[Source, list[str]]:
+    """`source` without the classes that have fewer than `least` training images that can be read, and their names with
+    these numbers. Raises: DataError if fewer than two classes are left."""
+    readable = _readable("train", source.train_labels, pixels)
+    counts = class_counts(source.train_labels[readable], len(source.classes))
+    kept = np.flatnonzero(counts >= least)
+    if len(kept) < 2:
+        raise DataError(
+            f"min_images {least} leaves {len(kept)} of {len(source.classes)} classes, and there have to be two: "
+            f"the second largest has {np.sort(counts)[-2]} images"
+        )
+    to = np.full(len(source.classes), -1, np.int64)
+    to[kept] = np.arange(len(kept))
+    gone = [f"{name} ({count})" for name, count in zip(source.classes, counts, strict=True) if count < least]
+    reduced = replace(
+        source,
+        classes=tuple(source.classes[index] for index in kept),
+        train_labels=to[source.train_labels],
+        test_labels=None if source.test_labels is None else to[source.test_labels],
+        val_labels=None if source.val_labels is None else to[source.val_labels],
+    )
+    return reduced, gone
+
+
 def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> Choice:
     """Which images go where, among those that can be read (all, while `pixels` is None)."""
     num_classes = len(source.classes)
-
-    def readable(part: str, labels: Integers) -> Integers:
-        return np.arange(len(labels)) if pixels is None else np.flatnonzero(pixels.ok[part])
-
     keys = group_keys(source, config.group_by)
 
     def parted(positions: Integers, fraction: float, purpose: str) -> tuple[Integers, Integers]:
@@ -114,7 +151,7 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
             rest, part = grouped_part(labels, of_group, fraction, num_classes, seed=config.seed, purpose=purpose)
         return positions[rest], positions[part]
 
-    pool = readable("train", source.train_labels)
+    pool = _readable("train", source.train_labels, pixels)
     _need_images(source.classes, source.train_labels[pool])
     if source.test_labels is None:
         labels = source.train_labels[pool]
@@ -123,9 +160,9 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
         if keys is not None:
             _need_groups(source.classes, source.train_labels, pool, test)
     else:
-        test = readable("test", source.test_labels)
+        test = _readable("test", source.test_labels, pixels)
     if not len(test):
-        raise DataError("no class has two readable images, so none can give one to the test set: add images")
+        raise DataError("there is no test image: no class has two images, or none of the test set can be read")
     labels = source.train_labels[pool]
     available = class_counts(labels, num_classes)
     if config.profile == "none":
@@ -137,7 +174,7 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
             assert config.imb is not None
             counts = fitting_counts(config.profile, config.imb, available)
         train = pool[select_ldam(labels, counts, config.seed)]
-    val = train[:0] if source.val_labels is None else readable("val", source.val_labels)
+    val = train[:0] if source.val_labels is None else _readable("val", source.val_labels, pixels)
     if config.val_fraction > 0:
         train, val = parted(train, config.val_fraction, "val part")
         if not len(val):
@@ -148,12 +185,18 @@ def choose(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = 
     return Choice(train, val, test)
 
 
+def _readable(part: str, labels: Integers, pixels: Pixels | None) -> Integers:
+    """Positions of the images of a part that can be read and whose class is not left out."""
+    there = labels >= 0
+    return np.flatnonzero(there if pixels is None else there & pixels.ok[part])
+
+
 def _need_images(classes: tuple[str, ...], labels: Integers) -> None:
     counts = class_counts(labels, len(classes))
     if short := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise DataError(
             f"each class needs at least 1 readable image to train on; none in: {shortened(short)}; "
-            "add images, or remove these classes"
+            "add images, or leave such classes out with --min-images 1"
         )
 
 
@@ -171,18 +214,23 @@ def _need_groups(classes: tuple[str, ...], labels: Integers, train: Integers, te
 
 def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None = None) -> SplitPlan:
     """The plan for the images that can be read."""
+    notes, warnings = [*source.notes], [*source.warnings]
+    if config.min_images:
+        source, gone = without_small_classes(source, config.min_images, pixels)
+        if gone:
+            notes.append(f"classes with fewer than {config.min_images} training images are left out: {shortened(gone)}")
     choice = choose(config, source, pixels)
     counts = [
         tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
         for part, positions in (("train", choice.train), ("val", choice.val), ("test", choice.test))
     ]
-    images, notes = sum(map(sum, counts)), source.notes
+    images = sum(map(sum, counts))
     if untested := [name for name, count in zip(source.classes, counts[2], strict=True) if not count]:
-        notes += (f"classes without a test image, whose accuracy will be absent: {shortened(untested)}",)
+        warnings.append(f"classes without a test image, whose accuracy will be absent: {shortened(untested)}")
     share = 1.0 if source.originals is None or config.fit != "crop" else source.originals.square_share
     if share < SQUARE_SHARE_SAID:
-        notes += (
-            f"the centre square keeps {100 * share:.0f} % of the pictures on average; --fit pad keeps all of them",
+        notes.append(
+            f"the centre square keeps {100 * share:.0f} % of the pictures on average; --fit pad keeps all of them"
         )
     if (keys := group_keys(source, config.group_by)) is not None:
         notes += (f"{len(set().union(*keys.values()))} groups, each in one part",)
@@ -194,6 +242,8 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         test_counts=counts[2],
         groups=shot_groups(counts[0], config.groups),
         bytes=images * 16 + stored_bytes(images, config.image_size) + BYTES_BESIDE_IMAGES,
-        notes=notes,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+        source=source,
         choice=choice,
     )

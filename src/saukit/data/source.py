@@ -86,7 +86,8 @@ class Source:
     files() names the files of each part ("train", "test", "val") relative to the root, in the part's order; None where
     images have no files. originals: the images as files, whatever holds them; None where they are arrays.
     groups: what each image of each part belongs to (a patient, a video), where a column says it.
-    notes: what opening found, a line each, such as what each part is taken from.
+    notes, warnings: what opening found, a line each, such as what each part is taken from.
+    A label of -1 is an image of a class that is left out.
     """
 
     classes: tuple[str, ...]
@@ -101,6 +102,7 @@ class Source:
     originals: Originals | None = None
     groups: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def pool(self, part: str) -> tuple[str, Integers]:
         """The part of the source that `part` of a split is taken from, and its labels: the training part, where the

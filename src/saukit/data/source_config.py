@@ -9,6 +9,7 @@ from typing import Literal
 from saukit.core.errors import UsageError
 from saukit.core.options import option
 
+DEFAULT_TEST_FRACTION = 0.2
 COLUMN_ROLES = ("path", "label", "group", "split")
 PANEL = "Images of your own"
 LISTED = ("list", "imagenet-lt", "places-lt", "inat2018")
@@ -91,6 +92,7 @@ class SourceConfig:
         metavar="NAME",
         shown="test",
         needs={"dataset": ("folder", "huggingface")},
+        excludes=("test_fraction",),
     )
     train_list: str | None = option(
         None, LIST_HELP.format("training images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
@@ -140,8 +142,15 @@ class SourceConfig:
     )
     min_images: int = option(
         0,
-        "Leave out classes with fewer images.",
+        "Leave out classes with fewer training images.",
         least=0,
-        needs={"dataset": "folder"},
         shown="none may be empty",
+    )
+    test_fraction: float | None = option(
+        None,
+        "Share of each class for testing, where there is no test set.",
+        shown=str(DEFAULT_TEST_FRACTION),
+        above=0,
+        below=1,
+        needs={"dataset.test_set": (False, None)},
     )

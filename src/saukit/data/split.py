@@ -177,8 +177,7 @@ def make_split(
         plan = plan_of(resolved, source)  # before any decoding, so that a bad ratio is an error at once
         store = _store_of(source, resolved, workspace)
         check_disk_space(workspace.root, plan.bytes + (0 if store is None else store.estimated_bytes))
-        for note in plan.notes:
-            reporter.say(note)
+        plan.tell(reporter)
         if source.size_reason is not None and config.image_size is None:
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
         if store is not None:
@@ -190,10 +189,11 @@ def make_split(
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
             refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
-            plan = plan_of(resolved, source, pixels)
+            first, plan = plan, plan_of(resolved, source, pixels)
+            plan.tell(reporter, told=first)
         if pixels.one_colour:
             reporter.warn(f"{len(pixels.one_colour)} images have a single colour: {shortened(pixels.one_colour)}")
-        manifest = _write(workspace, plan, source, pixels, store, check_root(config.dataset, root))
+        manifest = _write(workspace, plan, plan.source, pixels, store, check_root(config.dataset, root))
         if store is not None:
             store.remove()
     return SplitResult("new", resolved, manifest)

@@ -88,20 +88,6 @@ def test_a_class_may_be_called_train(make_tree: TreeMaker) -> None:
     assert opened(make_tree({"bus": 2, "test": 2, "train": 2})).classes == ("bus", "test", "train")
 
 
-def test_train_without_test_is_told(make_tree: TreeMaker) -> None:
-    make_tree({"cat": 3, "dog": 2}, under="train")
-    root = make_tree({"cat": 3, "dog": 2}, under="val")
-    with pytest.raises(DataError, match=r"has train/, val/ but no test/ .*or give .*/train as --root"):
-        opened(root)
-
-
-def test_parts_with_different_classes_are_told(make_tree: TreeMaker) -> None:
-    make_tree({"cat": 3, "dog": 2, "eel": 2}, under="train")
-    root = make_tree({"cat": 3, "dog": 2, "fox": 2}, under="test")
-    with pytest.raises(DataError, match=r"must have the classes of train/: fox only in test/; .* --min-images 1"):
-        opened(root)
-
-
 def test_empty_class_folders_are_all_listed(make_tree: TreeMaker) -> None:
     root = make_tree({"cat": 1, "dog": 1})
     (root / "eel").mkdir()

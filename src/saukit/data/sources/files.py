@@ -56,6 +56,7 @@ def source_of_files(
     passed_over: FoundFiles | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     notes: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Source:
     """The source of `parts` "train", and "test" and "val" where there are such parts; decodes nothing yet.
 
@@ -87,6 +88,7 @@ def source_of_files(
         originals=originals,
         groups=groups,
         notes=notes,
+        warnings=warnings,
     )
 
 

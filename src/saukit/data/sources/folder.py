@@ -33,4 +33,5 @@ def open_folder(config: SourceConfig, root: Path) -> Source:
         fingerprint=fingerprint_of(root, every),
         passed_over=layout.passed_over,
         notes=layout.notes,
+        warnings=layout.warnings,
     )
