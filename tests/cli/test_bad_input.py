@@ -218,12 +218,11 @@ def test_an_empty_class_folder(cli: Cli, pictures: Pictures, work: Path) -> None
     assert tree(work) == before
 
 
-def test_one_image_in_a_class(cli: Cli, pictures: Pictures, work: Path) -> None:
+def test_no_class_that_can_give_to_the_test_set(cli: Cli, pictures: Pictures, work: Path) -> None:
     before = tree(work)
-    outcome = cli(*FOLDER, "--root", pictures({"cat": 3, "dog": 1}), "-w", work, "--force")
+    outcome = cli(*FOLDER, "--root", pictures({"cat": 1, "dog": 1}), "-w", work, "--force")
     assert outcome.code == 3
-    assert "each class needs at least 2 readable images" in outcome.error
-    assert "too few in: dog (1); add images, or remove these classes" in outcome.error
+    assert "there is no test image: no class has two images" in outcome.error
     assert tree(work) == before
 
 
