@@ -330,6 +330,14 @@ def test_a_method_that_counts_classes_of_one_size_is_said_to_be_cross_entropy(
     assert run.manifest.summary.get("counts_nothing", False) is (method != "ce")
 
 
+def test_little_trust_at_the_end_is_told_and_kept(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(work, tiny(method="sau", synthetic=True), name="trust", reporter=Reporter())
+    share = metrics(run.folder)[-1]["trusted_share"]
+    assert run.manifest.summary["trusted_share"] == pytest.approx(share, abs=1e-4)
+    told = f"the label check trusts {100 * share:.1f} % of the synthetic images at the end"
+    assert (told in " ".join(capsys.readouterr().err.split())) is (share < 0.1)
+
+
 def test_synaug_ends_with_real_images_class_balanced_and_its_last_layer(work: Path) -> None:
     trainer = Trainer(plan_of(work, tiny(method="synaug", synthetic=True, steps=100, batch_size=32)))
     batches = [trainer._batch(step) for step in range(100)]

@@ -231,6 +231,7 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
         difference_rows,
         footnotes,
         mean_rows,
+        trust,
     )
     from saukit.evaluation.summary import MEASURES
 
@@ -242,7 +243,7 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
         ["method", *MEASURES.values()],
         mean_rows(document),
     )
-    for note in footnotes(document):
+    for note in (*footnotes(document), *trust(document)):
         reporter.say(note)
     if rows := difference_rows(document):
         reporter.table(

@@ -62,6 +62,7 @@ from saukit.training.training_set import BatchOrder, build_training_set
 METRICS_NAME = "metrics.jsonl"
 LOG_EVERY_STEPS = 20
 CHECKPOINT_SECONDS = 30.0
+LITTLE_TRUST = 0.1
 LONG_RUN_SECONDS = 24 * 3600.0
 
 
@@ -150,6 +151,7 @@ class Trainer:
         self.prototypes: tuple[Tensor, Tensor] | None = None
         self.step_count = 0
         self.meters: dict[str, Tensor] = {}
+        self.trusted_share: float | None = None
         self.seconds = 0.0
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.log_digest: str | None = None  # of the log up to there
@@ -246,6 +248,11 @@ class Trainer:
                         log.close()
                         raise stop.interrupted()
         log.close()
+        if self.trusted_share is not None and self.trusted_share < LITTLE_TRUST:
+            reporter.warn(
+                f"the label check trusts {100 * self.trusted_share:.1f} % of the synthetic images at the end, and "
+                "takes the others for noise: train for more steps, or with `--method mixup-cutmix`, which has none"
+            )
         return self._complete(folder, preparation)
 
     def state(self) -> TrainingState:
@@ -394,7 +401,7 @@ class Trainer:
             "losses": losses,
         }
         if self.method.prototypes:
-            line["trusted_share"] = trusted / synthetic if synthetic else None
+            line["trusted_share"] = self.trusted_share = trusted / synthetic if synthetic else None
         if validation is not None:
             line["val_balanced_accuracy"] = validation
         return line
@@ -447,6 +454,7 @@ class Trainer:
                 "batch_size": plan.batch_size,
                 "views_per_step": self.method.views_per_step,
                 **({"counts_nothing": True} if plan.counts_nothing else {}),
+                **({} if self.trusted_share is None else {"trusted_share": round(self.trusted_share, 4)}),
                 "chosen_step": self.step_count if self.best is None else self.best[1],
                 "chosen_by": "last step" if self.best is None else "validation part of the real training images",
                 "seconds": round(self.seconds, 1),
