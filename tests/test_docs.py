@@ -24,7 +24,7 @@ RESULTS = REPOSITORY / "examples/benchmarks/results/cpu"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SCRIPTS = [
     path
-    for glob in ("examples/**/*.sh", "examples/**/*.yaml", ".github/**/*.yml")
+    for glob in ("examples/**/*.sh", "examples/**/*.slurm", "examples/**/*.yaml", ".github/**/*.yml")
     for path in sorted(REPOSITORY.glob(glob))
 ]
 GENERATED = REPOSITORY / "docs/cli.md"
