@@ -12,7 +12,7 @@ from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.options import preset_fields
 from saukit.data.split import Split
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
-from saukit.synthesis.generators.presets import PRESETS, auto_preset, default_steps, preset_values
+from saukit.synthesis.generators.presets import PRESETS, auto_preset, default_steps, drawn_size, preset_values
 from saukit.synthesis.plan import SynthesisPlan, begin, load_plan, outline, resolve
 
 CPU = torch.device("cpu")
@@ -193,6 +193,8 @@ def test_presets_by_device_and_size() -> None:
     assert auto_preset((8, 8), "cpu") == auto_preset((224, 224), "cpu") == "tiny"
     assert auto_preset((8, 8), "cuda") == "small"
     assert auto_preset((32, 32), "cuda") == "base"
+    assert drawn_size((8, 8)) == (8, 8) and drawn_size((64, 64)) == (64, 64)
+    assert drawn_size((224, 224)) == drawn_size((65, 65)) == (64, 64)
     assert preset_values("tiny", (8, 8)) is PRESETS["tiny"][0]
     assert preset_values("small", (28, 32)) is PRESETS["small"][1]
     assert preset_values("base", (64, 32)) is PRESETS["base"][2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.preprocessing import StandardScaler
-from support import tiny
+from support import tiny, tree
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
@@ -225,6 +225,29 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         train(work, fields.pop("weights", weights), **fields)
     assert message in str(caught.value)
     assert not (work / "runs").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_weights_out_of_reach_leave_everything_as_it_was(
+    work: Path, weights: Path, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command with other weights then needs no --force, and --force has cost no earlier run."""
+    if force:
+        train(work, weights)
+    before = tree(work)
+
+    original = timm.create_model
+
+    def offline(*arguments: Any, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    config = tiny(backbone="timm/test_efficientnet", tune="head")
+    with pytest.raises(EnvironmentFault, match=r"cannot be loaded \(no network\).*--weights FILE.safetensors"):
+        fit(config, Workspace(work), name="run", device=CPU, force=force, resume=False, reporter=QUIET)
+    assert tree(work) == before
 
 
 def test_without_the_extra_the_remedy_is_named(work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

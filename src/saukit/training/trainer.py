@@ -100,8 +100,12 @@ def fit(
     plan = plan_training(config, workspace, name=name, device=device)
     folder = workspace.run(plan.name)
     with workspace.lock(folder):
+        trainer = None
         if force or not (folder / MANIFEST_NAME).exists():
             check_disk_space(folder, plan.disk_bytes)
+            reset_peak_memory(device)
+            with using_threads(suited_threads(plan.split.image_size, device)):
+                trainer = Trainer(plan)  # first: pretrained weights that are out of reach cost no earlier run
         if resume and not force and config.lr is not None:
             lower_learning_rate(folder, plan.config, reporter)
         state = prepare(
@@ -113,13 +117,11 @@ def fit(
             another="another --name",
             inputs=plan.inputs,
         )
-        if state == "complete":
+        if trainer is None:
             manifest = read_complete(folder)
             remove_states(folder / CHECKPOINT_NAME)  # a kill may have come just after the manifest
         else:
-            reset_peak_memory(device)
             with using_threads(suited_threads(plan.split.image_size, device)):
-                trainer = Trainer(plan)
                 trainer.announce(reporter)
                 if advise and plan.config.tune == "all":  # there is no record of frozen networks
                     passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)

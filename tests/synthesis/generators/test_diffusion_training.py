@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, Interrupted, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.state import load_state
-from saukit.data.split import Split
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.split import Split, load_split, make_split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators import diffusion_training as training_room
 from saukit.synthesis.generators.diffusion import save_generator
@@ -41,6 +44,24 @@ def test_each_class_is_equally_likely_and_each_image_within_it(cpu: torch.device
     shares = np.bincount(numbers, minlength=10) / 30_000
     expected = [1 / 3 / {0: 7, 1: 2, 2: 1}[label] for label in labels.tolist()]
     assert shares == pytest.approx(expected, abs=0.01)
+
+
+def test_larger_images_are_learned_small_and_enlarged(micro: SynthConfig, cpu: torch.device, tmp_path: Path) -> None:
+    """Against Pillow's bicubic resizing, which rounds between its two passes."""
+    config = SplitConfig(dataset="digits", counts={str(digit): 2 for digit in range(10)}, image_size=96)
+    make_split(config, Workspace(tmp_path), root=None, force=False, reporter=Reporter(quiet=True))
+    split = load_split(Workspace(tmp_path))
+    made = trainer(micro, split, cpu)
+    assert made.size == (64, 64)
+    assert made.data.images.shape == (20, 3, 64, 64)
+    for own, drawn in zip(np.asarray(split.train.images), made.data.images.numpy(), strict=True):
+        expected = Image.fromarray(own.transpose(1, 2, 0)).resize((64, 64), Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(expected).transpose(2, 0, 1).astype(int) - drawn).max() <= 2
+    images = made.sample(np.array([0, 1]), np.array([1, 2]), steps=2)
+    assert images.shape == (2, 3, 96, 96) and images.dtype == np.uint8
+    small = np.stack([np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((64, 64))) for image in images])
+    back = np.stack([np.asarray(Image.fromarray(image).resize((96, 96))).transpose(2, 0, 1) for image in small])
+    assert np.abs(back.astype(int) - images).mean() < 12  # nothing finer than 64 pixels show
 
 
 @pytest.mark.parametrize("flip", [True, False])

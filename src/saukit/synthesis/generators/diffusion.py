@@ -15,7 +15,7 @@ from saukit.core.writing import atomic_path, sha256_file, sync_folder
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion_model import build_scheduler, is_guided, solver_times
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
-from saukit.synthesis.generators.presets import DiffusionConfig, auto_preset, default_steps, preset_values
+from saukit.synthesis.generators.presets import DiffusionConfig, auto_preset, default_steps, drawn_size, preset_values
 from saukit.synthesis.generators.protocol import CHECKPOINT, GeneratorEntry, Images, Integers
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class DiffusionGenerator:
             "amp": trainer.config.amp,
             "parameters": sum(weight.numel() for weight in trainer.average.parameters()),
             "patch": trainer.preset.patch,
+            "drawn_size": list(trainer.size),
             "train_steps": steps,
             "train_seconds": round(trainer.seconds, 1),
             "train_steps_per_second": None if steps is None else round(steps / trainer.seconds, 2),
@@ -100,6 +101,9 @@ class DiffusionTraining:
         if state is not None:
             trainer.load(state)
             reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
+        if trainer.size != trainer.split.image_size:
+            drawn, wanted = (f"{height} x {width}" for height, width in (trainer.size, trainer.split.image_size))
+            reporter.say(f"this generator samples images of {drawn} pixels, enlarged to {wanted}")
         was_done = trainer.done
         if not was_done:
             announce()
@@ -124,8 +128,9 @@ def save_generator(folder: Path, unet: UNet2DModel) -> None:
 
 
 def _settle(config: SynthConfig, split: Split, device: torch.device) -> dict[str, Any]:
-    name = auto_preset(split.image_size, device.type) if config.preset == "auto" else config.preset
-    preset = preset_values(name, split.image_size)
+    size = drawn_size(split.image_size)
+    name = auto_preset(size, device.type) if config.preset == "auto" else config.preset
+    preset = preset_values(name, size)
     values: dict[str, Any] = {"preset": name, "amp": resolve_amp(config.amp, device)}
     values |= {field: getattr(preset, field) for field in ("guidance", "sampler_steps", "sample_batch_size")}
     if config.model is None:  # else there is no training

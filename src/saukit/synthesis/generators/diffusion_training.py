@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.config import to_mapping
@@ -23,7 +24,7 @@ from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
 from saukit.core.words import first_line
-from saukit.data.images import ImageStore
+from saukit.data.images import ImageStore, chunks
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
@@ -40,7 +41,7 @@ from saukit.synthesis.generators.diffusion_model import (
     update_ema,
 )
 from saukit.synthesis.generators.grey import is_grey, without_colour
-from saukit.synthesis.generators.presets import DiffusionConfig, Preset, preset_values
+from saukit.synthesis.generators.presets import DiffusionConfig, Preset, drawn_size, preset_values
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -55,7 +56,7 @@ WEIGHT_DECAY = 0.01
 
 
 class TrainingImages:
-    """The split's training images on a device, class by class.
+    """The split's training images on a device, at `size` (height, width; None: their own), class by class.
 
     A class of n images is chosen with probability proportional to n^(1 - balance): 1 makes all classes equally likely,
     0 all images. `grey`: whether no image has any colour.
@@ -67,6 +68,7 @@ class TrainingImages:
         labels: npt.NDArray[np.int64],
         num_classes: int,
         *,
+        size: tuple[int, int] | None = None,
         flip: bool,
         balance: float,
         device: torch.device,
@@ -74,7 +76,11 @@ class TrainingImages:
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels, minlength=num_classes)
         self._class_counts, self._first = counts, np.cumsum(counts) - counts
-        self.images = torch.from_numpy(np.asarray(images)).to(device)
+        if size in (None, images.shape[2:]):
+            self.images = torch.from_numpy(np.asarray(images)).to(device)
+        else:
+            assert size is not None
+            self.images = torch.cat([resized(torch.from_numpy(some), size) for some in chunks(images)]).to(device)
         self.flip = flip
         self.grey = is_grey(images)
         self._order = torch.from_numpy(order).to(device)
@@ -107,6 +113,12 @@ class TrainingImages:
         return self.images[self._order[torch.tensor(index, device=self._order.device)]]
 
 
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images uint8 [n, 3, H, W] at another height and width, bicubic with antialiasing."""
+    pixels = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
 class GeneratorTrainer:
     """A generator in training after `step` steps; what its steps draw depends on the seed and the step alone.
 
@@ -118,18 +130,25 @@ class GeneratorTrainer:
         self, config: DiffusionConfig, split: Split, device: torch.device, *, preset: Preset | None = None
     ) -> None:
         self.config, self.split, self.device = config, split, device
-        self.preset = preset or preset_values(config.preset, split.image_size)
-        self.geometry = Geometry.of(split.image_size, self.preset)
+        self.size = drawn_size(split.image_size)
+        self.preset = preset or preset_values(config.preset, self.size)
+        self.geometry = Geometry.of(self.size, self.preset)
         self.num_classes = split.num_classes
         self.precision = Precision(config.amp, device.type)
-        self.threads = suited_threads(split.image_size, device)
+        self.threads = suited_threads(self.size, device)
         train = split.train
         self.data = TrainingImages(
-            train.images, train.labels, split.num_classes, flip=split.flip, balance=config.balance, device=device
+            train.images,
+            train.labels,
+            split.num_classes,
+            size=self.size,
+            flip=split.flip,
+            balance=config.balance,
+            device=device,
         )
         self.step, self.seconds = 0, 0.0
         planes = warp.PLANES if config.augment else 0
-        self.unet = build_unet(self.preset, split.image_size, self.num_classes, config.seed, planes=planes).to(device)
+        self.unet = build_unet(self.preset, self.size, self.num_classes, config.seed, planes=planes).to(device)
         if device.type == "cuda":  # on a CPU, oneDNN's own layout is faster in bf16
             self.unet = self.unet.to(memory_format=torch.channels_last)
         self.average: UNet2DModel = copy.deepcopy(self.unet).eval().requires_grad_(False)
@@ -274,7 +293,10 @@ class GeneratorTrainer:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """Images uint8 [n, 3, H, W] from the averaged weights; `steps`, `guidance` override the configuration's."""
+        """Images uint8 [n, 3, H, W] of the split's size from the averaged weights, enlarged if they are drawn smaller.
+
+        `steps` and `guidance` override the configuration's.
+        """
         config = self.config
         with using_threads(self.threads):
             images = sample_images(
@@ -291,6 +313,8 @@ class GeneratorTrainer:
                 origin=None if config.variation is None else self.data.origins(labels, seeds),
                 strength=config.variation or 1.0,
             )
+        if self.size != self.split.image_size:
+            images = resized(torch.from_numpy(images), self.split.image_size).numpy()
         return without_colour(images) if self.data.grey else images
 
     def adopt(self, folder: Path) -> None:

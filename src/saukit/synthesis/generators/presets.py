@@ -48,6 +48,7 @@ class Preset:
 
 
 # By preset, and by the longer side of the image: up to 16 px, up to 48 px, and larger.
+LARGEST_DRAWN_SIDE = 64  # pixels; larger images are drawn at this size and enlarged
 SIZE_LIMITS = (16, 48)
 PRESETS: dict[PresetName, tuple[Preset, Preset, Preset]] = {
     # On two CPU cores: about a minute at 8 px, half an hour for CIFAR-10 at ratio 100.
@@ -69,6 +70,15 @@ PRESETS: dict[PresetName, tuple[Preset, Preset, Preset]] = {
         Preset(1, (96, 192, 288, 384), (False, False, True, True), 2, 200_000, 128, 2e-4, 0.9999, 1.5, 24, 256, 0.1),
     ),
 }
+
+
+def drawn_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that the network draws for images of `image_size`: theirs, or 64 pixels on the longer side."""
+    longest = max(image_size)
+    if longest <= LARGEST_DRAWN_SIDE:
+        return image_size
+    height, width = (max(1, round(side * LARGEST_DRAWN_SIDE / longest)) for side in image_size)
+    return height, width
 
 
 def auto_preset(image_size: tuple[int, int], device_type: str) -> PresetName:
