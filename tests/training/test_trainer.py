@@ -966,9 +966,9 @@ def test_small_images_train_with_one_thread(
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     seen: list[int] = []
-    forward = DualBranchNet.forward
+    features = DualBranchNet.features
     monkeypatch.setattr(
-        DualBranchNet, "forward", lambda network, x: (seen.append(torch.get_num_threads()), forward(network, x))[1]
+        DualBranchNet, "features", lambda network, x: (seen.append(torch.get_num_threads()), features(network, x))[1]
     )
     with using_threads(2):
         run = train(split_work, tiny())
