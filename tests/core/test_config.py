@@ -38,6 +38,7 @@ CHANGED = [
         background="0,0,0",
         class_depth="leaf",
         min_images=3,
+        drop_duplicates=True,
         seed=2**32 - 1,
     ),
     SynthConfig(

@@ -111,6 +111,11 @@ class SplitConfig(SourceConfig):
     groups: str = option(
         "auto", "Shot groups: auto, thresholds, thirds, or bounds like 100,20.", check=_groups_problems
     )
+    drop_duplicates: bool = option(
+        False,
+        "Leave out training images that are copies of test images or lie under two labels.",
+        flags=("--drop-duplicates",),
+    )
     seed: int = option(0, "Seed of the split; the training seed is another.", least=0, most=2**32 - 1)
 
 

@@ -24,7 +24,7 @@ from saukit.data.long_tail import (
 from saukit.data.shots import ShotGroups, shot_groups
 from saukit.data.source import Pixels, Source
 from saukit.data.sources.table import open_source
-from saukit.data.types import Integers
+from saukit.data.types import Flags, Integers
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
@@ -247,3 +247,22 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         source=source,
         choice=choice,
     )
+
+
+def without(plan: SplitPlan, kept: Flags) -> SplitPlan:
+    """The plan with those of its training images alone, the validation part after them, that are `kept`, bool [n].
+
+    Raises: DataError if a class has none left to train on.
+    """
+    count, source = len(plan.choice.train), plan.source
+    choice = replace(plan.choice, train=plan.choice.train[kept[:count]], val=plan.choice.val[kept[count:]])
+    train, val = (
+        tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
+        for part, positions in (("train", choice.train), ("val", choice.val))
+    )
+    if gone := [name for name, left in zip(source.classes, train, strict=True) if not left]:
+        raise DataError(
+            f"drop_duplicates leaves no training image of: {shortened(gone)}; fix the labels, or leave it out"
+        )
+    groups = shot_groups(train, plan.config.groups)
+    return replace(plan, choice=choice, train_counts=train, val_counts=val, groups=groups)

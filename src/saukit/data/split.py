@@ -1,6 +1,7 @@
 """A long-tailed split: planned from a source, written as data, read back verified.
 
-    split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png  [files.csv]
+    split/  config.yaml  manifest.json  train.safetensors  test.safetensors  [val.safetensors]  counts.png
+           [files.csv]  [duplicates.csv]
 
 Images of more than 64 pixels a side lie beside that, encoded: train-00000.safetensors and so on (`data.images`).
 
@@ -38,11 +39,12 @@ from saukit.core.writing import recover_folder, staged_folder, write_text
 from saukit.data.charts import counts_figure
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import CROP, Fitting, refuse_or_warn
+from saukit.data.duplicates import DUPLICATES_NAME, Duplicates, Pool, find_duplicates, write_duplicates
 from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
 from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
 from saukit.data.long_tail import class_counts
 from saukit.data.part_files import write_part_files
-from saukit.data.plan import SplitPlan, plan_of, resolved_for
+from saukit.data.plan import SplitPlan, plan_of, resolved_for, without
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import Channels, Pixels, Source
 from saukit.data.source_config import SourceConfig
@@ -193,10 +195,53 @@ def make_split(
             plan.tell(reporter, told=first)
         if pixels.one_colour:
             reporter.warn(f"{len(pixels.one_colour)} images have a single colour: {shortened(pixels.one_colour)}")
-        manifest = _write(workspace, plan, plan.source, pixels, store, check_root(config.dataset, root))
+        duplicates = _duplicates(plan, pixels, reporter)
+        if resolved.drop_duplicates:
+            plan = without(plan, duplicates.kept)
+        manifest = _write(workspace, plan, plan.source, pixels, store, duplicates, check_root(config.dataset, root))
         if store is not None:
             store.remove()
     return SplitResult("new", resolved, manifest)
+
+
+def _duplicates(plan: SplitPlan, pixels: Pixels, reporter: Reporter) -> Duplicates:
+    """The copies among the images of the plan, which are told."""
+    source = plan.source
+    names = None if source.files is None else source.files()
+
+    def pool(*parts: tuple[str, Integers]) -> Pool:
+        own = [(part, *source.pool(part), positions) for part, positions in parts]
+        ends = np.cumsum([len(positions) for _, positions in parts])
+
+        def read(rows: Integers) -> Images:
+            images = np.empty((len(rows), 3, plan.config.image_size, plan.config.image_size), np.uint8)
+            which = np.searchsorted(ends, rows, side="right")
+            for index, (_, of, _, positions) in enumerate(own):
+                mine = which == index
+                places = rows[mine] - ends[index] + len(positions)
+                images[mine] = pixels.read(of, positions[places], plan.config.image_size)
+            return images
+
+        return Pool(
+            parts=[part for part, positions in parts for _ in positions],
+            rows=[row for _, positions in parts for row in range(len(positions))],
+            labels=np.concatenate([labels[positions] for _, _, labels, positions in own]),
+            read=read,
+            files=None if names is None else [names[of][at] for _, of, _, positions in own for at in positions],
+        )
+
+    choice = plan.choice
+    training, test = pool(("train", choice.train), ("val", choice.val)), pool(("test", choice.test))
+    found = find_duplicates(training, test, flip=plan.config.flip, reporter=reporter)
+    for sentence in found.sentences(plan.classes):
+        reporter.warn(sentence)
+    if not found.kept.all():
+        dropped = f"{int((~found.kept).sum()):,} images are left out"
+        reporter.say(
+            f"{DUPLICATES_NAME} lists them; "
+            + (dropped if plan.config.drop_duplicates else "--drop-duplicates leaves them out")
+        )
+    return found
 
 
 def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace) -> EncodedFiles | None:
@@ -219,7 +264,13 @@ def fitting_of(config: SourceConfig) -> Fitting:
 
 
 def _write(
-    workspace: Workspace, plan: SplitPlan, source: Source, pixels: Pixels, store: EncodedFiles | None, root: Path | None
+    workspace: Workspace,
+    plan: SplitPlan,
+    source: Source,
+    pixels: Pixels,
+    store: EncodedFiles | None,
+    duplicates: Duplicates,
+    root: Path | None,
 ) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
     config, choice, row = plan.config, plan.choice, TABLE[plan.config.dataset]
@@ -275,8 +326,11 @@ def _write(
                 plan.classes,
                 {part: (labels[at], [names[of][i] for i in at]) for part, (of, labels, at) in chosen.items()},
             )
+        if not duplicates.kept.all():
+            write_duplicates(staging, duplicates, plan.classes, dropped=config.drop_duplicates)
         summary = {
             **plan.summary,
+            "duplicates": duplicates.summary,
             "skipped": len(pixels.bad),
             **{name: metadata[name] for name in ("mean", "std", "flip")},
             "root": None if root is None else str(root),

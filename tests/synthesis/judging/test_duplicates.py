@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from saukit.data import pair_distance as distances
 from saukit.synthesis.judging import duplicates
 from saukit.synthesis.judging.duplicates import CopyDetector, calibrated_threshold
 
@@ -92,9 +93,9 @@ def loop_distance(a: np.ndarray, b: np.ndarray, *, flip: bool = True) -> float:
 
 def pair_distance(a: np.ndarray, b: np.ndarray, *, flip: bool = True) -> np.ndarray:
     """The detector's distance of each pair, without its search."""
-    x, y = (duplicates._floats(images, CPU) for images in (a, b))
-    distance = duplicates._pair_distance(x, y).numpy()
-    return np.minimum(distance, duplicates._pair_distance(x, y.flip(3)).numpy()) if flip else distance
+    x, y = (distances.as_compared(images, CPU) for images in (a, b))
+    distance = distances.pair_distance(x, y).numpy()
+    return np.minimum(distance, distances.pair_distance(x, y.flip(3)).numpy()) if flip else distance
 
 
 @pytest.mark.parametrize("flip", [True, False])

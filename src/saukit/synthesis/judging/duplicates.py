@@ -3,17 +3,7 @@
 A mirrored image counts as a copy only where mirroring keeps an image's class (`flip`, as a split says of itself): there
 a generator is trained on mirrored images too. A mirrored 2 is not a 2, and no generator has seen one.
 
-The distance of two images is the RMS of their difference at the best of two mirrorings and nine shifts, relative to
-their contrast:
-
-    d(a, b) = min over mirrorings of b and shifts in {-1, 0, 1}^2 of  rms(a - b over the overlap) / (contrast + 0.1)
-
-Relative, because nearly blank images are all close to each other in RMS: measured on CIFAR-10 at ratio 100, with the
-threshold at the closest 1 % of the real images, the plain RMS takes 32 % of unseen test images of 0.3 times their
-contrast for copies, and half of the 96 closest test images are different birds and planes in an even sky; with the
-relative distance no such image is, and all of the 96 are photographs that the training set holds too. The 0.1 (of a
-pixel range of 1) is where noise ends and contrast begins: without it, a copy with noise of 8/255 is missed in 7.6 % of
-the cases, with it in 0.4 %. A mean difference of up to 0.1 a channel is a change of brightness and does not count.
+The distance is `data.pair_distance`, at the better of two mirrorings.
 """
 
 from __future__ import annotations
@@ -31,15 +21,10 @@ from torch import Tensor
 
 from saukit.core.seeding import numpy_generator
 from saukit.data.images import ImageStore
+from saukit.data.pair_distance import SHIFTS, SMALLEST_SIDE, as_compared, compared_size, pair_distance
 
 Pixels = npt.NDArray[np.uint8]
 
-CONTRAST_FLOOR = 0.1
-BRIGHTNESS_SLACK = 0.1
-# Larger images are averaged to 32 pixels first: one of 128 shifted by a pixel is then at 0.13, at 64 pixels it were at
-# 0.22 (90 % quantile of crops of photographs), for the half pixel that is left cannot be aligned.
-LARGEST_SIDE, AVERAGED_SIDE = 64, 32
-SMALLEST_SIDE = 4
 # The rule of the threshold, see `CopyDetector`.
 REAL_SHARE = 0.01
 LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.1, 0.25
@@ -48,7 +33,6 @@ CALIBRATION_IMAGES = 2000
 # all but one; with 8 cells a side 16 candidates miss 3, with 4 they miss 59.
 CANDIDATES, CELLS = 16, 10
 SHIFTED_DESCRIPTORS_UP_TO = 16  # pixels: up to here a shift by one pixel changes the descriptor too much
-SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 MATRIX_VALUES, PAIR_VALUES = 2**23, 2**18  # float32 held at once: 32 MiB, and 1 MiB an operand (it fits a cache)
 
 
@@ -88,7 +72,9 @@ class CopyDetector:
         self.flip = flip
         self._reference, self._threshold, self.device = reference, threshold, device
         described = [
-            torch.cat([_describe(_floats(reference[part], device, mirrored=mirrored)) for part in _parts(reference)])
+            torch.cat(
+                [_describe(as_compared(reference[part], device, mirrored=mirrored)) for part in _parts(reference)]
+            )
             for mirrored in _mirrorings(flip)
         ]
         self._described = torch.cat(described)  # [v, d]: as they are, v = m, then if `flip` mirrored, v = 2 m
@@ -135,7 +121,7 @@ class CopyDetector:
         count, views = len(self._reference), len(self._described)
         distance, index = np.full(len(images), np.inf, dtype=np.float32), np.zeros(len(images), dtype=np.int64)
         for part in _slices(len(images), min(1024, MATRIX_VALUES // views)):
-            query = _floats(images[part], self.device)
+            query = as_compared(images[part], self.device)
             coarse = self._coarse(query)
             if own is not None:
                 itself = torch.as_tensor(own[part], device=self.device)[:, None]
@@ -166,9 +152,9 @@ class CopyDetector:
         flat, count = picked.flatten(), len(self._reference)
         distances = torch.empty(len(flat), device=self.device)
         for part in _slices(len(flat), PAIR_VALUES // _values(self._reference)):
-            other = _floats(self._reference[(flat[part] % count).cpu().numpy()], self.device)
+            other = as_compared(self._reference[(flat[part] % count).cpu().numpy()], self.device)
             mirrored = (flat[part] >= count)[:, None, None, None]
-            distances[part] = _pair_distance(query[rows[part]], torch.where(mirrored, other.flip(3), other))
+            distances[part] = pair_distance(query[rows[part]], torch.where(mirrored, other.flip(3), other))
         return distances.view_as(picked)
 
 
@@ -183,31 +169,6 @@ def calibrated_threshold(real_distances: npt.NDArray[np.float32]) -> float:
 
 def _mirrorings(flip: bool) -> tuple[bool, ...]:
     return (False, True) if flip else (False,)
-
-
-def _pair_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Float images [n, 3, H, W] in [0, 1], at the best of nine shifts: [n]."""
-    height, width = a.shape[2:]
-    best = torch.full((len(a),), torch.inf, device=a.device)
-    for down, right in SHIFTS:
-        ours = a[:, :, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-        theirs = b[:, :, max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
-        difference = (ours - theirs).flatten(2)
-        mean = difference.mean(2)
-        # one pass over the pixels instead of var()'s several: this line is half of the detector's time
-        square = torch.linalg.vector_norm(difference, dim=2).square() / difference.shape[2]
-        change = (mean.abs() - BRIGHTNESS_SLACK).clamp_min(0)
-        best = torch.minimum(best, ((square - mean.square()).clamp_min(0) + change.square()).mean(1))
-    contrast = ((_contrast(a).square() + _contrast(b).square()) / 2).sqrt()
-    return best.sqrt() / (contrast + CONTRAST_FLOOR)
-
-
-def _contrast(images: Tensor) -> Tensor:
-    """Standard deviation over the pixels of a channel, root mean square over the channels: [n]."""
-    pixels = images.flatten(2)
-    centred = pixels - pixels.mean(2, keepdim=True)
-    variance: Tensor = torch.linalg.vector_norm(centred, dim=2).square() / pixels.shape[2]
-    return variance.mean(1).sqrt()
 
 
 def _describe(images: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
@@ -234,25 +195,8 @@ def _cell(side: int) -> int:
     return math.ceil((side - 2) / CELLS)
 
 
-def _side(height: int, width: int) -> tuple[int, int]:
-    """The size at which images are compared."""
-    if max(height, width) <= LARGEST_SIDE:
-        return height, width
-    shrink = AVERAGED_SIDE / max(height, width)
-    return max(SMALLEST_SIDE, round(height * shrink)), max(SMALLEST_SIDE, round(width * shrink))
-
-
 def _values(images: ImageStore) -> int:
-    return 3 * math.prod(_side(*images.shape[2:]))
-
-
-def _floats(images: Pixels, device: torch.device, *, mirrored: bool = False) -> Tensor:
-    """In [0, 1], at the size at which images are compared."""
-    floats = torch.from_numpy(np.ascontiguousarray(images)).to(device).float() / 255
-    size = _side(*images.shape[2:])
-    if size != images.shape[2:]:
-        floats = F.interpolate(floats, size=size, mode="area")
-    return floats.flip(3) if mirrored else floats
+    return 3 * math.prod(compared_size(*images.shape[2:]))
 
 
 def _parts(images: ImageStore) -> Iterator[slice]:
