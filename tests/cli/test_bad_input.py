@@ -399,6 +399,7 @@ def test_a_disk_that_is_really_full(
     after = tree(small_disk)
     assert {name: after[name] for name in before} == before
     assert sorted(name for name in after if name.startswith("runs/a/")) == [
+        "runs/a/.config.yaml.sha256", "runs/a/.inputs.json.sha256",
         "runs/a/config.yaml", "runs/a/inputs.json", "runs/a/metrics.jsonl",
     ]  # fmt: skip
     (small_disk / "ballast").unlink()

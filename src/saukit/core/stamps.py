@@ -11,6 +11,9 @@ import json
 import os
 from pathlib import Path
 
+from saukit.core.documents import read_json
+from saukit.core.errors import SaukitError
+
 STAMPS_NAME = ".verified.json"
 STAMPED_BYTES = 64 << 20  # files above it
 
@@ -24,9 +27,8 @@ class Stamps:
         self._folder, self._path = folder, folder / STAMPS_NAME
         self._known: dict[str, State] = {}
         self._changed = False
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
+        with contextlib.suppress(SaukitError):
+            self._known = read_json(self._path)
 
     def vouches(self, path: Path, sha256: str) -> bool:
         """Whether the file had this hash in the state that it is in."""

@@ -82,7 +82,7 @@ def _problem(images: Images | Deferred, labels: Integers, classes: tuple[str, ..
     dtype = np.dtype(np.uint8) if isinstance(images, Deferred) else images.dtype
     square = (
         len(shape) == 3 and shape[1] == shape[2],
-        len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2],
+        len(shape) == 4 and shape[3] in ((1, 3) if isinstance(images, Deferred) else (3,)) and shape[1] == shape[2],
         len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3],
     )
     if dtype != np.uint8 or not any(square) or 0 in shape:
