@@ -6,7 +6,7 @@ Splits and synthetic images are made in memory; only `end_to_end.py` makes a rea
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -96,22 +96,16 @@ def mixed_plan(images: Images, num_classes: int, config: ResolvedTrainConfig, de
 
 def paper_config(backbone: str, batch_size: int, amp: str) -> ResolvedTrainConfig:
     """SAU with the paper's optimiser settings, resolved."""
-    paper = PRESETS["paper"]
+    given = {"backbone": backbone, "batch_size": batch_size, "as_published": False}
     return ResolvedTrainConfig(
         method="sau",
         synthetic=True,
         preset="paper",
-        backbone=backbone,
-        epochs=paper.epochs,
-        batch_size=batch_size,
-        drop_last=paper.drop_last,
-        lr=paper.lr,
-        weight_decay=paper.weight_decay,
-        schedule=paper.schedule,
-        warmup=paper.warmup,
+        weights="none",
         flip=True,
         amp=amp,  # type: ignore[arg-type]
         seed=SEED,
+        **{**asdict(PRESETS["paper"]), **given},
     )
 
 

@@ -266,7 +266,7 @@ def test_an_option_displaces_what_it_replaces_in_the_file(cli: Cli, work: Path) 
         ("colour: red\nlr: fast\n", "lr: 'fast' is not a number or null"),
         ("method: [\n", "is not YAML"),
         ("- 1\n", "holds no mapping of field names to values"),
-        ("method: sgd\n", "method: 'sgd' is not one of sau, sau-aware, mixup-cutmix, ce, class-balanced, "),
+        ("method: sgd\n", "method: 'sgd' is not one of sau, sau-aware, mixup-cutmix, ce, focal, "),
     ],
 )
 def test_a_bad_configuration_file(cli: Cli, work: Path, tmp_path: Path, text: str, message: str) -> None:

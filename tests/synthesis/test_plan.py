@@ -156,7 +156,7 @@ def test_resolving_again_changes_nothing(split: Split) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"per_class_target": 0}, "per_class_target must be at least 1, got 0"),
+        ({"per_class_target": 0}, "per_class_target must be at least 1 and at most 10000000, got 0"),
         ({"per_class_target": -3}, "got -3"),
         ({"guidance": 0.5}, "guidance must be at least 1 (none) and at most 20 with generator diffusion, got 0.5"),
         ({"guidance": float("nan")}, "guidance must be at least 0 and at most 50, got nan"),

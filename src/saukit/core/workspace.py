@@ -24,6 +24,7 @@ from saukit.core.writing import (
     forget_hashes,
     intact,
     is_hash,
+    is_temporary,
     remove_temporaries,
     sweep,
     write_text,
@@ -139,17 +140,19 @@ def prepare(
     return state
 
 
-def reopen(folder: Path, config: object, *, kind: str, inputs: Mapping[str, str]) -> None:
+@contextlib.contextmanager
+def reopened(folder: Path, config: object, *, kind: str, inputs: Mapping[str, str]) -> Iterator[None]:
     """Make a complete artefact unfinished again, under another configuration; call it under the artefact's lock.
 
-    What vouches for it goes before config.yaml changes, so that a kill in between leaves no wrong artefact; the hashes
-    of its files are noted before that.
+    What vouches for it goes first, and config.yaml changes last, after the block, so that a kill in between leaves the
+    unfinished work of before and no wrong artefact. The hashes of its files are noted before that.
     """
     if (manifest := read_manifest(folder, kind=kind, verify=False)) is not None:
         for name, record in manifest.files.items():
             expect(folder / name, record["sha256"])
     write_json(folder / INPUTS_NAME, dict(inputs))
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    yield
     write_text(folder / CONFIG_NAME, to_yaml(config))
 
 
@@ -162,7 +165,7 @@ def existing_state(
     """
     manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and any(path.name != INPUTS_NAME and not is_hash(path) for path in folder.iterdir()):
+        if folder.exists() and any(not _is_beside(path) for path in folder.iterdir()):
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
         return "new"
     made_from = _inputs_in_the_making(folder, kind) if manifest is None else manifest.inputs
@@ -179,6 +182,11 @@ def existing_state(
             f"replace it with --force, or give {another}"
         )
     return "partial" if manifest is None else "complete"
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether a file is what a kill may leave before there is a config.yaml."""
+    return path.name == INPUTS_NAME or is_hash(path) or is_temporary(path)
 
 
 def _remove_artifact(folder: Path) -> None:

@@ -105,8 +105,13 @@ def sha256_file(path: Path) -> str:
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder` and below; call it only under the artefact's lock."""
     for path in folder.rglob(".*.partial"):
-        if _TEMPORARY.match(path.name):
+        if is_temporary(path):
             path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that a killed process left half-written."""
+    return _TEMPORARY.match(path.name) is not None
 
 
 def expect(path: Path, digest: str) -> None:

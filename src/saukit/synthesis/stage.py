@@ -42,7 +42,7 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
 from saukit.core.state import remove_states
 from saukit.core.words import format_duration
-from saukit.core.workspace import State, Workspace, prepare, reopen, require_made_from
+from saukit.core.workspace import State, Workspace, prepare, reopened, require_made_from
 from saukit.core.writing import sweep
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import COMMAND, KIND, shard_path
@@ -237,8 +237,8 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
                 raise DataError(f"{folder} lacks shards {missing} of {plan.shard_count}: run `{command}` first")
             judges = open_judges(plan.config, workspace, split, device, reporter)
             plan = dataclasses.replace(plan, closed=True)
-            plan.save(folder)  # no more rounds: a kill leaves a cache that `--resume` finishes without sampling
-            reopen(folder, plan.config, kind=KIND, inputs=work.inputs)
+            with reopened(folder, plan.config, kind=KIND, inputs=work.inputs):
+                plan.save(folder)  # no more rounds: a kill after it leaves a cache that `--resume` finishes as it is
             return SynthesisResult("partial", plan, _complete_closed(work, plan, judges), folder)
 
 

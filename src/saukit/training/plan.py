@@ -207,7 +207,7 @@ def learning_rate(step: int, plan: TrainingPlan) -> float:
         if step >= plan.first_part_steps:
             warmup_share = 0.0
     start = max(first for first in starts if first <= step)
-    total = min(first for first in (*starts, plan.total_steps) if first > step) - start
+    total = min((first for first in starts if first > step), default=plan.total_steps) - start
     step -= start
     warmup = int(warmup_share * total)
     if plan.config.schedule == "step":
