@@ -200,7 +200,7 @@ def test_the_table_of_photos_is_its_records() -> None:
         ], label
         assert {
             (found[key]["steps"], found[key]["batch_size"], len(found[key]["runs"])) for found in (whole, *cuts)
-        } == {(500, 256, 3)}
+        } == {(1000, 256, 3)}
     best = [found[("balanced-softmax", False)]["mean"] for found in (whole, *cuts)]
     assert f"{100 * sum(mean['balanced_accuracy'] for mean in best[1:]) / 3:.1f} %" in text
     assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
