@@ -206,6 +206,19 @@ def test_the_table_of_photos_is_its_records() -> None:
     assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
+def test_the_figures_of_fine_tuning_are_their_record() -> None:
+    found = json.loads((RESULTS / "photo_finetuned.json").read_text(encoding="utf-8"))
+    text = " ".join((REPOSITORY / "docs/results.md").read_text(encoding="utf-8").split())
+    top1, balanced = (f"{100 * found[name]:.1f} %" for name in ("top1", "balanced_accuracy"))
+    assert f"reaches {top1} top-1 and {balanced} balanced on the whole set" in text
+    assert f"Fine-tuned: {top1} (6 epochs, one seed)" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    run = found["run"]
+    assert (run["epochs"], run["batch_size"], run["config"]["method"], run["config"]["tune"]) == (
+        6.0, 32, "balanced-softmax", "all"
+    )  # fmt: skip
+    assert f"{run['steps'] * run['batch_size']:,} images" in text
+
+
 def test_the_table_of_the_readme_is_its_records() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     files = [f"compare_{name}.json" for name in ("digits50", "digits20", "cifar10")]
