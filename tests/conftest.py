@@ -1,15 +1,17 @@
-"""Small workspaces on digits, made once a session. Tests copy them and never write into the shared ones."""
+"""The program in this process, and small workspaces on digits, made once a session, which tests copy."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
+from support import Cli, Outcome, tiny
 
+from saukit.cli.main import run
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
@@ -31,6 +33,27 @@ def one_thread_everywhere() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Call saukit in this process as its entry point does: cli("train", "-w", folder).
+
+    Anything but an exit with a code is a traceback, and fails the test.
+    """
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["saukit", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
-"""Calling the program in this process, so that a command costs no import."""
+"""An environment of its own for each test, and folders of pictures."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import Cli, Outcome
-
-from saukit.cli.main import run
 
 Pictures = Callable[..., Path]
 
@@ -25,24 +21,6 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     elsewhere = tmp_path / "current-folder"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Call saukit as its entry point does, with exit codes: cli("train", "-w", folder)."""
-
-    def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["saukit", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            run()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err)
-
-    return call
 
 
 @pytest.fixture

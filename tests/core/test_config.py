@@ -245,7 +245,7 @@ def test_infinity_is_a_number_for_the_stage_to_judge() -> None:
         (b"lr: [1, 2", "is not YAML: "),
         (b"- 1\n- 2\n", "holds no mapping of field names to values"),
         (b"", "holds no mapping of field names to values"),
-        (b"lr: \xff\xfe", "config.yaml cannot be used: it is not text in UTF-8, byte 4 is none; give"),
+        (b"lr: \xff\xfe", "config.yaml cannot be used: it is not UTF-8 text \\(byte 4\\); give"),
         (b"lr: !!python/object/apply:os.getcwd []\n", "line 1 has the tag .*os.getcwd.*, which saukit does not read"),
     ],
 )

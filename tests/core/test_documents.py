@@ -119,7 +119,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
         ("a: 'open", "it is not YAML"),
         ("\t- a\n", "it is not YAML"),
         ("x: " + "y" * MAX_YAML_BYTES, "it has 1.0 MiB, and at most 1.0 MiB are read"),
-        (b"a: \xff\xfe", "it is not text in UTF-8, byte 3 is none"),
+        (b"a: \xff\xfe", "it is not UTF-8 text (byte 3)"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -147,7 +147,7 @@ def test_yaml_that_is_refused(tmp_path: Path, content: str | bytes, message: str
         ("{", "it is not JSON"),
         ('{"a": 1}}', "it is not JSON"),
         ('{"a": "\n"}', "it is not JSON"),
-        (b'{"a": "\xff"}', "it is not text in UTF-8"),
+        (b'{"a": "\xff"}', "it is not UTF-8 text (byte 7)"),
         (b"\x00" * 100, "it is not JSON"),
     ],
 )

@@ -92,7 +92,7 @@ UNDERSTOOD = {
     "doubled folders and a folder to predict": Case(
         "seg_train/seg_train/cat:2 seg_train/seg_train/dog:1 seg_test/seg_test/cat:1 seg_pred/seg_pred:3",
         {"train": CAT_DOG, "test": {"cat": 1}},
-        ("folders that are no part of the data set are left out: seg_pred/ (3 images)",),
+        ("folders that are not part of the data set are left out: seg_pred/ (3 images)",),
         taken="training images from seg_train/seg_train/, test images from seg_test/seg_test/",
     ),
     "a folder of images between part and classes": Case(

@@ -145,7 +145,7 @@ def read_text(
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _fault(fault, path, f"it is not text in UTF-8, byte {error.start} is none", remedy) from None
+        raise _fault(fault, path, f"it is not UTF-8 text (byte {error.start})", remedy) from None
 
 
 def _check_nesting(text: str) -> None:

@@ -53,7 +53,7 @@ def check_regular(path: Path) -> None:
 
 
 def link_target(path: Path) -> str | None:
-    """Where the link `path` leads, as it is written; None for what is no link."""
+    """Where the link `path` leads, as it is written; None for what is not a link."""
     try:
         return str(path.readlink())
     except OSError:

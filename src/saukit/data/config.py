@@ -43,7 +43,7 @@ def _dataset_problems(name: str) -> list[str]:
 
 
 def _imb_problems(imb: float) -> list[str]:
-    """A ratio whose inverse is no number, or that no data set has."""
+    """A ratio whose inverse is not finite, or that no data set has."""
     if imb <= 0 or not math.isfinite(imb) or 1 / MOST_IMB <= imb <= MOST_IMB:
         return []
     return [f"imb must lie between {1 / MOST_IMB:g} and {MOST_IMB:g}, got {imb:g}"]

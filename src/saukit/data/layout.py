@@ -250,7 +250,7 @@ class _Reader:
             if not any(folder is one for one in used)
         ]
         if unused:
-            self.notes.append(f"folders that are no part of the data set are left out: {shortened(unused)}")
+            self.notes.append(f"folders that are not part of the data set are left out: {shortened(unused)}")
         self._tell_loose("parts", self.root)
 
     def _tell_loose(self, beside: str, folder: Folder) -> None:

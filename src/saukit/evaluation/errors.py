@@ -32,7 +32,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Test images that are taken for another class, by falling confidence; of equals in their own order.
+    """Misclassified test images, the most confident first; equals in their own order.
 
     Shapes: rows, true and predicted int64 [n]; confidence and probability_of_true float [n].
     """
@@ -72,7 +72,7 @@ def write_errors(path: Path, found: Mistakes, classes: Sequence[str], files: Seq
 def save_errors(
     path: Path, found: Mistakes, images: Pixels, classes: Sequence[str], files: Sequence[str] | None, *, title: str
 ) -> None:
-    """Write the picture of the first mistakes: what each was taken for, what it is, its file.
+    """Write the picture of the first mistakes: predicted class, true class and file of each.
 
     `images`: uint8 [n, 3, H, W], those of `found.shown`.
     """
@@ -83,8 +83,8 @@ def save_errors(
     rows = math.ceil(len(shown) / ACROSS)
     canvas = Canvas(GAP + ACROSS * (BLOCK + GAP), head + rows * step + GAP)
     canvas.write(GAP, 24 * SCALE, title, 10, weight="bold")
-    note = "the most confident first: what each is taken for, what it is, both with the probability given to them"
-    canvas.write(GAP, 42 * SCALE, note if shown else "no test image is taken for another class", 8.5, "soft")
+    note = "the most confident first: predicted and true class, each with its predicted probability"
+    canvas.write(GAP, 42 * SCALE, note if shown else "no test image is misclassified", 8.5, "soft")
     short = labels(classes, longest=19)
     for place, (tile, entry) in enumerate(zip(shown, _entries(found), strict=False)):
         row, true, predicted, confidence, of_true = entry

@@ -137,7 +137,7 @@ def _evaluate(
         save_figure(figure, folder / CONFUSION_NAME)
         found, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
         write_errors(folder / ERRORS_NAME, found, names, files)
-        title = f"{name}: {len(found.rows):,} of {len(test.labels):,} test images taken for another class"
+        title = f"{name}: {len(found.rows):,} of {len(test.labels):,} test images misclassified"
         save_errors(folder / ERRORS_PICTURE, found, test.images[found.shown], names, files, title=title)
     return EvalResult(document, folder, computed=True)
 

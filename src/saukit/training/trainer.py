@@ -307,12 +307,12 @@ class Trainer:
                 f"{config.method} counts the training set, whose classes all have {plan.class_counts[0]:,} images: "
                 "this is cross entropy; `--method ce --prior-correction 1` counts the real images"
             )
-        real = self.training_set.real_count
+        real, views = self.training_set.real_count, self.method.views_per_step
         reporter.say(
             f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
             f"({count_parameters(self.network) / 1e6:.2f} M parameters), {real:,} real + "
             f"{len(self.training_set) - real:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
-            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {self.method.views_per_step} views per image), "
+            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {views} view{'s' if views > 1 else ''} per image), "
             f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
             f"{self.training_set.describe()}"
         )
