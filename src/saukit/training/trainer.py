@@ -312,7 +312,7 @@ class Trainer:
             f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
             f"({count_parameters(self.network) / 1e6:.2f} M parameters), {real:,} real + "
             f"{len(self.training_set) - real:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
-            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {views} view{'s' if views > 1 else ''} per image), "
+            f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {views} view{'s'[: views > 1]} per image), "
             f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
             f"{self.training_set.describe()}"
         )
