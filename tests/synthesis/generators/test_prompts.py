@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         read_prompts(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("cat: café".encode("latin-1"))
     for path in (tmp_path, tmp_path / "latin.yaml"):
-        with pytest.raises(UsageError, match=f"{path}(:| cannot be used:) (it is a folder|it is not text)"):
+        with pytest.raises(UsageError, match=f"{path}(:| cannot be used:) (it is a folder|it is not UTF-8 text)"):
             read_prompts(path)
 
 
