@@ -219,6 +219,18 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     assert f"{run['steps'] * run['batch_size']:,} images" in text
 
 
+def test_the_table_of_threads_is_its_record() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    found = {(row["pixels"], row["backbone"], row["state"]): row for row in
+             json.loads((RESULTS / "threads.json").read_text(encoding="utf-8"))["rows"]}  # fmt: skip
+    _, *lines = rows(text.split("<!-- table: threads.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found) / 2
+    for pixels, backbone, *cells in lines:
+        quiet, busy = (found[(int(pixels), backbone, state)] for state in ("as found", "all cores busy"))
+        speeds = [f"{row[threads]:,.0f}" for row in (quiet, busy) for threads in ("one_thread", "all_threads")]
+        assert cells == [*speeds, f"{busy['ratio']:.1f}"]
+
+
 def test_the_table_of_the_readme_is_its_records() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     files = [f"compare_{name}.json" for name in ("digits50", "digits20", "cifar10")]
@@ -256,7 +268,7 @@ def test_a_claim_is_its_record(page: str, file: str, said: str) -> None:
     assert said.format(**points, **values) in text
 
 
-def test_the_constraints_are_the_versions_of_the_records() -> None:
+def test_the_constraints_are_the_newest_versions_of_the_records() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     recorded: dict[str, set[str]] = {}
@@ -264,6 +276,8 @@ def test_the_constraints_are_the_versions_of_the_records() -> None:
         environment = json.loads(file.read_text(encoding="utf-8")).get("environment", {})
         for name, version in environment.get("versions", {}).items():
             recorded.setdefault(name, set()).add(version)
-    assert {name: {version} for name, version in pinned.items()} == {
-        name: versions for name, versions in recorded.items() if name not in ("python", "platform", "saukit")
+    assert pinned == {
+        name: max(versions, key=lambda version: [int(part) for part in version.split(".")])
+        for name, versions in recorded.items()
+        if name not in ("python", "platform", "saukit")
     }

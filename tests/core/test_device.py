@@ -176,8 +176,8 @@ def test_threads_are_lowered_to_the_cores(
     ("size", "device", "variable", "expected"),
     [
         ((8, 8), CPU, None, 1),
-        ((32, 32), CPU, None, 1),
-        ((33, 32), CPU, None, 7),
+        ((64, 64), CPU, None, 1),
+        ((65, 64), CPU, None, 7),
         ((224, 224), CPU, None, 7),
         ((32, 32), CPU, "7", 7),
         ((32, 32), CUDA, None, 7),

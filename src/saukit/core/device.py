@@ -42,7 +42,7 @@ _PEAK_TFLOPS = {
     "V100-PCIE": 112,
     "T4": 65,
 }
-ONE_THREAD_SIDE = 32  # pixels; up to here a CPU works with one thread
+ONE_THREAD_SIDE = 64  # pixels; up to here a CPU works with one thread
 _WITHOUT_BF16 = ("V100-SXM2", "V100-PCIE", "T4")
 
 
@@ -154,8 +154,8 @@ def suited_threads(image_size: tuple[int, int], device: torch.device) -> int:
     """Threads for work on images of this height and width: one for small ones on a CPU, else those torch has.
 
     Each of a small network's many short operations waits for its slowest thread, so that on a busy processor a second
-    thread makes it many times slower (examples/benchmarks/threads.py). One thread also computes the same bits on any
-    number of cores. OMP_NUM_THREADS sets another number.
+    thread makes it two to five times slower (docs/speed.md, examples/benchmarks/threads.py). One thread also computes
+    the same bits on any number of cores. OMP_NUM_THREADS sets another number.
     """
     small = device.type == "cpu" and max(image_size) <= ONE_THREAD_SIDE and "OMP_NUM_THREADS" not in os.environ
     return 1 if small else torch.get_num_threads()
