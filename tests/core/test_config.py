@@ -87,6 +87,7 @@ CHANGED = [
         backbone="resnet32-w64",
         weights="run:ce",
         tune="head",
+        head="class-means",
         lora_rank=4,
         multi_crop=True,
         optimizer="adamw",

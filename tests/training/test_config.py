@@ -109,8 +109,8 @@ def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, s
     once = resolved(TrainConfig(preset=preset), image_side=side)
     left = {name for name, value in vars(once).items() if value is None}
     # What is none stays None: of a run without a prior correction there is nothing to tell.
-    assert left - {"epochs", "steps"} == {"prior_correction", "clip_norm", "average", "crop_scale"}
-    assert len(left) == 5
+    assert left - {"epochs", "steps"} == {"prior_correction", "clip_norm", "average", "crop_scale", "head"}
+    assert len(left) == 6
     # On another machine and without a cache the saved configuration still means the same.
     assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
 
@@ -163,6 +163,11 @@ def test_the_preset_that_fine_tunes_can_train_a_head_too() -> None:
 def test_crops_are_of_a_frozen_backbone() -> None:
     with pytest.raises(UsageError, match="multi_crop has no effect with tune all: use tune head, or leave it out"):
         resolved(TrainConfig(multi_crop=True))
+    with pytest.raises(UsageError, match="head has no effect with method logit-adjustment: use method sau, "):
+        resolved(TrainConfig(head="cosine", method="logit-adjustment"))
+    with pytest.raises(UsageError, match="head class-means starts from features, and weights none has learned nothing"):
+        resolved(TrainConfig(head="class-means", method="ce"))
+    assert resolved(TrainConfig(head="cosine", method="ldam-drw")) == resolved(TrainConfig(method="ldam-drw"))
     resolved(TrainConfig(multi_crop=False))  # what every other preset says
 
 

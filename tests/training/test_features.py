@@ -119,6 +119,41 @@ def test_crops_are_averaged(work: Path, weights: Path, flip: bool, count: int) -
     assert found == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "tune"),
+    [("ce", "head"), ("ldam-drw", "head"), ("crt", "head"), ("ce", "all"), ("balanced-softmax", "all")],
+)
+def test_a_head_starts_as_the_nearest_class_mean_by_cosine(work: Path, weights: Path, method: str, tune: str) -> None:
+    """With steps that move nothing, against a loop over images; cRT starts it again in its second stage."""
+    still: dict[str, Any] = {"lr": 1e-12, "weight_decay": 0.0, **({"freeze_bn": True} if tune == "all" else {})}
+    folder = train(work, weights, method=method, tune=tune, head="class-means", **still)
+    train_part = load_split(Workspace(work)).train
+    features = timm_features(weights, np.asarray(train_part.images))
+    if tune == "head":
+        features = StandardScaler().fit_transform(features)
+    means = [np.mean([row for row, label in zip(features, train_part.labels, strict=True) if label == k], 0)
+             for k in range(10)]  # fmt: skip
+    cosines = np.array(
+        [[row @ mean / np.linalg.norm(row) / np.linalg.norm(mean) for mean in means] for row in features]
+    )
+    with torch.no_grad():
+        logits = load_classifier(folder)(torch.from_numpy(np.asarray(train_part.images)).float() / 255).numpy()
+    assert logits == pytest.approx(30 * cosines, abs=0.02)
+    assert (cosines.argmax(1) == train_part.labels).mean() > 0.5  # not the same for every image
+
+
+def test_class_means_are_ahead_of_random_weights(work: Path, weights: Path) -> None:
+    labels, right = load_split(Workspace(work)).train.labels, {}
+    images = torch.from_numpy(load_split(Workspace(work)).train.images[:]).float() / 255
+    for head in ("cosine", "class-means"):
+        folder = train(work, weights, head, head=head, steps=2, batch_size=32, lr=0.005)
+        classifier = load_classifier(folder)
+        assert classifier.spec.classifier == "cosine"
+        with torch.no_grad():
+            right[head] = (classifier(images).argmax(1).numpy() == labels).mean()
+    assert right["class-means"] > right["cosine"]
+
+
 def test_evaluation_keeps_its_features_and_agrees_with_the_classifier(
     work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,16 @@ class CosineClassifier(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
+    def start_from_means(self, features: Tensor, labels: Tensor) -> None:
+        """Take the direction of each class's mean feature as its weights, as LIFT does (Shi et al. 2024).
+
+        Before its first step it is the classifier of the nearest class mean by cosine.
+        Shapes: features float32 [n, d]; labels int64 [n], every class at least once.
+        """
+        sums = torch.zeros_like(self.weight).index_add_(0, labels, features)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(sums, dim=1))  # the mean's direction is the sum's
+
     def forward(self, x: Tensor) -> Tensor:
         """[b, d] -> [b, K]."""
         return COSINE_SCALE * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))

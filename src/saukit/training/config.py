@@ -29,6 +29,7 @@ Method = Literal[
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
 Tune = Literal["all", "head", "lora"]
+Head = Literal["cosine", "class-means"]
 PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 
 LEARNING = {"tune": ("all", "lora")}  # a backbone that learns
@@ -68,6 +69,12 @@ class TrainConfig:
         None,
         "Train the whole network, a linear head on the frozen backbone's features, or low-rank updates (extra lora).",
         preset=True,
+    )
+    head: Head | None = option(
+        None,
+        "A cosine classifier, from random weights or from the mean of each class's features.",
+        shown="linear; cosine with ldam-drw",
+        needs={"method.takes_cosine": True},
     )
     lora_rank: int = option(8, "Rank of the low-rank updates.", least=1, needs={"tune": "lora"})
     multi_crop: bool | None = option(
@@ -329,7 +336,11 @@ def resolve(
     if tune == "lora":
         values["layer_decay"] = 1.0
     resolved = resolved_as(ResolvedTrainConfig, config, values)
+    if resolved.head == methods[resolved.method].classifier:
+        resolved = replace(resolved, head=None)  # the method's own: one run, one configuration
     problems = []
+    if resolved.head == "class-means" and resolved.weights == "none":
+        problems.append("head class-means starts from features, and weights none has learned nothing: give --weights")
     if resolved.weights == "pretrained" and not resolved.backbone.startswith(TIMM):
         problems.append(f"{resolved.backbone} has no pretrained weights: use --weights none, a file or run:NAME")
     if resolved.tune == "head" and resolved.method not in single_view:

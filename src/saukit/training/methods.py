@@ -319,6 +319,11 @@ class MethodEntry:
         return self.classifier_passes + self.projection_passes
 
     @property
+    def takes_cosine(self) -> bool:
+        """Whether its classifier may be a cosine classifier, which has no bias to take log counts off."""
+        return not self.post_hoc
+
+    @property
     def takes_features(self) -> bool:
         """Whether it trains on features of a frozen backbone: one view of an image, without boxes of pixels."""
         return self.views_per_step == 1 and not self.pastes

@@ -82,7 +82,7 @@ class TrainingPlan:
             std=backbone.std or self.split.std,
             projection=self.method.projection,
             class_projection=self.method.class_projection,
-            classifier=self.method.classifier,
+            classifier=self.method.classifier if self.config.head is None else "cosine",
             standardize=self.config.tune == "head",
             crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
             fit=self.split.fitting.fit,

@@ -35,7 +35,7 @@ from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.data.split import Part
 from saukit.models.backbones import count_parameters
-from saukit.models.dual_branch import DualBranchNet, Standardize
+from saukit.models.dual_branch import CosineClassifier, DualBranchNet, Standardize
 from saukit.models.inference import predict
 from saukit.models.lora import merged_state
 from saukit.models.model_file import MODEL_NAME, save_model
@@ -194,6 +194,8 @@ class Trainer:
         stage, index = self.method.second_stage, self.step_count
         if stage is not None and stage.restarts and index == self.plan.first_part_steps:
             self._restart_classifier()
+        elif index == 0 and self.plan.config.head == "class-means":
+            self._start_from_means()
         if index == self.plan.head_steps > 0:
             self.step.forget_momentum()  # the backbone has none yet, and fused SGD takes all or nothing
         metrics = self.step(self._batch(index), learning_rate(index, self.plan))
@@ -355,7 +357,21 @@ class Trainer:
             fresh = self.plan.model_spec.build_network().classifier
             for parameter, value in zip(self.network.classifier.parameters(), fresh.parameters(), strict=True):
                 parameter.copy_(value)
+        if self.plan.config.head == "class-means":
+            self._start_from_means()
         self.step.forget_momentum()
+
+    def _start_from_means(self) -> None:
+        """The classifier of the nearest class mean of the real images, in the features that the network has now."""
+        plan, classifier = self.plan, self.network.classifier
+        part = plan.split.train
+        images = part.images if self.features is None else self.features.train[: len(part.labels)]
+        found = predict(
+            self.network, plan.model_spec, images, device=plan.device, precision=self.step.context.precision
+        )
+        assert isinstance(classifier, CosineClassifier)
+        features, labels = (torch.from_numpy(array).to(plan.device) for array in (found.features, part.labels))
+        classifier.start_from_means(features, labels)
 
     def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
         data = self.training_set
