@@ -20,7 +20,7 @@ from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

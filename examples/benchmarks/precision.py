@@ -25,7 +25,7 @@ from saukit.evaluation.evaluate import evaluate
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 PRECISIONS: tuple[Amp, ...] = ("off", "bf16")
 MEASURES = ("top1", "balanced_accuracy", "few")

@@ -46,7 +46,7 @@ from saukit.synthesis.generators.grey import without_colour
 from saukit.synthesis.generators.presets import DiffusionConfig, preset_values
 from saukit.synthesis.plan import resolve
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 PRESET: PresetName = "tiny"
 AMP: Amp = "auto"

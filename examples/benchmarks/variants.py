@@ -28,7 +28,7 @@ from saukit.evaluation.evaluate import evaluate
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import refilter, synthesize
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 GENERATOR = "base"  # the kind whose generator the kinds below draw from
 MEASURES = ("balanced_accuracy", "many", "medium", "few")

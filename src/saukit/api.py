@@ -30,7 +30,7 @@ from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.training.config import TrainConfig
-from saukit.training.trainer import TrainingResult, fit
+from saukit.training.stage import TrainingResult, fit
 
 __all__ = ["compare", "evaluate", "load_classifier", "make_lt", "predict", "synth", "train"]
 

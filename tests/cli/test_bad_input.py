@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support import Cli, tree
 
+from saukit.training import stage as stage_room
 from saukit.training import trainer as training_room
 
 Pictures = Callable[..., Path]
@@ -388,7 +389,7 @@ def test_a_disk_that_is_really_full(
     cli: Cli, shared_work: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint of 2.3 MB does not fit beside what is there; with more room the run goes on to the same bits."""
-    monkeypatch.setattr(training_room, "check_disk_space", lambda folder, needed: None)
+    monkeypatch.setattr(stage_room, "check_disk_space", lambda folder, needed: None)
     monkeypatch.setattr(training_room, "CHECKPOINT_SECONDS", -1.0)
     shutil.copytree(shared_work / "split", small_disk / "split")
     (small_disk / "ballast").write_bytes(b"x" * 1_500_000)

@@ -26,7 +26,8 @@ from saukit.evaluation.config import CompareConfig, parse_method
 from saukit.evaluation.contenders import Contender, plan_comparison
 from saukit.training import trainer as training_room
 from saukit.training.config import Method, TrainConfig, default_run_name
-from saukit.training.trainer import Trainer, fit
+from saukit.training.stage import fit
+from saukit.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

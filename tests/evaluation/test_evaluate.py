@@ -26,7 +26,7 @@ from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import EvalResult, choose_run, evaluate, result_document
 from saukit.models.inference import predict
 from saukit.models.model_file import load_model, save_model
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

@@ -18,7 +18,7 @@ from saukit.evaluation import suspects as room
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.evaluation.suspects import out_of_fold, suspected
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

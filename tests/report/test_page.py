@@ -37,7 +37,7 @@ from saukit.report import sections
 from saukit.report.collect import collect
 from saukit.report.config import ReportConfig
 from saukit.report.page import report
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

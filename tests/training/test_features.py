@@ -25,7 +25,8 @@ from saukit.training import features as room
 from saukit.training import trainer as training_room
 from saukit.training.estimate import estimate_seconds
 from saukit.training.plan import plan_training
-from saukit.training.trainer import Trainer, fit
+from saukit.training.stage import fit
+from saukit.training.trainer import Trainer
 
 timm = pytest.importorskip("timm")
 CPU = torch.device("cpu")

@@ -23,7 +23,8 @@ from saukit.models.classifier import load_classifier
 from saukit.models.lora import merged_state
 from saukit.training import trainer as training_room
 from saukit.training.plan import plan_training
-from saukit.training.trainer import Trainer, fit
+from saukit.training.stage import fit
+from saukit.training.trainer import Trainer
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("peft")

@@ -16,7 +16,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import EnvironmentFault
 from saukit.core.workspace import Workspace
 from saukit.training.metrics_log import MetricsLog, scalars
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 
 def line(step: int, **fields: Any) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.training import trainer as training_room
 from saukit.training.optimizers import SCALE, build_optimizer, set_learning_rate
 from saukit.training.plan import learning_rate, plan_training
-from saukit.training.trainer import Trainer, fit
+from saukit.training.stage import fit
+from saukit.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)

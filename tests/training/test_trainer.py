@@ -41,8 +41,9 @@ from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import PRESETS, TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training
+from saukit.training.stage import TrainingResult, fit
 from saukit.training.step import build_context
-from saukit.training.trainer import Trainer, fit
+from saukit.training.trainer import Trainer
 from saukit.training.views import Views
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("narrow_projection")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def train(root: Path, config: TrainConfig, *, name: str | None = None, **options: Any) -> room.TrainingResult:
+def train(root: Path, config: TrainConfig, *, name: str | None = None, **options: Any) -> TrainingResult:
     given = {"force": False, "resume": False, "reporter": QUIET, **options}
     return fit(config, Workspace(root), name=name, device=CPU, **given)
 

@@ -53,7 +53,7 @@ def command(
     from saukit.evaluation.jobs import job_devices
     from saukit.report.page import report
     from saukit.synthesis.stage import synthesize
-    from saukit.training.trainer import fit
+    from saukit.training.stage import fit
 
     started = time.monotonic()
     call = dataclasses.replace(call, workspace_path=folder)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from saukit.report.page import ReportResult
     from saukit.synthesis.jobs import Job
     from saukit.synthesis.stage import SynthesisResult
-    from saukit.training.trainer import TrainingResult
+    from saukit.training.stage import TrainingResult
 
 AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
 

@@ -42,7 +42,7 @@ def command(
     from saukit.cli.show import show_run
     from saukit.training.estimate import estimate_seconds
     from saukit.training.plan import plan_training
-    from saukit.training.trainer import fit
+    from saukit.training.stage import fit
 
     if measure and not call.dry_run:
         raise UsageError("--measure has no effect without --dry-run: add --dry-run, or leave --measure out")

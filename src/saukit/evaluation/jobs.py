@@ -36,7 +36,7 @@ from saukit.core.workspace import Workspace
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.contenders import Contender, PlannedRun, locate
 from saukit.evaluation.evaluate import evaluate
-from saukit.training.trainer import fit, read_complete
+from saukit.training.stage import fit, read_complete
 
 PROGRESS_SECONDS = 0.5  # between two messages of a worker on how far it is
 

@@ -23,7 +23,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.judging.selection import REASONS
 from saukit.synthesis.stage import SynthesisResult, refilter, synthesize
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 Go = Callable[..., SynthesisResult]
 BAR = 0.088  # the judge is hardly trained: about every other candidate is above this

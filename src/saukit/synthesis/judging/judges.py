@@ -23,7 +23,7 @@ from saukit.synthesis.judging.scorers import ClassifierScorer, ClipScorer, class
 from saukit.synthesis.judging.selection import CLIP, CONFIDENCE, Rules
 from saukit.training.config import TrainConfig
 from saukit.training.plan import TrainingPlan, plan_training
-from saukit.training.trainer import fit
+from saukit.training.stage import fit
 
 COPY_DISTANCE = "copy_distance"
 JUDGE_NAME: Final = "balanced-softmax"  # of its run: the method's

@@ -1,0 +1,126 @@
+"""The training stage: `fit` makes `runs/<name>` from the workspace's split and cache; `Trainer` holds the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from saukit.core.artifacts import MANIFEST_NAME, Manifest, check_disk_space
+from saukit.core.console import Reporter
+from saukit.core.device import describe_device, reset_peak_memory, suited_threads, using_threads
+from saukit.core.extras import require_extra
+from saukit.core.state import remove_states
+from saukit.core.workspace import State, Workspace, prepare, require
+from saukit.models.backbones import count_parameters
+from saukit.training.advice import starting_method
+from saukit.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, lower_learning_rate, made_from
+from saukit.training.config import ResolvedTrainConfig, TrainConfig
+from saukit.training.features import frozen_features
+from saukit.training.plan import plan_training
+from saukit.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A run: whether it was there already ("complete") or made now ("new", "partial" if resumed), and where it is."""
+
+    state: State
+    name: str
+    folder: Path
+    config: ResolvedTrainConfig
+    manifest: Manifest
+
+
+def fit(
+    config: TrainConfig,
+    workspace: Workspace,
+    *,
+    name: str | None,
+    device: torch.device,
+    force: bool,
+    resume: bool,
+    reporter: Reporter,
+    tensorboard: bool = False,
+    advise: bool = False,
+) -> TrainingResult:
+    """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
+
+    `tensorboard` writes the log as TensorBoard events too; they are not part of the run. `advise` says which method to
+    start with.
+    Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
+    """
+    if tensorboard:
+        require_extra("tensorboard", purpose="--tensorboard")  # before a folder is made
+    plan = plan_training(config, workspace, name=name, device=device)
+    folder = workspace.run(plan.name)
+    with workspace.lock(folder):
+        trainer = None
+        if force or not (folder / MANIFEST_NAME).exists():
+            check_disk_space(folder, plan.disk_bytes)
+            reset_peak_memory(device)
+            with using_threads(suited_threads(plan.split.image_size, device)):
+                trainer = Trainer(plan)  # first: pretrained weights that are out of reach cost no earlier run
+        if resume and not force and config.lr is not None:
+            lower_learning_rate(folder, plan.config, reporter)
+        state = prepare(
+            folder,
+            plan.config,
+            kind="run",
+            force=force,
+            resume=resume,
+            another="another --name",
+            inputs=plan.inputs,
+        )
+        if trainer is None:
+            manifest = read_complete(folder)
+            remove_states(folder / CHECKPOINT_NAME)  # a kill may have come just after the manifest
+        else:
+            with using_threads(suited_threads(plan.split.image_size, device)):
+                _announce(trainer, reporter)
+                if advise and plan.config.tune == "all":  # there is no record of frozen networks
+                    passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
+                    reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
+                if plan.config.tune == "head":
+                    trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
+                origin = made_from(plan.config, plan.inputs)
+                saved = load_checkpoint(folder / CHECKPOINT_NAME, device, made_from=origin, warn=reporter.warn)
+                if saved is not None:
+                    trainer.restore(saved)
+                    reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
+                manifest = trainer.run(folder, reporter, tensorboard=tensorboard)
+    return TrainingResult(state, plan.name, folder, plan.config, manifest)
+
+
+def _announce(trainer: Trainer, reporter: Reporter) -> None:
+    """Say what is about to be trained, on what and with what."""
+    plan, config = trainer.plan, trainer.plan.config
+    loss: str = config.method
+    if config.prior_correction is not None:
+        loss += f", prior correction {config.prior_correction:g}"
+    if config.synthetic_weight != 1:
+        loss += f", synthetic weight {config.synthetic_weight:g}"
+    if config.label_smoothing:
+        loss += f", label smoothing {config.label_smoothing:g}"
+    if config.real_finish:
+        loss += f", the last {100 * config.real_finish:g}% of the steps on real images alone"
+    if plan.counts_nothing:
+        reporter.warn(
+            f"{config.method} counts the training set, whose classes all have {plan.class_counts[0]:,} images: "
+            "this is cross entropy; `--method ce --prior-correction 1` counts the real images"
+        )
+    real, views = trainer.training_set.real_count, trainer.method.views_per_step
+    reporter.say(
+        f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
+        f"({count_parameters(trainer.network) / 1e6:.2f} M parameters), {real:,} real + "
+        f"{len(trainer.training_set) - real:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
+        f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {views} view{'s'[: views > 1]} per image), "
+        f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
+        f"{trainer.training_set.describe()}"
+    )
+
+
+def read_complete(folder: Path) -> Manifest:
+    """The verified manifest of a complete run."""
+    return require(folder, kind="run", command="saukit train")
