@@ -114,6 +114,7 @@ CHANGED = [
         as_published=True,
         flip=True,
         select="val",
+        patience=5,
         amp="off",
         compile=True,
         cuda_graph=True,

@@ -782,6 +782,59 @@ def test_the_best_step_survives_a_crash(val_work: Path) -> None:
     assert timeless_metrics(resumed.folder) == timeless_metrics(undisturbed.folder)
 
 
+def validates_as(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
+    """Have the validation after step n of the next run find the n-th of `accuracies`."""
+
+    def validate(trainer: Trainer, part: Any) -> float:
+        accuracy = accuracies[trainer.step_count - 1]
+        if trainer.best is None or accuracy > trainer.best[0]:
+            state = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+            trainer.best = accuracy, trainer.step_count, state
+        return accuracy
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+
+
+@pytest.mark.parametrize(
+    ("patience", "changed", "stops_at"),
+    [
+        (None, {}, 10),
+        (1, {}, 3),  # 2 is the best, 3 is no better
+        (2, {}, 4),
+        (3, {}, 5),
+        (4, {}, 10),  # 6 is a new best
+        (1, {"method": "crt"}, 9),  # its second stage begins after step 8
+        (1, {"head_share": 0.3}, 4),
+    ],
+)
+def test_patience_ends_a_run_after_validations_without_a_new_best(
+    val_work: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None, changed: dict[str, Any], stops_at: int
+) -> None:
+    validates_as(monkeypatch, [0.3, 0.5, 0.4, 0.5, 0.1, 0.6, 0.6, 0.2, 0.6, 0.6])
+    run = train(val_work, tiny(select="val", patience=patience, steps=10, batch_size=64, **changed))
+    assert run.manifest.summary["steps"] == metrics(run.folder)[-1]["step"] == stops_at
+    assert run.manifest.summary["chosen_step"] == (2 if stops_at < 6 else 6)
+
+
+def test_patience_ends_a_resumed_run_where_it_ends_one_without_a_break(val_work: Path) -> None:
+    config = tiny(select="val", patience=2, steps=40, batch_size=64, lr=0.4, warmup=0.0)
+    undisturbed = train(val_work, config, name="undisturbed")
+    summary = undisturbed.manifest.summary
+    assert summary["steps"] == summary["chosen_step"] + 2 * 4 < 40  # validated every 4 steps
+    with pytest.MonkeyPatch.context() as patch:
+        crash(patch, saved_at=summary["steps"] - 2, at=summary["steps"] - 1)
+        with pytest.raises(Broken):
+            train(val_work, config, name="disturbed")
+    resumed = train(val_work, config, name="disturbed", resume=True)
+    assert resumed.manifest.digest == undisturbed.manifest.digest
+    assert timeless_metrics(resumed.folder) == timeless_metrics(undisturbed.folder)
+
+
+def test_patience_needs_the_choice_by_validation(val_work: Path) -> None:
+    with pytest.raises(UsageError, match="patience has no effect with select last: use select val, or leave it out"):
+        train(val_work, tiny(patience=3))
+
+
 def test_select_val_needs_a_validation_part(split_work: Path) -> None:
     with pytest.raises(DataError, match=r"--select val needs a validation part: .*make-lt --val-fraction 0\.1"):
         train(split_work, tiny(select="val"))

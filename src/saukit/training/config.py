@@ -179,6 +179,13 @@ class TrainConfig:
     )
     flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows")
     select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
+    patience: int | None = option(
+        None,
+        "Early stopping: end after this many validations in a row without a new best; there are ten or more in a run.",
+        least=1,
+        needs={"select": "val"},
+        shown="none",
+    )
     amp: Amp = option("auto", "Precision of the forward passes.")
     compile: bool = option(False, "Compile the network with torch.compile.")
     cuda_graph: bool = option(

@@ -147,6 +147,9 @@ class Trainer:
                 validation = None
                 if plan.split.val is not None and (done % validate_every == 0 or last):
                     validation = self._validate(plan.split.val)
+                    if not last and self.best is not None and self._patience_is_spent(self.best[1], validate_every):
+                        total, last = done, True
+                        reporter.say(f"stopping early: no validation since step {self.best[1]} was better")
                 if done % LOG_EVERY_STEPS == 0 or last or validation is not None:
                     line = self._log_line(validation)
                     now = time.monotonic()
@@ -296,6 +299,13 @@ class Trainer:
             state = {name: value.detach().cpu().clone() for name, value in self._learned.state_dict().items()}
             self.best = (accuracy, self.step_count, state)
         return accuracy
+
+    def _patience_is_spent(self, best_step: int, validate_every: int) -> bool:
+        """Whether so many validations since the best, and in a run's last part if it has one, were no better."""
+        plan = self.plan
+        last_part = plan.first_part_steps if plan.first_part_steps < plan.total_steps else plan.head_steps
+        waited = self.step_count - max(best_step, last_part)
+        return plan.config.patience is not None and waited >= plan.config.patience * validate_every
 
     def _log_line(self, validation: float | None) -> dict[str, Any]:
         """The means since the last line; this is where the host waits for the device."""
