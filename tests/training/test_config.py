@@ -109,8 +109,8 @@ def test_nothing_is_left_open_and_resolving_again_changes_nothing(preset: Any, s
     once = resolved(TrainConfig(preset=preset), image_side=side)
     left = {name for name, value in vars(once).items() if value is None}
     # What is none stays None: of a run without a prior correction there is nothing to tell.
-    assert left - {"epochs", "steps"} == {"prior_correction", "clip_norm", "average", "crop_scale", "head"}
-    assert len(left) == 6
+    assert left - {"epochs", "steps"} == {"prior_correction", "clip_norm", "average", "crop_scale", "head", "patience"}
+    assert len(left) == 7
     # On another machine and without a cache the saved configuration still means the same.
     assert resolved(once, image_side=64, cache_exists=False, device_type="cuda", default_flip=False) == once
 
