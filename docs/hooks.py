@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer.main
@@ -12,8 +13,11 @@ from rich.text import Text
 from typer.utils import get_params_from_function
 
 import saukit
+from saukit.cli.help import description
 from saukit.cli.main import app
 from saukit.core.options import options_of
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def command_reference() -> str:
@@ -26,16 +30,10 @@ def command_reference() -> str:
     lines += ["", "Exit codes and files: [Artefacts and exit codes](artefacts.md).", ""]
     for name, command in group.commands.items():
         types = {name: meta.annotation for name, meta in get_params_from_function(functions[name]).items()}
-        lines += ["", f"## {name}", "", *_description(command.help), *_parameters(command, types)]
+        paragraphs, examples = description(command)
+        lines += ["", f"## {name}", "", "\n\n".join(paragraphs), "", "```bash", *examples, "```", ""]
+        lines += _parameters(command, types)
     return "\n".join(lines) + "\n"
-
-
-def _description(help_text: str) -> Iterator[str]:
-    """The docstring's paragraphs, then its examples as one code block."""
-    text, _, examples = help_text.replace("[/bold]", "").partition("[bold]Example")
-    yield from (text.strip(), "", "```bash")
-    yield from (line.strip() for line in examples.splitlines()[1:] if line.strip())
-    yield from ("```", "")
 
 
 def _parameters(command: Any, types: dict[str, Any]) -> Iterator[str]:
@@ -127,8 +125,15 @@ def on_files(files: Any, config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """mkdocs calls this with each page's source: `<!-- fields: NAME -->` becomes the fields of a configuration."""
+    """mkdocs calls this with each page's source: `<!-- fields: NAME -->` becomes the fields of a configuration, and
+    `<!-- file: PATH -->` that file of the repository."""
+    markdown = re.sub(r"<!-- file: (\S+) -->", lambda match: _file(REPOSITORY / match[1]), markdown)
     return re.sub(r"<!-- fields: (\w+) -->", lambda match: fields(match[1]), markdown)
+
+
+def _file(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return text if path.suffix == ".md" else f"```python\n{text}```"
 
 
 def on_page_content(html: str, **context: Any) -> str:

@@ -130,7 +130,7 @@ def test_the_command_reference_has_every_command_option_and_help_text() -> None:
         for option in command.params:
             for spelled in (*option.opts, *option.secondary_opts):
                 assert f"`{spelled}`" in section, (name, spelled)
-        assert f"saukit {name}" in section
+        assert re.search(rf"```bash\n(saukit {name}.*\n)+```", sections[name]), name
         assert len(re.findall(r" : ", section)) >= len(command.params)
 
 
@@ -148,6 +148,18 @@ def test_the_api_page_has_every_field_of_the_configurations() -> None:
     for name in named:
         text = hooks().fields(name)
         assert all(f"`{field.name}`: " in text for field in dataclasses.fields(getattr(saukit, name)))
+
+
+def test_pages_contain_the_files_that_they_name() -> None:
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").glob("*.md")}
+    named = {name: re.findall(r"<!-- file: (\S+) -->", text) for name, text in pages.items()}
+    assert sorted(file for files in named.values() for file in files) == [
+        "CHANGELOG.md", "CONTRIBUTING.md", "examples/python_api.py"
+    ]  # fmt: skip
+    for page, files in named.items():
+        assert "--8" not in pages[page]
+        for file in files:
+            assert (REPOSITORY / file).read_text(encoding="utf-8") in hooks().on_page_markdown(pages[page])
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

@@ -20,20 +20,25 @@ NARROW = 60  # below, the help is under the names
 def help_page(command: Any, context: typer.Context) -> str:
     """The whole page of a command or of the program: usage, description, examples, then a section per panel."""
     width = min(shutil.get_terminal_size().columns, WIDEST) - 1
-    text, _, examples = inspect.cleandoc(command.help or "").partition("\nExample")
+    paragraphs, examples = description(command)
     lines = _wrapped(command.get_usage(context).split(), width, "", "    ")
-    for paragraph in text.strip().split("\n\n"):
+    for paragraph in paragraphs:
         lines += ["", *_wrapped(paragraph.split(), width, "", "")]
     if examples:
-        heading, *commands = [line.strip() for line in examples.splitlines() if line.strip()]
-        lines += ["", _heading(f"Example{heading}")]
-        for example in commands:
+        lines += ["", _heading("Examples:" if len(examples) > 1 else "Example:")]
+        for example in examples:
             lines += _wrapped(example.split(" "), width, "  ", "      ")
     for title, rows in _sections(command, context).items():
         lines += ["", _heading(f"{title}:"), *_rows(rows, width)]
     if command.epilog:
         lines += ["", *_wrapped(command.epilog.split(), width, "", "")]
     return "\n".join(lines) + "\n"
+
+
+def description(command: Any) -> tuple[list[str], list[str]]:
+    """The paragraphs of a command's docstring, and the command lines under its `Example:` or `Examples:`."""
+    text, _, examples = inspect.cleandoc(command.help or "").partition("\nExample")
+    return text.strip().split("\n\n"), [line.strip() for line in examples.splitlines()[1:] if line.strip()]
 
 
 class Command(TyperCommand):
