@@ -97,6 +97,7 @@ CHANGED = [
         clip_norm=1.0,
         average=0.999,
         crop_scale=0.35,
+        views="photo",
         epochs=3,
         steps=4,
         batch_size=128,

@@ -34,6 +34,7 @@ class Config:
     scale: float = option(1.0, "Scale.", needs={"model": True})
     steps: int = option(5, "Steps.", needs=({"model": None}, {"kind.trains": True}))
     either: int = option(0, "Either.", needs={"judge": True, "kind": "fancy"})
+    needy: int = option(0, "Needy.", needs={"size": 2})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,12 @@ def test_what_makes_sense_passes(fields: dict[str, Any]) -> None:
 def test_columns_of_a_table_that_is_not_there_are_passed_over() -> None:
     assert without_effect(Config(steps=7, kind="fancy")) == {}
     assert list(without_effect(Config(steps=7, kind="fancy"), TABLES)) == ["steps"]
+
+
+def test_a_need_of_what_a_preset_has_yet_to_fill_in_is_passed_over() -> None:
+    assert without_effect(Config(needy=1)) == {}
+    assert list(without_effect(Resolved(size=3, needy=1))) == ["needy"]
+    assert without_effect(Resolved(size=2, needy=1)) == {}
 
 
 def test_every_problem_is_listed_and_others_come_last() -> None:

@@ -190,6 +190,14 @@ def test_runs_that_exist_are_used_whatever_they_are_called(work: Path) -> None:
     assert told == {"ce": True, "mine": True, "sau": True, "sau+synth-seed1": False}
 
 
+def test_a_shared_field_is_left_out_where_the_method_has_no_use_for_it_alone(shared_work: Path) -> None:
+    train = {**TINY, "temperature": 0.2, "crop_scale": 0.5}
+    config = CompareConfig(methods=("ce", "bcl"), seeds=1, train=train)
+    ce, bcl = plan_comparison(config, Workspace(shared_work), device=CPU).contenders
+    assert (ce.config.temperature, bcl.config.temperature) == (0.1, 0.2)
+    assert ce.config.crop_scale == bcl.config.crop_scale == 0.5  # what --tune is, the preset has yet to say
+
+
 def test_again_there_is_nothing_to_do(compared: Path, tmp_path: Path) -> None:
     work = shutil.copytree(compared, tmp_path / "work")
     before = tree(work)

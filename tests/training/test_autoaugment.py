@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment
 from torchvision.transforms import functional as TF
+from torchvision.transforms.autoaugment import _apply_op
 
 from saukit.training import autoaugment
 from saukit.training.autoaugment import CIFAR10_POLICY, OPERATIONS
@@ -162,6 +163,42 @@ def test_draws_follow_the_policy() -> None:
         assert drawn.positive[:, slot].float().mean() == pytest.approx(0.5, abs=0.01)
     both = drawn.positive.float()
     assert (both[:, 0] * both[:, 1]).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_randaugment_draws_the_fourteen_operations_at_full_size() -> None:
+    count = 50_000
+    drawn = autoaugment.draw_randaugment(count, device=CPU, generator=torch.Generator().manual_seed(0))
+    known = set(RandAugment()._augmentation_space(10, (32, 32)))  # torchvision's, which are the paper's
+    assert drawn.operation.shape == drawn.magnitude.shape == drawn.positive.shape == (count, 2)
+    for slot in (0, 1):
+        shares = {
+            name: float((drawn.operation[:, slot] == position).float().mean())
+            for position, name in enumerate(OPERATIONS)
+        }
+        assert {name for name, share in shares.items() if share} == known
+        assert all(abs(shares[name] - 1 / 28) < 0.005 for name in known - {"Identity"})
+        assert shares["Identity"] == pytest.approx(15 / 28, abs=0.01)
+    assert set(drawn.magnitude.flatten().tolist()) == {9}
+    assert drawn.positive.float().mean() == pytest.approx(0.5, abs=0.01)
+    both = (drawn.operation != OPERATIONS.index("Identity")).float()
+    assert (both[:, 0] * both[:, 1]).mean() == pytest.approx((13 / 28) ** 2, abs=0.01)
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_randaugment_equals_torchvision_on_pil() -> None:
+    """RandAugment(2, 9 of 10 bins), given the draws: the same bytes."""
+    images = pictures(36, 50) * 20
+    drawn = autoaugment.draw_randaugment(len(images), device=CPU, generator=torch.Generator().manual_seed(0))
+    result = autoaugment.autoaugment(to_tensor(images), drawn)
+    space = RandAugment()._augmentation_space(10, (36, 50))
+    for i, image in enumerate(images):
+        expected = image
+        for position, positive in zip(drawn.operation[i].tolist(), drawn.positive[i].tolist(), strict=True):
+            sizes, signed = space[OPERATIONS[position]]
+            size = float(sizes[9]) if sizes.ndim else 0.0
+            size *= -1.0 if signed and not positive else 1.0
+            expected = _apply_op(expected, OPERATIONS[position], size, TF.InterpolationMode.NEAREST, None)
+        assert torch.equal(result[i], TF.pil_to_tensor(expected)), i
 
 
 def test_slots_come_from_one_sub_policy() -> None:

@@ -163,12 +163,25 @@ def test_the_preset_that_fine_tunes_can_train_a_head_too() -> None:
 def test_crops_are_of_a_frozen_backbone() -> None:
     with pytest.raises(UsageError, match="multi_crop has no effect with tune all: use tune head, or leave it out"):
         resolved(TrainConfig(multi_crop=True))
+    with pytest.raises(UsageError, match="views has no effect with tune head: use tune all or lora, or leave it out"):
+        resolved(TrainConfig(preset="photo-small", method="ce", views="photo"))
     with pytest.raises(UsageError, match="head has no effect with method logit-adjustment: use method sau, "):
         resolved(TrainConfig(head="cosine", method="logit-adjustment"))
     with pytest.raises(UsageError, match="head class-means starts from features, and weights none has learned nothing"):
         resolved(TrainConfig(head="class-means", method="ce"))
     assert resolved(TrainConfig(head="cosine", method="ldam-drw")) == resolved(TrainConfig(method="ldam-drw"))
     resolved(TrainConfig(multi_crop=False))  # what every other preset says
+
+
+@pytest.mark.parametrize(
+    ("side", "given", "views"),
+    [(64, {}, "small"), (65, {}, "photo"), (224, {"views": "small"}, "small"), (32, {"views": "photo"}, "photo"),
+     (224, {"tune": "head", "method": "ce", "preset": "photo"}, "small")],
+)  # fmt: skip
+def test_views_go_by_the_size_of_the_images(side: int, given: Any, views: str) -> None:
+    once = resolved(TrainConfig(**{"preset": "small", **given}), image_side=side)
+    assert once.views == views
+    assert resolved(once, image_side=48) == once
 
 
 def test_exactly_one_length_in_each_preset() -> None:

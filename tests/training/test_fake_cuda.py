@@ -35,7 +35,7 @@ from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry, StepContext, class_prototypes
 from saukit.training.step import StepBatch, TrainingStep
 from saukit.training.training_set import Batch
-from saukit.training.views import Views
+from saukit.training.views import PhotoViews, Views
 
 CUDA = torch.device("cuda", 0)
 HAS_GPU = torch.cuda.is_available()
@@ -200,9 +200,10 @@ def test_every_optimizer(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("view", [name for name, value in vars(Views).items() if name[0] != "_" and callable(value)])
+@pytest.mark.parametrize("kind", [Views, PhotoViews])
 @pytest.mark.parametrize("crop_scale", [None, 0.3])
-def test_every_view(view: str, crop_scale: float | None) -> None:
-    context, given = replace(views_on_cuda(), crop_scale=crop_scale), images()
+def test_every_view(view: str, kind: type[Views], crop_scale: float | None) -> None:
+    context, given = kind(**{**vars(views_on_cuda()), "crop_scale": crop_scale}), images()
     with NothingOnTheHost():
         seen = getattr(context, view)(given, CudaGenerator())
     assert (seen.device, list(seen.shape)) == (CUDA, [BATCH, 3, SIDE, SIDE])

@@ -11,13 +11,14 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 from torchvision.transforms import functional as TF
+from torchvision.transforms.autoaugment import _apply_op
 
 from saukit.training import autoaugment, blur
 from saukit.training import views as augment
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
-from saukit.training.views import Views
+from saukit.training.views import PhotoViews, Views
 
 CPU = torch.device("cpu")
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465])
@@ -331,13 +332,16 @@ def test_chosen_and_uniform_draws() -> None:
 # --- the views ---------------------------------------------------------------------------------------------------
 
 
+VIEWS = ["v1", "v2", "v3", "photo v1", "photo v2", "photo v3"]
+
+
 def view(name: str, images: Tensor, seed: int, *, flip: bool = True) -> Tensor:
-    views = Views(MEAN, STD, flip)
-    view = {"v1": views.crop_flip, "v2": views.autoaugment, "v3": views.simclr}[name]
+    views = (PhotoViews if name.startswith("photo") else Views)(MEAN, STD, flip)
+    view = {"v1": views.crop_flip, "v2": views.autoaugment, "v3": views.simclr}[name[-2:]]
     return view(images, generator(seed))
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_views(name: str, height: int, width: int) -> None:
     images = photographs(height, width, 12)
@@ -353,7 +357,7 @@ def test_views(name: str, height: int, width: int) -> None:
     assert (result >= low[:, None, None] - 1e-4).all() and (result <= high[:, None, None] + 1e-4).all()
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("name", VIEWS)
 def test_views_treat_samples_independently(name: str) -> None:
     images = photographs(32, 32, 24)
     other = images.clone()
@@ -361,7 +365,7 @@ def test_views_treat_samples_independently(name: str) -> None:
     torch.testing.assert_close(view(name, images, 0)[::2], view(name, other, 0)[::2], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("name", VIEWS)
 def test_views_by_rows_and_by_masks_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photographs(32, 32, 48)
     by_rows = view(name, images, 0)
@@ -378,13 +382,13 @@ def test_nothing_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: False)
     for _ in range(2):
         with HostWaits() as waits:
-            v1, v2, _ = (view(name, images, 0) for name in ("v1", "v2", "v3"))
+            v1, v2, *_ = (view(name, images, 0) for name in VIEWS)
             box, _ = draw_cutmix_box(32, 32, lam, generator=draws)
             mixup(v1, cutmix(v1, v2, box), draw_beta_one_one(device=CPU, generator=draws))
     assert waits.found == []
 
 
-@pytest.mark.parametrize("name", ["v1", "v3"])
+@pytest.mark.parametrize("name", ["v1", "v3", "photo v3"])
 def test_no_flip_means_none(name: str) -> None:
     """Images dark on the left and bright on the right keep their direction."""
     images = (torch.arange(32) * 8).to(torch.uint8).expand(64, 3, 32, 32)
@@ -417,6 +421,53 @@ def test_simclr_view_equals_its_steps_in_torchvision() -> None:
         torch.testing.assert_close(result[i], TF.normalize(expected, MEAN.tolist(), STD.tolist()), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("least", [None, 0.5])
+@pytest.mark.parametrize("name", ["photo v2", "photo v3"])
+def test_second_and_third_photo_views_are_their_steps_in_torchvision(name: str, least: float | None) -> None:
+    images, draws = photographs(48, 48, 24), generator(7)
+    views = PhotoViews(MEAN, STD, True, crop_scale=least)
+    result = (views.autoaugment if name == "photo v2" else views.simclr)(images, generator(7))
+    crop = augment.draw_resized_crop(24, 48, 48, scale=(least or 0.08, 1.0), device=CPU, generator=draws)
+    flip = augment.draw_chosen(24, 0.5, device=CPU, generator=draws)
+    jitter = augment.draw_jitter(24, device=CPU, generator=draws)
+    gray = augment.draw_chosen(24, 0.2, device=CPU, generator=draws)
+    assert gray.any() and not jitter.chosen.all()
+    factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    for i, image in enumerate(as_float(images)):
+        expected = TF.resized_crop(image, *(int(side[i]) for side in crop), [48, 48], antialias=True)
+        expected = TF.hflip(expected) if flip[i] else expected
+        for operation in jitter.order[i].tolist() if jitter.chosen[i] else ():
+            expected = ADJUST[operation](expected, float(factors[operation][i]))
+        expected = TF.rgb_to_grayscale(expected, 3) if gray[i] else expected
+        torch.testing.assert_close(result[i], TF.normalize(expected, MEAN.tolist(), STD.tolist()), rtol=0, atol=1e-4)
+
+
+def test_the_first_photo_view_is_its_steps_in_torchvision() -> None:
+    """On whole levels, as PIL has them, from RandAugment on; a level more or less may cross one of its thresholds."""
+    images, draws = photographs(48, 48, 60), generator(7)
+    result = PhotoViews(torch.zeros(3), torch.ones(3), True).crop_flip(images, generator(7))
+    crop = augment.draw_resized_crop(60, 48, 48, scale=(0.08, 1.0), device=CPU, generator=draws)
+    flip = augment.draw_chosen(60, 0.5, device=CPU, generator=draws)
+    order = torch.rand((60, 3), generator=draws).argsort(dim=1)
+    factors = 1 + 0.4 * (2 * torch.rand((3, 60), generator=draws) - 1)
+    torch.rand(60, generator=draws)  # which are jittered: all
+    chosen = autoaugment.draw_randaugment(60, device=CPU, generator=draws)
+    space = RandAugment()._augmentation_space(10, (48, 48))
+    for i, image in enumerate(as_float(images)):
+        expected = TF.resized_crop(image, *(int(side[i]) for side in crop), [48, 48], antialias=True)
+        expected = TF.hflip(expected) if flip[i] else expected
+        for operation in order[i].tolist():
+            expected = ADJUST[operation](expected, float(factors[operation, i]))
+        picture = TF.to_pil_image((255 * expected).round().to(torch.uint8))
+        for slot in (0, 1):
+            name = autoaugment.OPERATIONS[int(chosen.operation[i, slot])]
+            size = float(space[name][0][9]) if space[name][0].ndim else 0.0
+            size *= 1 if chosen.positive[i, slot] or not space[name][1] else -1
+            picture = _apply_op(picture, name, size, InterpolationMode.NEAREST, None)
+        difference = (255 * result[i] - TF.pil_to_tensor(picture).float()).abs()
+        assert (difference > 0.01).float().mean() < 0.01, i
+
+
 def test_views_keep_full_precision_under_autocast() -> None:
     images = photographs(32, 32, 12)
     expected = view("v3", images, 0)
@@ -424,7 +475,7 @@ def test_views_keep_full_precision_under_autocast() -> None:
         torch.testing.assert_close(view("v3", images, 0), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("name", VIEWS)
 def test_views_refuse_other_images(name: str) -> None:
     with pytest.raises(ValueError, match=r"images must be uint8 \[b, 3, H, W\], got torch.float32 \[2, 3, 8, 8\]"):
         view(name, torch.zeros(2, 3, 8, 8), 0)

@@ -140,15 +140,21 @@ def excluded(config_type: Any, name: str) -> set[str]:
 def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
     """The fields that are not at their defaults and have no effect beside the others: why, and the fix.
 
-    Needs that are columns of a table are passed over where that is not among `tables`.
+    Needs that are columns of a table are passed over where that is not among `tables`, and needs of a field that a
+    preset has yet to fill in.
     """
-    found = {}
-    for name, entry in options_of(type(config)).items():
+    found, entries = {}, options_of(type(config))
+    unfilled = {name for name, entry in entries.items() if entry.preset and getattr(config, name) is None}
+    for name, entry in entries.items():
         value = getattr(config, name)
         if value in (getattr(type(config), name), None) or (entry.preset and value == entry.off):
             continue  # at its default, or what a preset leaves off
         for needs in entry.needs:
-            known = {key: need for key, need in needs.items() if "." not in key or key.split(".")[0] in tables}
+            known = {
+                key: need
+                for key, need in needs.items()
+                if key not in unfilled and ("." not in key or key.split(".")[0] in tables)
+            }
             if known and not any(_holds(_look_up(config, key, tables), wanted) for key, wanted in known.items()):
                 found[name] = f"{name} has no effect {_reason(config, known, tables)}"
                 break

@@ -1,8 +1,9 @@
-"""AutoAugment for whole batches: the CIFAR-10 policy on uint8 tensors, parameters per sample, no loop over samples.
+"""AutoAugment and RandAugment for whole batches of uint8 tensors, parameters per sample, no loop over samples.
 
-Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019 (arXiv 1805.09501), appendix A, with
-the probabilities, the ten magnitude bins and the random signs of `torchvision.transforms.AutoAugment`. The reference
-of every operation is torchvision on **PIL images** (interpolation NEAREST, fill 0); the results are the same bytes:
+Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019 (arXiv 1805.09501), appendix A: the
+CIFAR-10 policy with the probabilities, the ten magnitude bins and the random signs of
+`torchvision.transforms.AutoAugment`. The reference of every operation is torchvision on **PIL images** (interpolation
+NEAREST, fill 0); the results are the same bytes:
 
 | operation | how | against torchvision on PIL |
 |---|---|---|
@@ -35,6 +36,9 @@ _LAST_GEOMETRIC = _POSITION["Rotate"]
 _LAST_TABLE = _POSITION["Equalize"]
 
 MAGNITUDE_BINS = 10
+RANDOM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Invert")  # those of RandAugment's paper
+RANDOM_SLOTS = 2  # n, and m 10 of 10 is the last bin
+RANDOM_PROBABILITY = 0.5
 GREY = 128  # what published code fills with
 ROTATION_SIGN = 1  # of `positive`: PIL turns anticlockwise by positive degrees
 
@@ -69,7 +73,7 @@ CIFAR10_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...
 
 
 class AutoAugmentParameters(NamedTuple):
-    """What one call of AutoAugment does to each sample: two slots, applied in order.
+    """What one call of AutoAugment or RandAugment does to each sample: two slots, applied in order.
 
     Shapes: operation int64 [b, 2], a position in `OPERATIONS` ("Identity" where the slot's coin said no);
         magnitude int64 [b, 2], a bin; positive bool [b, 2], the sign, which unsigned operations ignore.
@@ -127,8 +131,26 @@ def draw_autoaugment(batch: int, *, device: torch.device, generator: torch.Gener
     )
 
 
+def draw_randaugment(batch: int, *, device: torch.device, generator: torch.Generator) -> AutoAugmentParameters:
+    """RandAugment (Cubuk et al. 2020) with n 2 and m 10 of 10: two of 14 operations at their full size.
+
+    Each is applied with probability 1/2, as in timm's and in the code that long-tail papers use for ImageNet-LT. Not as
+    there: its magnitude varies about 10 with a deviation of 0.5, its shears and rotations interpolate and leave the
+    mean colour behind, and Solarize at 10 does nothing.
+
+    Shapes: returns parameters of shape [b, 2] with b = `batch`.
+    """
+    shape = (batch, RANDOM_SLOTS)
+    drawn = torch.randint(len(RANDOM_OPERATIONS), shape, device=device, generator=generator)
+    drawn = drawn + (drawn >= _POSITION["Invert"])
+    wanted = torch.rand(shape, device=device, generator=generator) < RANDOM_PROBABILITY
+    positive = torch.randint(2, shape, device=device, generator=generator) == 1
+    operation = torch.where(wanted, drawn, _POSITION["Identity"])
+    return AutoAugmentParameters(operation, torch.full_like(drawn, MAGNITUDE_BINS - 1), positive)
+
+
 def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_published: bool = False) -> Tensor:
-    """Apply both slots of the drawn sub-policies; `as_published` as in `apply_operation`.
+    """Apply both slots of what was drawn; `as_published` as in `apply_operation`.
 
     Shapes: images uint8 [b, 3, H, W]; parameters [b, 2] each; returns uint8 [b, 3, H, W].
     Raises: ValueError if the images are not uint8 [b, 3, H, W].

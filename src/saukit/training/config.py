@@ -29,6 +29,7 @@ Method = Literal[
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
 Tune = Literal["all", "head", "lora"]
+ViewsName = Literal["small", "photo"]
 Head = Literal["cosine", "class-means"]
 PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 
@@ -132,7 +133,13 @@ class TrainConfig:
         above=0,
         most=1,
         needs=LEARNING,
-        shown="none",
+        shown="none; 0.08 in views photo",
+    )
+    views: ViewsName | None = option(
+        None,
+        "How images are augmented: SAU's views for small images, or its authors' for photos, with RandAugment.",
+        shown="photo above 64 pixels, else small",
+        needs=LEARNING,
     )
     warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
     noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU)
@@ -220,6 +227,7 @@ class ResolvedTrainConfig(TrainConfig):
     head_share: float
     layer_decay: float
     freeze_bn: bool
+    views: ViewsName = "small"
     schedule: Schedule
     warmup: float
     as_published: bool
@@ -331,13 +339,14 @@ def resolve(
     if tiny and values["tune"] == "all":
         values["backbone"] = "convnet-small"
     values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
+    values["views"] = "photo" if image_side > PHOTO_SIDE else "small"
     config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
     name = config.backbone or values["backbone"]
     values["weights"] = "pretrained" if name.startswith(TIMM) else "none"
     tune = config.tune or values["tune"]
     values["method"] = "balanced-softmax" if tune == "head" else "sau"
     if tune == "head":
-        values |= {"head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
+        values |= {"views": "small", "head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
     else:
         values["multi_crop"] = False
     if tune == "lora":

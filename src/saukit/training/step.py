@@ -24,7 +24,7 @@ from saukit.training.methods import MethodEntry, StepContext, logit_offsets
 from saukit.training.optimizers import build_optimizer, set_learning_rate, set_training_mode
 from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
-from saukit.training.views import FeatureViews, Views
+from saukit.training.views import FeatureViews, PhotoViews, Views
 
 WARM_UP_STEPS = 3
 # How far a replayed step's losses may lie from the eager step's: bf16 kernels differ in the order of their sums.
@@ -182,12 +182,13 @@ def build_context(plan: TrainingPlan) -> StepContext:
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         network.compile_backbone()
+    kind = FeatureViews if config.tune == "head" else PhotoViews if config.views == "photo" else Views
     real_counts, all_counts = (
         torch.from_numpy(counts).float().to(device) for counts in (split.class_counts, plan.class_counts)
     )
     return StepContext(
         network=network,
-        views=(FeatureViews if config.tune == "head" else Views)(
+        views=kind(
             torch.tensor(plan.model_spec.mean, device=device),
             torch.tensor(plan.model_spec.std, device=device),
             flip=config.flip,

@@ -2,14 +2,15 @@
 
 Each operation comes in two parts: `draw_*` draws one set of parameters a sample from the generator passed in (which
 lives on the images' device), and a function of the plain name applies given parameters. A sample's result depends on
-its own parameters only. `Views` has the views v1, v2 and v3 of the SAU method (arXiv 2408.16273).
+its own parameters only. `Views` has the views v1, v2 and v3 of the SAU method (arXiv 2408.16273), `PhotoViews` those
+that its authors use for ImageNet-LT.
 
 What equals what:
 
 | operation | reference | agreement |
 |---|---|---|
 | random_crop, horizontal_flip | torchvision RandomCrop (zero padding), hflip | exact |
-| AutoAugment's operations | torchvision on PIL images, see `saukit.training.autoaugment` | exact |
+| AutoAugment's and RandAugment's operations | torchvision on PIL images, see `saukit.training.autoaugment` | exact |
 | resized_crop | torchvision resized_crop on float tensors, bilinear, antialias=True | rounding (1e-5) |
 | colour_jitter, grayscale | torchvision adjust_* and rgb_to_grayscale on float tensors | rounding (1e-5) |
 | gaussian_blur | torchvision gaussian_blur on float tensors, reflect padding | rounding (1e-5) |
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from saukit.models.inference import normalise
-from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment
+from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment, draw_randaugment
 from saukit.training.blur import gaussian_blur, pil_gaussian_blur, separable
 from saukit.training.mixup import Box, box_mask
 
@@ -37,6 +38,7 @@ from saukit.training.mixup import Box, box_mask
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 CROP_SCALE = (0.2, 1.0)
+PHOTO_CROP_SCALE = 0.08
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 JITTER_STRENGTHS = (0.4, 0.4, 0.4, 0.1)
@@ -59,8 +61,9 @@ class ResizedCropParameters(NamedTuple):
 class JitterParameters(NamedTuple):
     """Colour jitter of each sample.
 
-    Shapes: order int64 [b, 4], the operations in their order; brightness, contrast, saturation float32 [b], factors
-        around 1; hue float32 [b], a turn in [-0.5, 0.5]; chosen bool [b], the samples that are jittered at all.
+    Shapes: order int64 [b, 4], the operations in their order, or [b, 3] without hue; brightness, contrast, saturation
+        float32 [b], factors around 1; hue float32 [b], a turn in [-0.5, 0.5]; chosen bool [b], the samples that are
+        jittered at all.
     """
 
     order: Tensor
@@ -126,12 +129,15 @@ class Views:
         pixels = apply_to_rows(is_gray, pixels, grayscale)
         blur = pil_gaussian_blur if self.as_published else gaussian_blur
         pixels = apply_to_rows(is_blurred, pixels, blur, sigma)
+        return self._normalised(pixels)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         return _channels_last(pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
 
     def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         _check_images(images)
         if self.crop_scale is not None:
-            return self._resized_crop_flip(images, self.crop_scale, generator)
+            return self._resized(images, self.crop_scale, generator).mul_(255).round_().to(torch.uint8)
         padding = max(1, min(images.shape[-2:]) // 8)
         images = random_crop(
             images, *draw_crop(len(images), padding, device=images.device, generator=generator), padding
@@ -140,12 +146,44 @@ class Views:
             return images
         return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
 
-    def _resized_crop_flip(self, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    def _resized(self, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         batch, _, height, width = images.shape
         device = images.device
         crop = draw_resized_crop(batch, height, width, scale=(scale, 1.0), device=device, generator=generator)
         flips = draw_chosen(batch, 0.5 if self.flip else 0.0, device=device, generator=generator)
-        return resized_crop(images, crop, flips).mul_(255).round_().to(torch.uint8)
+        return resized_crop(images, crop, flips)
+
+
+class PhotoViews(Views):
+    """The views of SAU's authors for ImageNet-LT, at 224 pixels; v2 and v3 are two draws of one.
+
+    Resized crops keep at least `crop_scale` of the area, by default 0.08. v1 has colour jitter (.4, .4, .4, 0) and
+    RandAugment, v2 and v3 jitter (.4, .4, .4, .1) for 80 % of the samples and grey for 20 %.
+    """
+
+    def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v1: resized crop, flip, jitter, RandAugment."""
+        pixels = self._cropped(images, generator)
+        batch, device = len(images), images.device
+        jitter = draw_jitter(batch, device=device, generator=generator, strengths=(0.4, 0.4, 0.4), probability=1.0)
+        levels = colour_jitter(pixels, jitter).mul_(255).round_().to(torch.uint8)
+        levels = autoaugment(levels, draw_randaugment(batch, device=device, generator=generator))
+        return _channels_last(normalise(levels, self.mean, self.std))
+
+    def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v2, as v3."""
+        return self.simclr(images, generator)
+
+    def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """v3: resized crop, flip, jitter, grey."""
+        pixels = self._cropped(images, generator)
+        pixels = colour_jitter(pixels, draw_jitter(len(images), device=images.device, generator=generator))
+        is_gray = draw_chosen(len(images), GRAY_PROBABILITY, device=images.device, generator=generator)
+        return self._normalised(apply_to_rows(is_gray, pixels, grayscale))
+
+    def _cropped(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        _check_images(images)
+        return self._resized(images, self.crop_scale or PHOTO_CROP_SCALE, generator)
 
 
 class FeatureViews(Views):
@@ -304,14 +342,23 @@ def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:
     return weight.div_(weight.sum(dim=2, keepdim=True))
 
 
-def draw_jitter(batch: int, *, device: torch.device, generator: torch.Generator) -> JitterParameters:
-    """Draw colour jitter of strengths (0.4, 0.4, 0.4, 0.1) for 80 % of the samples, in an order of its own each."""
-    order = torch.rand((batch, 4), device=device, generator=generator).argsort(dim=1)
-    spread = 2 * torch.rand((4, batch), device=device, generator=generator) - 1
-    brightness, contrast, saturation, hue = (
-        strength * share for strength, share in zip(JITTER_STRENGTHS, spread.unbind(0), strict=True)
-    )
-    chosen = draw_chosen(batch, JITTER_PROBABILITY, device=device, generator=generator)
+def draw_jitter(
+    batch: int,
+    *,
+    device: torch.device,
+    generator: torch.Generator,
+    strengths: tuple[float, ...] = JITTER_STRENGTHS,
+    probability: float = JITTER_PROBABILITY,
+) -> JitterParameters:
+    """Draw colour jitter for a share of the samples, in an order of its own each.
+
+    `strengths` are those of brightness, contrast, saturation and hue; three of them are without hue.
+    """
+    order = torch.rand((batch, len(strengths)), device=device, generator=generator).argsort(dim=1)
+    spread = 2 * torch.rand((len(strengths), batch), device=device, generator=generator) - 1
+    shifts = [strength * share for strength, share in zip(strengths, spread.unbind(0), strict=True)]
+    brightness, contrast, saturation, hue = (*shifts, torch.zeros_like(shifts[0]))[: HUE + 1]
+    chosen = draw_chosen(batch, probability, device=device, generator=generator)
     return JitterParameters(order, 1 + brightness, 1 + contrast, 1 + saturation, hue, chosen)
 
 
