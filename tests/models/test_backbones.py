@@ -1,10 +1,13 @@
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saukit.models.backbones import (
     BACKBONES,
@@ -153,3 +156,47 @@ def test_the_published_initialisation_is_kaimings_fan_in_for_kernels_and_matrice
     assert float(linear.weight.std() / before["2.weight"].std()) == pytest.approx(6**0.5, rel=0.05)
     kept = [name for name, value in network.state_dict().items() if torch.equal(value, before[name])]
     assert set(before) - set(kept) == {"0.weight", "2.weight"}
+
+
+class Convolutions(TorchDispatchMode):
+    """Groups and dtype of every convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[bool, torch.dtype]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("convolution", "convolution_backward"):
+            image, weight = args[0], args[1] if func.overloadpacket.__name__ == "convolution" else args[2]
+            self.found.add((weight.shape[1] == 1, image.dtype))
+        return func(*args, **(kwargs or {}))
+
+
+def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
+    pytest.importorskip("timm")
+    network = build_backbone("timm/test_efficientnet")
+    images = torch.rand(2, 3, 32, 32)
+    for training, expected in ((True, torch.float32), (False, torch.bfloat16)):
+        with Convolutions() as seen, torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+            features = network(images)
+            if training:
+                features.float().sum().backward()
+        assert seen.found == {(True, expected), (False, torch.bfloat16)}
+    with Convolutions() as seen:
+        network(images)
+    assert seen.found == {(True, torch.float32), (False, torch.float32)}  # without autocast as ever
+
+
+def test_a_copy_of_a_network_of_timm_has_its_own_convolutions() -> None:
+    timm = pytest.importorskip("timm")
+    network = build_backbone("timm/test_efficientnet").eval()
+    images = torch.rand(2, 3, 32, 32)
+    copied = copy.deepcopy(network)
+    plain = timm.create_model("test_efficientnet", num_classes=0).eval()
+    plain.load_state_dict(network.network.state_dict())  # type: ignore[union-attr]
+    with torch.no_grad():
+        expected = plain(images)
+        for parameter in network.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(copied(images), expected)
+        assert not torch.allclose(network(images), expected)
