@@ -23,7 +23,7 @@ from saukit.core.workspace import Workspace
 from saukit.data.split import load_split
 from saukit.synthesis.generators.diffusion_model import Geometry
 from saukit.synthesis.generators.presets import preset_values
-from saukit.training import methods
+from saukit.training import context as context_room
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -67,7 +67,7 @@ def test_a_reference_of_another_temperature_is_noticed(monkeypatch: pytest.Monke
 
 
 def test_the_reference_computes_the_prototypes_of_saukit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "PROTOTYPE_PIXELS", 10 * 32 * 32)
+    monkeypatch.setattr(context_room, "PROTOTYPE_PIXELS", 10 * 32 * 32)
     inputs, reference = load("inputs"), load("reference")
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
     plan = inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 8, "off"), CPU)
@@ -75,10 +75,10 @@ def test_the_reference_computes_the_prototypes_of_saukit(monkeypatch: pytest.Mon
     pictures, labels = torch.from_numpy(images), torch.arange(24) % 4
 
     generator = torch.Generator().manual_seed(1)
-    context = methods.StepContext(
+    context = context_room.StepContext(
         network, views, Precision("off", "cpu"), plan.config, torch.ones(4), torch.zeros(4), generator
     )
-    expected = methods.class_prototypes(pictures, labels, context, generator)
+    expected = context_room.class_prototypes(pictures, labels, context, generator)
     again = torch.Generator().manual_seed(1)
     batches = [
         (views.autoaugment(chunk, again), views.simclr(chunk, again), own)

@@ -58,8 +58,8 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.long_tail import profile_counts
 from saukit.data.split import Split, load_split, make_split
+from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.methods import StepContext, class_prototypes
 from saukit.training.plan import TrainingPlan
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import BatchOrder, TrainingSet, build_training_set

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.core.seeding import torch_generator
-from saukit.training.methods import StepContext, sau_step
+from saukit.training.context import StepContext
+from saukit.training.methods import sau_step
 from saukit.training.plan import TrainingPlan
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import Batch

@@ -31,7 +31,8 @@ from torchvision import transforms
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.config import Noise
-from saukit.training.methods import StepContext, sau_step
+from saukit.training.context import StepContext
+from saukit.training.methods import sau_step
 from saukit.training.mixup import draw_beta_one_one, draw_cutmix_box
 from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch

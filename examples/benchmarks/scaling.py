@@ -33,7 +33,7 @@ from remote import Calls, Remote
 from saukit.core.device import keep_freed_memory, resolve_amp
 from saukit.core.seeding import torch_generator
 from saukit.core.words import format_bytes
-from saukit.training.methods import class_prototypes
+from saukit.training.context import class_prototypes
 from saukit.training.trainer import Trainer
 
 BACKBONE = "resnet32-w16"

@@ -13,8 +13,8 @@ from support import tiny, tree
 
 from saukit.core.workspace import Workspace
 from saukit.training import estimate as room
+from saukit.training.context import StepContext
 from saukit.training.estimate import estimate_seconds
-from saukit.training.methods import StepContext
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
 

@@ -31,8 +31,9 @@ from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, unw
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig
 from saukit.synthesis.plan import resolve
 from saukit.training import autoaugment, blur
+from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.methods import METHODS, MethodEntry, StepContext, class_prototypes
+from saukit.training.methods import METHODS, MethodEntry
 from saukit.training.step import StepBatch, TrainingStep
 from saukit.training.training_set import Batch
 from saukit.training.views import PhotoViews, Views
@@ -142,6 +143,7 @@ def context_of(method: MethodEntry, amp: Any = "bf16", **fields: Any) -> StepCon
                 CLASSES,
                 projection=method.projection,
                 class_projection=method.class_projection,
+                consistency=method.consistency,
                 classifier=method.classifier,
             )
         ),
@@ -151,6 +153,7 @@ def context_of(method: MethodEntry, amp: Any = "bf16", **fields: Any) -> StepCon
         class_counts=counts,
         logit_offsets=0.5 * counts.log(),
         generator=CudaGenerator(),
+        done=torch.zeros(()).to(CUDA),
     )
 
 

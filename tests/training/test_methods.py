@@ -13,10 +13,11 @@ from torch import Tensor
 
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training import methods
+from saukit.training import context as context_room
 from saukit.training.config import Method, TrainConfig
+from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import balanced_contrastive_loss
-from saukit.training.methods import METHODS, StepContext, class_prototypes, logit_offsets
+from saukit.training.methods import METHODS, logit_offsets
 from saukit.training.training_set import Batch
 from saukit.training.views import Views
 
@@ -39,9 +40,8 @@ def network(seed: int, *, projection: bool = True, **heads: Any) -> DualBranchNe
 
 def network_of(method: Any, seed: int) -> DualBranchNet:
     entry = METHODS[method]
-    return network(
-        seed, projection=entry.projection, class_projection=entry.class_projection, classifier=entry.classifier
-    )
+    heads = {name: getattr(entry, name) for name in ("projection", "class_projection", "consistency", "classifier")}
+    return network(seed, **heads)
 
 
 def batch(seed: int) -> Batch:
@@ -136,7 +136,7 @@ def plain_contrastive(
                 rows.append((z[i], f"own label of {i}", True))
             elif config.noise == "neg_only":
                 rows.append((z[i], f"nobody's label {i} {view}", False))
-        rows += [(prototype[k], k, True) for k in range(CLASSES)]
+        rows += [(row, k, True) for k, row in enumerate(prototype)]
     terms = []
     for i, (anchor, label, may) in enumerate(rows):
         positives = [j for j, row in enumerate(rows) if j != i and row[1] == label]
@@ -382,7 +382,7 @@ def test_methods_with_a_remedy_of_their_own_take_no_prior() -> None:
     assert set(METHODS) == set(get_args(Method))
     for name, entry in METHODS.items():
         own = entry.own_prior or entry.post_hoc or entry.class_balanced or entry.second_stage is not None
-        own = own or name == "class-weights"
+        own = own or name in ("class-weights", "glmc")
         assert entry.takes_prior is not own
 
 
@@ -528,6 +528,84 @@ def test_bcl_is_balanced_softmax_and_the_balanced_contrastive_loss(temperature: 
     assert float(net.classifier.weight.grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("done", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_glmc_in_a_plain_loop(seed: int, done: float, weight: float) -> None:
+    """Du et al. 2023, pixel by pixel and label by label; gradients: that of the projections is stopped."""
+    net, data = network_of("glmc", seed), batch(seed)
+    copied, draw = copy.deepcopy(net), torch.Generator().manual_seed(seed)
+    first, second = (views().crop_flip(images, draw) for images in (data.images, data.partner_images))
+    lam = float(torch.rand((), generator=draw))
+    mixed = lam * first + (1 - lam) * second
+    cut, second = (views().crop_flip(images, draw) for images in (data.images, data.partner_images))
+    centre_y, centre_x = (int(torch.randint(SIDE, (), generator=draw)) for _ in range(2))
+    half, share = int(math.sqrt(1 - lam) * SIDE), 1.0
+    for y in range(max(0, centre_y - half // 2), min(SIDE, centre_y - half // 2 + half)):
+        for x in range(max(0, centre_x - half // 2), min(SIDE, centre_x - half // 2 + half)):
+            cut[:, :, y, x] = second[:, :, y, x]
+            share -= 1 / SIDE**2
+    assert 0 < share < 1
+
+    rare = [count**-1.2 for count in COUNTS]
+    of_class = [value / (sum(rare) / CLASSES) for value in rare]
+    heads, outputs = copied.consistency, []
+    assert heads is not None
+    expected = torch.zeros(())
+    for pixels, kept in ((mixed, lam), (cut, share)):
+        features = copied.backbone(pixels)
+        projected = heads["projection"](features)
+        outputs.append((projected, heads["prediction"](projected)))
+        plain, own = heads["classifier"](features).log_softmax(1), copied.classifier(features).log_softmax(1)
+        terms: dict[str, list[Tensor]] = {"plain": [], "own": []}
+        counted, class_weights = 0.0, 0.0
+        for i in range(BATCH):
+            sides = ((data.labels, data.synthetic, kept), (data.partner_labels, data.partner_synthetic, 1 - kept))
+            for labels, synthetic, part in sides:
+                label, factor = int(labels[i]), part * (weight if bool(synthetic[i]) else 1.0)
+                terms["plain"].append(-factor * plain[i, label])
+                terms["own"].append(-factor * of_class[label] * own[i, label])
+                counted += factor
+                class_weights += factor * of_class[label]
+        scale = sum(
+            kept * of_class[a] + (1 - kept) * of_class[b]
+            for a, b in zip(data.labels.tolist(), data.partner_labels.tolist(), strict=True)
+        )
+        expected = expected + (1 - done**2) * sum(terms["plain"]) / counted
+        expected = expected + done**2 * sum(terms["own"]) / class_weights * scale / BATCH
+    for (_, predicted), (other, _) in (outputs, reversed(outputs)):
+        for i in range(BATCH):
+            expected = expected - 4 * F.cosine_similarity(predicted[i], other[i].detach(), dim=0) / BATCH
+    expected.backward()
+
+    context = context_of(net, seed, done=torch.tensor(done), synthetic_weight=weight)
+    ((name, loss),) = METHODS["glmc"].step(data, context)
+    loss.backward()
+    assert (name, float(loss)) == ("glmc", pytest.approx(float(expected), rel=2e-5, abs=2e-5))
+    for own, its in zip(net.parameters(), copied.parameters(), strict=True):
+        assert own.grad is not None and its.grad is not None
+        torch.testing.assert_close(own.grad, its.grad, rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_before_the_label_check_every_label_is_trusted_and_there_are_no_prototypes(noise: Any) -> None:
+    net, data = network(2), batch(2)
+    nothing = torch.zeros(CLASSES, 16)
+    context = context_of(net, 2, noise=noise, prototypes=(nothing, nothing))
+    found = dict(METHODS["sau-aware"].step(data, context))["contrastive"]
+    copied, draw = network(2), torch.Generator().manual_seed(2)
+    context.views.crop_flip(data.images, draw)
+    with torch.no_grad():
+        z2 = copied.project(context.views.autoaugment(data.images, draw))
+        z3 = copied.project(context.views.simclr(data.images, draw))
+    none = torch.zeros(0, 16), torch.zeros(0, 16)
+    expected = plain_contrastive(z2, z3, data, none, [True] * BATCH, context.config)
+    assert float(found.detach()) == pytest.approx(expected, rel=2e-5)
+    assert int(context.metrics["synthetic_images"]) == int(context.metrics["trusted_images"]) == 0
+    found.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_sau_without_its_unaware_branch_is_cross_entropy_and_the_same_contrastive_loss(noise: Any) -> None:
     data = batch(2)
@@ -630,7 +708,7 @@ def set_of_images() -> tuple[Tensor, Tensor]:
 def test_prototypes_are_normalised_class_means_in_eval_mode(
     set_of_images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "PROTOTYPE_PIXELS", 32 * SIDE * SIDE)
+    monkeypatch.setattr(context_room, "PROTOTYPE_PIXELS", 32 * SIDE * SIDE)
     images, labels = set_of_images
     net = network(5)
     with torch.no_grad():  # statistics that differ from a batch's own

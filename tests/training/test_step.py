@@ -20,8 +20,9 @@ from saukit.core.errors import SaukitError
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training import autoaugment
 from saukit.training import step as room
+from saukit.training.context import StepContext
 from saukit.training.losses import NOISE_STRATEGIES, synthetic_aware_loss
-from saukit.training.methods import METHODS, MethodEntry, StepContext
+from saukit.training.methods import METHODS, MethodEntry
 from saukit.training.step import StepBatch, TrainingStep
 from saukit.training.training_set import Batch
 from saukit.training.views import Views
@@ -90,7 +91,7 @@ def step_batch(seed: int, *, projection: bool = True) -> StepBatch:
 
     samples = Batch(images(), labels(), synthetic(), images(), labels(), synthetic())
     rows = F.normalize(torch.randn(2, CLASSES, 16, generator=draw), dim=2)
-    return StepBatch(samples, (rows[0], rows[1]) if projection else None, seed)
+    return StepBatch(samples, (rows[0], rows[1]) if projection else None, seed, done=seed / 8)
 
 
 def training_step(method: MethodEntry, *, amp: Any = "off", tau: float = 1.0, **fields: Any) -> TrainingStep:
@@ -100,6 +101,7 @@ def training_step(method: MethodEntry, *, amp: Any = "off", tau: float = 1.0, **
         CLASSES,
         projection=method.projection,
         class_projection=method.class_projection,
+        consistency=method.consistency,
         classifier=method.classifier,
     )
     counts = torch.tensor([50.0, 20.0, 9.0, 3.0])

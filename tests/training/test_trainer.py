@@ -167,6 +167,22 @@ def test_prototypes_see_the_real_training_images_of_the_split_and_nothing_else(
     assert split.class_counts.tolist()[-1] == 2  # not the 140 and more images of that class outside the split
 
 
+def test_the_label_check_begins_with_prototypes_of_its_first_step(shared_work: Path) -> None:
+    config = tiny(method="sau", synthetic=True, batch_size=128, steps=10, check_after=0.4)
+    trainer, logged = Trainer(plan_of(shared_work, config)), []
+    prototypes = []
+    for _ in range(10):
+        trainer.advance()
+        prototypes.append(trainer.prototypes)
+        logged.append(trainer._log_line(None)["trusted_share"])
+    assert [share is None for share in logged] == [True] * 4 + [False] * 6
+    assert all(pair is not None and not pair[0].any() and not pair[1].any() for pair in prototypes[:4])
+    found = [pair[0] for pair in prototypes if pair is not None]
+    assert all(torch.allclose(rows.norm(dim=1), torch.ones(10)) for rows in found[4:])
+    # Epochs have three steps: made at step 4, where the check begins, and at 6 and 9.
+    assert [found[i] is found[i - 1] for i in range(5, 10)] == [True, False, True, True, False]
+
+
 @pytest.mark.parametrize("method", ["ce", "sau", "mixup-cutmix", "balanced-softmax"])
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_the_losses_see_the_counts_that_the_configuration_names(
@@ -590,6 +606,8 @@ CASES: list[dict[str, Any]] = [
     {"method": "ldam-drw"},
     {"method": "sau", "synthetic": True, "prior_correction": 1.0, "real_finish": 0.2},  # from step 25 on
     {"method": "bcl"},
+    {"method": "glmc", "synthetic": True},
+    {"method": "sau", "synthetic": True, "check_after": 0.4},
     {"method": "synaug", "synthetic": True, "label_smoothing": 0.1},
     {"method": "cmo"},
     {"method": "class-balanced", "synthetic": True},

@@ -71,7 +71,8 @@ class DualBranchNet(nn.Module):
     """A classifier for the synthetic-unaware branch and a projection for the synthetic-aware one.
 
     Inference uses the classifier alone; a method without a contrastive loss has no projection. `class_projection`
-    turns the classifier's weights into one embedding a class, for balanced contrastive learning. `standardize` puts
+    turns the classifier's weights into one embedding a class, for balanced contrastive learning. `consistency` adds
+    GLMC's heads that predict nothing: another classifier, a projection and a prediction from it. `standardize` puts
     a standardisation of the features before the heads, for a backbone that does not learn. `crops`: the features are
     the mean over so many views of an image, 1: the image, 2: its centre too, 4: both mirrored too.
     """
@@ -83,6 +84,7 @@ class DualBranchNet(nn.Module):
         *,
         projection: bool,
         class_projection: bool = False,
+        consistency: bool = False,
         classifier: Classifier = "linear",
         standardize: bool = False,
         crops: Crops = 1,
@@ -97,6 +99,7 @@ class DualBranchNet(nn.Module):
         self.classifier = head(feature_dim, num_classes)
         self.projection = _projection_head(feature_dim) if projection else None
         self.class_projection = _class_projection_head(feature_dim) if class_projection else None
+        self.consistency = _consistency_heads(feature_dim, num_classes) if consistency else None
         self._is_compiled = False
 
     def features(self, images: Tensor) -> Tensor:
@@ -148,6 +151,24 @@ class DualBranchNet(nn.Module):
             raise RuntimeError("this network was built without a projection of its classes")
         embeddings: Tensor = self.class_projection(self.classifier.weight)
         return F.normalize(embeddings.float(), dim=1)
+
+    def mixture_outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """GLMC's outputs (Du et al. 2023) for images [b, 3, H, W], float32.
+
+        Logits [b, K] of the classifier that is for training alone, and of the one that predicts; projection and
+        prediction [b, 128], L2-normalised.
+        """
+        if self.consistency is None:
+            raise RuntimeError("this network was built without heads for the consistency of mixtures")
+        features = self.features(images)
+        logits, projected = self.consistency["classifier"](features), self.consistency["projection"](features)
+        predicted = self.consistency["prediction"](projected)
+        return (
+            logits.float(),
+            self.classifier(features).float(),
+            F.normalize(projected.float(), dim=1),
+            F.normalize(predicted.float(), dim=1),
+        )
 
     def frozen_logits(self, images: Tensor) -> Tensor:
         """As `forward`, but only the classifier learns: the backbone runs in eval mode and without gradient."""
@@ -207,3 +228,13 @@ def _class_projection_head(feature_dim: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Linear(feature_dim, PROJECTION_DIM),
     )
+
+
+def _consistency_heads(feature_dim: int, num_classes: int) -> nn.ModuleDict:
+    """Linear, as the authors have them."""
+    sizes = {
+        "classifier": (feature_dim, num_classes),
+        "projection": (feature_dim, PROJECTION_DIM),
+        "prediction": (PROJECTION_DIM, PROJECTION_DIM),
+    }
+    return nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})

@@ -33,6 +33,7 @@ class ModelSpec:
     std: tuple[float, ...]
     projection: bool
     class_projection: bool = False
+    consistency: bool = False
     classifier: Classifier = "linear"
     standardize: bool = False
     crops: Crops = 1
@@ -67,6 +68,7 @@ class ModelSpec:
             len(self.classes),
             projection=self.projection,
             class_projection=self.class_projection,
+            consistency=self.consistency,
             classifier=self.classifier,
             standardize=self.standardize,
             crops=self.crops,

@@ -25,6 +25,7 @@ Method = Literal[
     "cmo",
     "synaug",
     "bcl",
+    "glmc",
 ]
 Noise = Literal["pos_neg", "neg_only", "drop"]
 Schedule = Literal["cosine-epoch", "cosine-step", "step"]
@@ -143,6 +144,9 @@ class TrainConfig:
     )
     warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
     noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU)
+    check_after: float = option(
+        0.0, "Share of the steps after which SAU checks labels; until then it trusts all.", least=0, below=1, needs=SAU
+    )
     temperature: float = option(
         0.1, "Temperature of the contrastive loss.", above=0, needs={"method": ("sau", "sau-aware", "bcl")}
     )

@@ -15,7 +15,7 @@ from saukit.core.device import Precision, suited_threads, synchronise, using_thr
 from saukit.models import dual_branch
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import backbone_features
-from saukit.training.methods import StepContext
+from saukit.training.context import StepContext
 from saukit.training.plan import TrainingPlan
 from saukit.training.step import build_context
 from saukit.training.trainer import Trainer

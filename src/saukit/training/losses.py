@@ -125,9 +125,9 @@ def class_balanced_weights(class_counts: Tensor, *, beta: float) -> Tensor:
     return (weights / weights.mean()).float()
 
 
-def inverse_frequency_weights(class_counts: Tensor) -> Tensor:
-    """Class weights 1 / n_k, mean 1. Shapes: class_counts float32 [K], all positive; returns [K]."""
-    weights = 1 / class_counts
+def inverse_frequency_weights(class_counts: Tensor, *, power: float = 1.0) -> Tensor:
+    """Class weights 1 / n_k^power, mean 1. Shapes: class_counts float32 [K], all positive; returns [K]."""
+    weights = class_counts**-power
     return weights / weights.mean()
 
 
@@ -279,8 +279,8 @@ def synthetic_aware_loss(
     """The loss of SAU's synthetic-aware branch: label check, then the contrastive loss over 2 (b + K) embeddings.
 
     Both views of the batch and of the prototypes are contrasted together; a prototype is one more real sample of its
-    class, without gradient. A synthetic sample whose label fails `label_check` is noise, and the strategy says what
-    becomes of it:
+    class, without gradient. Prototypes of zeros are not there yet: they are left out, and every label is trusted. A
+    synthetic sample whose label fails `label_check` is noise, and the strategy says what becomes of it:
 
         pos_neg   it gets a label of its own: only its other view is its positive, it stays a negative of the others
         neg_only  it stays a negative of the others, but is nobody's positive and no anchor
@@ -292,21 +292,22 @@ def synthetic_aware_loss(
     """
     if strategy not in NOISE_STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(NOISE_STRATEGIES)}, got {strategy!r}")
-    trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3)
+    begun = prototypes2.any()
+    trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3) | ~begun
     with torch.autocast(z2.device.type, enabled=False):
         z2, z3 = _full_precision(z2), _full_precision(z3)
         embeddings = torch.cat((z2, prototypes2.detach().to(z2), z3, prototypes3.detach().to(z3)))
     batch, classes = len(labels), len(prototypes2)
     own_label = classes + torch.arange(batch, device=labels.device)
     view_labels = torch.cat((torch.where(trusted, labels, own_label), _class_labels(prototypes2)))
-    view_trusted = torch.cat((trusted, trusted.new_ones(classes)))
-    both_trusted = torch.cat((view_trusted, view_trusted))
+    present = torch.cat((torch.ones_like(trusted), begun.expand(classes)))
+    both_trusted = torch.cat((trusted, begun.expand(classes))).repeat(2)
     loss = supervised_contrastive_loss(
         embeddings,
         torch.cat((view_labels, view_labels)),
         temperature=temperature,
         anchors=both_trusted if strategy == "neg_only" else None,
-        present=both_trusted if strategy == "drop" else None,
+        present=both_trusted if strategy == "drop" else present.repeat(2),
     )
     return loss, trusted
 

@@ -7,17 +7,15 @@ losses in float32 outside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from saukit.core.device import Precision
-from saukit.models.dual_branch import COSINE_SCALE, Classifier, DualBranchNet
-from saukit.training.config import Method, ResolvedTrainConfig
+from saukit.models.dual_branch import COSINE_SCALE, Classifier
+from saukit.training.config import Method
+from saukit.training.context import StepContext
 from saukit.training.losses import (
     balanced_contrastive_loss,
     class_balanced_weights,
@@ -31,68 +29,16 @@ from saukit.training.losses import (
     synthetic_aware_loss,
 )
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
-from saukit.training.training_set import Batch, StoredImages
-from saukit.training.views import Views
+from saukit.training.training_set import Batch
 
 LDAM_LARGEST_MARGIN = 0.5
 DEFERRED_BETA = 0.9999
 FOCAL_GAMMA = 2.0
 CMO_PROBABILITY = 0.5
+GLMC_LABEL_POWER, GLMC_CONSISTENCY_WEIGHT = 1.2, 4.0
 BCL_CLASSIFICATION_WEIGHT, BCL_CONTRASTIVE_WEIGHT = 2.0, 0.6
 
-# Pixels a batch of the prototypes' pass has at most: 2,048 images of 32 x 32, 41 of 224 x 224.
-PROTOTYPE_PIXELS = 2**21
-
 Losses = Iterator[tuple[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What a method's step has at hand besides its batch. A method's own hyperparameter is a field of `config`.
-
-    `logit_offsets` are added to the logits that the classification losses see. `second_stage`: the last part of a
-    method with two stages has begun. `metrics` takes 0-d tensors for the log.
-
-    Shapes: class_counts and logit_offsets float32 [K], the counts those of the whole training set; prototypes: two of
-        [K, d], or None for a method without.
-    """
-
-    network: DualBranchNet
-    views: Views
-    precision: Precision
-    config: ResolvedTrainConfig
-    class_counts: Tensor
-    logit_offsets: Tensor
-    generator: torch.Generator
-    prototypes: tuple[Tensor, Tensor] | None = None
-    second_stage: bool = False
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """One forward pass of the classifier in autocast, plus the offsets in full precision; float32 [b, K]."""
-        with self.precision.autocast():
-            features = self.network.features(images)
-            logits: Tensor = self.network.classifier(features)
-            if self.config.as_published and self.network.projection is not None:
-                with torch.no_grad():  # for BatchNorm's statistics: the authors' network computes both heads each time
-                    self.network.projection(features)
-        return logits.float() + self.logit_offsets
-
-    def embeddings(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """Forward passes of backbone and projection in autocast, one per view; L2-normalised float32 [b, d] each."""
-        with self.precision.autocast():
-            return self.network.project_views(*views)
-
-    def weights(self, synthetic: Tensor, of_class: Tensor | None = None) -> Tensor | None:
-        """What each image weighs in the classification losses: bool [b] to float32 [b]; `of_class` [b] are factors.
-
-        None where all weigh 1: what such a run computes does not depend on this option's arithmetic.
-        """
-        weight = self.config.synthetic_weight
-        if weight == 1:
-            return of_class
-        weights = torch.ones_like(synthetic, dtype=torch.float32).masked_fill_(synthetic, weight)
-        return weights if of_class is None else weights * of_class
 
 
 def cross_entropy_step(batch: Batch, context: StepContext) -> Losses:
@@ -151,7 +97,7 @@ def synaug_step(batch: Batch, context: StepContext) -> Losses:
         yield "last_layer", _last_layer_cross_entropy(batch, context)
         return
     first, second, lam = _mixed_views(batch, context)
-    yield "mixup", _mixed_loss(mixup(first, second, lam), batch, context, lam)
+    yield "mixup", _mixed_loss(context.logits(mixup(first, second, lam)), batch, context, lam)
 
 
 def _last_layer_cross_entropy(batch: Batch, context: StepContext) -> Tensor:
@@ -187,13 +133,13 @@ def mixup_cutmix_step(batch: Batch, context: StepContext) -> Losses:
     How images are mixed does not depend on which are synthetic; what their labels weigh may.
     """
     first, second, lam = _mixed_views(batch, context)
-    yield "mixup", _mixed_loss(mixup(first, second, lam), batch, context, lam)
+    yield "mixup", _mixed_loss(context.logits(mixup(first, second, lam)), batch, context, lam)
 
     if context.config.as_published:
         lam = draw_beta_one_one(device=lam.device, generator=context.generator)
     # The box is clipped at the image's edge, so its label weight is what is left of it, not lam.
     box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=context.generator)
-    yield "cutmix", _mixed_loss(cutmix(first, second, box), batch, context, kept_share)
+    yield "cutmix", _mixed_loss(context.logits(cutmix(first, second, box)), batch, context, kept_share)
 
 
 def cmo_step(batch: Batch, context: StepContext) -> Losses:
@@ -211,7 +157,40 @@ def cmo_step(batch: Batch, context: StepContext) -> Losses:
     box, kept_share = draw_cutmix_box(background.shape[2], background.shape[3], lam, generator=generator)
     pastes = torch.rand((), device=lam.device, generator=generator) < CMO_PROBABILITY
     images = torch.where(pastes, cutmix(background, foreground, box), background)
-    yield "cmo", _mixed_loss(images, batch, context, torch.where(pastes, kept_share, 1.0))
+    yield "cmo", _mixed_loss(context.logits(images), batch, context, torch.where(pastes, kept_share, 1.0))
+
+
+def glmc_step(batch: Batch, context: StepContext) -> Losses:
+    """GLMC (Du et al. 2023): a mixup and a CutMix of A with B should look alike, and rare classes count more and more.
+
+    Of the mixup (g) and the CutMix (l), each of views of its own and with one lam: h is a projection, u a prediction
+    from it of the other's, sg stops the gradient. L_c is the cross-entropy of a classifier that is for training alone,
+    L_cb that of the one that predicts, its labels weighed by w_k = n_k^-1.2 (mean 1); T is the share of steps done.
+
+        L_sim = -cos(u_g, sg(h_l)) - cos(u_l, sg(h_g))
+        L = (1 - T^2) (L_c(g) + L_c(l)) + T^2 (L_cb(g) + L_cb(l)) + 4 L_sim
+
+    The exponent, the weight 4 and a uniform B are those of their commands for CIFAR. Not as the authors have it:
+    CutMix's label counts the pixels that were pasted, and T moves with every step, not every epoch.
+    """
+    views, generator = context.views, context.generator
+    first, second, lam = _mixed_views(batch, context)
+    mixed = mixup(first, second, lam)
+    first, second = (views.crop_flip(images, generator) for images in (batch.images, batch.partner_images))
+    box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=generator)
+    with context.precision.autocast():
+        of_mixup = context.network.mixture_outputs(mixed)
+        of_cutmix = context.network.mixture_outputs(cutmix(first, second, box))
+    late = context.done**2
+    of_class = inverse_frequency_weights(context.class_counts, power=GLMC_LABEL_POWER)
+    loss = torch.zeros_like(late)
+    for (plain, own, _, predicted), other, share in ((of_mixup, of_cutmix, lam), (of_cutmix, of_mixup, kept_share)):
+        # The weighted mean times the mean weight: their mean over the batch.
+        weight = (share * of_class[batch.labels] + (1 - share) * of_class[batch.partner_labels]).mean()
+        rebalanced = weight * _mixed_loss(own, batch, context, share, of_class)
+        loss = loss + (1 - late) * _mixed_loss(plain, batch, context, share) + late * rebalanced
+        loss = loss - GLMC_CONSISTENCY_WEIGHT * (predicted * other[2].detach()).sum(dim=1).mean()
+    yield "glmc", loss
 
 
 def _mixed_views(batch: Batch, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,10 +200,13 @@ def _mixed_views(batch: Batch, context: StepContext) -> tuple[Tensor, Tensor, Te
     return first, second, draw_beta_one_one(device=first.device, generator=generator)
 
 
-def _mixed_loss(images: Tensor, batch: Batch, context: StepContext, lam: Tensor) -> Tensor:
-    first, second = context.weights(batch.synthetic), context.weights(batch.partner_synthetic)
+def _mixed_loss(
+    logits: Tensor, batch: Batch, context: StepContext, lam: Tensor, of_class: Tensor | None = None
+) -> Tensor:
+    sides = (batch.synthetic, batch.labels), (batch.partner_synthetic, batch.partner_labels)
+    first, second = (context.weights(s, None if of_class is None else of_class[labels]) for s, labels in sides)
     return mixed_cross_entropy(
-        context.logits(images),
+        logits,
         batch.labels,
         batch.partner_labels,
         lam,
@@ -259,8 +241,9 @@ def _synthetic_aware_branch(batch: Batch, context: StepContext) -> Losses:
         temperature=config.temperature,
         strategy=config.noise,
     )
-    context.metrics["synthetic_images"] = batch.synthetic.sum()
-    context.metrics["trusted_images"] = (trusted & batch.synthetic).sum()
+    checked = batch.synthetic & context.prototypes[0].any()
+    context.metrics["synthetic_images"] = checked.sum()
+    context.metrics["trusted_images"] = (trusted & checked).sum()
     yield "contrastive", loss
 
 
@@ -284,10 +267,11 @@ class MethodEntry:
 
     `classifier_passes` and `projection_passes` are how often a batch goes forward and backward through the network and
     ends in the classifier, or in the projection. `prototypes` are means of real images (`class_prototypes`).
-    `partners`: the step reads batch B; `balanced_partners`: that is class-balanced, A is not. `takes_prior` and
-    `takes_real_finish`: the method has no remedy of its own for the imbalance that would count the training set.
-    `own_prior`: the losses see log counts of that set; `post_hoc`: the trained classifier has them taken off (Menon et
-    al. 2021, Eq. 9). `counts_classes`: its remedy counts that set, and does nothing where all classes have one size.
+    `consistency`: it needs GLMC's heads. `partners`: the step reads batch B; `balanced_partners`: that is
+    class-balanced, A is not. `takes_prior` and `takes_real_finish`: the method has no remedy of its own for the
+    imbalance that would count the training set. `own_prior`: the losses see log counts of that set; `post_hoc`: the
+    trained classifier has them taken off (Menon et al. 2021, Eq. 9). `counts_classes`: its remedy counts that set, and
+    does nothing where all classes have one size.
     """
 
     step: Callable[[Batch, StepContext], Losses]
@@ -296,6 +280,7 @@ class MethodEntry:
     partners: bool = False
     prototypes: bool = False
     class_projection: bool = False
+    consistency: bool = False
     classifier: Classifier = "linear"
     own_prior: bool = False
     takes_prior: bool = False
@@ -363,6 +348,7 @@ METHODS: dict[Method, MethodEntry] = {
     ),
     "synaug": MethodEntry(synaug_step, partners=True, second_stage=SecondStage(class_balanced=True, real_only=True)),
     "bcl": MethodEntry(bcl_step, projection_passes=2, class_projection=True, own_prior=True),
+    "glmc": MethodEntry(glmc_step, classifier_passes=2, partners=True, consistency=True),
 }
 
 
@@ -379,28 +365,3 @@ def logit_offsets(
     if method.own_prior:
         return prior_offsets(all_counts, 1.0)
     return prior_offsets(real_counts, prior_correction or 0.0)
-
-
-def class_prototypes(
-    images: Tensor | StoredImages, labels: Tensor, context: StepContext, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """For each class the mean of z2, and of z3, over the split's real training images in eval mode, L2-normalised.
-
-    Both views go through the network in one forward pass: in eval mode BatchNorm keeps no statistics of a batch.
-
-    Shapes: images uint8 [n, 3, H, W], on the labels' device, in host memory or on disk; labels int64 [N] of the first N
-        of them, every class at least once; returns two of [K, d].
-    """
-    total: Tensor | int = 0
-    # On an accelerator a large batch, or the launches of its kernels would take longer than the kernels.
-    batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // math.prod(images.shape[2:])))
-    for start in range(0, len(labels), batch_size):
-        chunk = images[start : min(start + batch_size, len(labels))].to(labels.device, non_blocking=True)
-        both = torch.cat((context.views.autoaugment(chunk, generator), context.views.simclr(chunk, generator)))
-        with context.network.inference(), context.precision.autocast():
-            embeddings = context.network.project(both)
-        one_hot = F.one_hot(labels[start : start + batch_size], len(context.class_counts)).float()
-        total = total + one_hot.T @ embeddings.float().view(2, len(chunk), -1)
-    # The mean's direction is the sum's: the count cancels in the normalisation.
-    z2, z3 = F.normalize(torch.as_tensor(total), dim=2)
-    return z2, z3

@@ -82,6 +82,7 @@ class TrainingPlan:
             std=backbone.std or self.split.std,
             projection=self.method.projection,
             class_projection=self.method.class_projection,
+            consistency=self.method.consistency,
             classifier=self.method.classifier if self.config.head is None else "cosine",
             standardize=self.config.tune == "head",
             crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
@@ -115,6 +116,11 @@ class TrainingPlan:
     def head_steps(self) -> int:
         """Steps at the start that train the heads alone."""
         return round(self.config.head_share * self.total_steps)
+
+    @property
+    def check_from(self) -> int:
+        """The first step of SAU's label check."""
+        return round(self.config.check_after * self.total_steps)
 
     @property
     def first_part_steps(self) -> int:

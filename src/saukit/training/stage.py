@@ -103,6 +103,8 @@ def _announce(trainer: Trainer, reporter: Reporter) -> None:
         loss += f", synthetic weight {config.synthetic_weight:g}"
     if config.label_smoothing:
         loss += f", label smoothing {config.label_smoothing:g}"
+    if config.check_after:
+        loss += f", label check after {100 * config.check_after:g}% of the steps"
     if config.real_finish:
         loss += f", the last {100 * config.real_finish:g}% of the steps on real images alone"
     if plan.counts_nothing:

@@ -20,7 +20,8 @@ from saukit.core.seeding import derive_seed
 from saukit.models.backbones import BACKBONES, initialise_fan_in
 from saukit.models.lora import add_lora
 from saukit.models.pretrained import load_pretrained, load_weights
-from saukit.training.methods import MethodEntry, StepContext, logit_offsets
+from saukit.training.context import StepContext
+from saukit.training.methods import MethodEntry, logit_offsets
 from saukit.training.optimizers import build_optimizer, set_learning_rate, set_training_mode
 from saukit.training.plan import TrainingPlan
 from saukit.training.training_set import Batch
@@ -38,7 +39,7 @@ class StepBatch:
     """What changes from step to step, besides the learning rate.
 
     Shapes: prototypes two of [K, d], or None for a method without; `seed` of the step's augmentation. `head_only`: the
-    backbone waits.
+    backbone waits. `done`: the share of the steps before this one.
     """
 
     samples: Batch
@@ -46,6 +47,7 @@ class StepBatch:
     seed: int
     second_stage: bool = False
     head_only: bool = False
+    done: float = 0.0
 
     def tensors(self) -> list[Tensor]:
         """The tensors, in a fixed order."""
@@ -109,6 +111,7 @@ class TrainingStep:
     def _run(self, work: Callable[[StepBatch], Metrics], batch: StepBatch, learning_rate: float) -> Metrics:
         set_learning_rate(self.optimizer, learning_rate)
         self.context.generator.manual_seed(batch.seed)
+        self.context.done.fill_(batch.done)  # in place: a recorded step reads it from its address
         return work(batch)
 
     def _compute(self, batch: StepBatch) -> Metrics:
@@ -202,6 +205,7 @@ def build_context(plan: TrainingPlan) -> StepContext:
             plan.method, config.prior_correction, real_counts=real_counts, all_counts=all_counts
         ),
         generator=torch.Generator(device),
+        done=torch.zeros((), device=device),
     )
 
 

@@ -29,6 +29,7 @@ from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, remove_states
 from saukit.core.words import format_duration
 from saukit.data.split import Part
+from saukit.models import dual_branch
 from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import CosineClassifier, DualBranchNet, Standardize
 from saukit.models.inference import predict
@@ -41,10 +42,10 @@ from saukit.training.checkpoint import (
     not_finite,
     save_checkpoint,
 )
+from saukit.training.context import class_prototypes
 from saukit.training.features import FrozenFeatures
 from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
-from saukit.training.methods import class_prototypes
 from saukit.training.metrics_log import MetricsLog, describe_line
 from saukit.training.plan import TrainingPlan, learning_rate
 from saukit.training.step import StepBatch, TrainingStep, build_context
@@ -216,11 +217,11 @@ class Trainer:
             self.best = (state.best_accuracy, state.best_step, state.best_network)
 
     def _batch(self, step: int) -> StepBatch:
-        """What a step reads; the prototypes are computed again at each epoch's start."""
+        """What a step reads; the prototypes are computed when the label check begins and at each epoch's start."""
         plan, stage = self.plan, self.method.second_stage
         epoch, position = divmod(step, plan.steps_per_epoch)
-        if self.method.prototypes and (self.prototypes is None or position == 0):
-            self.prototypes = self._prototypes(epoch)
+        if self.method.prototypes and (self.prototypes is None or position == 0 or step == plan.check_from):
+            self.prototypes = self._prototypes(epoch, begun=step >= plan.check_from)
         second_stage, in_last_part = plan.in_second_stage(step), step >= plan.first_part_steps
         order = self._order(
             class_balanced=stage.class_balanced if stage and second_stage else self.method.class_balanced,
@@ -228,7 +229,7 @@ class Trainer:
         )
         seed = derive_seed(plan.config.seed, "augmentation", step)
         samples, head_only = order.batch(step), step < plan.head_steps
-        return StepBatch(samples, self.prototypes, seed, second_stage=second_stage, head_only=head_only)
+        return StepBatch(samples, self.prototypes, seed, second_stage, head_only, done=step / plan.total_steps)
 
     def _order(self, *, class_balanced: bool, real_only: bool) -> BatchOrder:
         kind = class_balanced, real_only
@@ -269,8 +270,11 @@ class Trainer:
         features, labels = (torch.from_numpy(array).to(plan.device) for array in (found.features, part.labels))
         classifier.start_from_means(features, labels)
 
-    def _prototypes(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _prototypes(self, epoch: int, *, begun: bool) -> tuple[Tensor, Tensor]:
         data = self.training_set
+        if not begun:
+            none = torch.zeros(self.plan.split.num_classes, dual_branch.PROJECTION_DIM, device=self.plan.device)
+            return none, none
         generator = torch_generator(self.plan.config.seed, "prototypes", epoch, device=self.plan.device)
         return class_prototypes(data.images, data.labels[: data.real_count], self.step.context, generator)
 
