@@ -112,6 +112,7 @@ CHANGED = [
         synthetic_weight=0.5,
         real_finish=0.5,
         label_smoothing=0.1,
+        check_after=0.25,
         as_published=True,
         flip=True,
         select="val",
