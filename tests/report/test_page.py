@@ -412,7 +412,11 @@ def test_only_a_split(split_work: Path) -> None:
 
 def test_without_a_comparison_there_is_no_verdict(work: Path) -> None:
     page = written(work)
-    assert "Of 1 evaluated run, the best balanced accuracy is" in page.text and "saukit compare" in page.text
+    assert (
+        "Of 1 evaluated run, the best balanced accuracy is" in page.text
+        and "There is no comparison" in page.text.split(" steps of ")[1][:40]
+        and "saukit compare" in page.text
+    )
     assert 'class="answer' not in page.source
     assert "sau: run sau is not evaluated: saukit eval --run sau" in page.text
     assert "audit" not in page.attributes("id")  # this cache has none

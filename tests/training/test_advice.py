@@ -42,6 +42,17 @@ def test_many_passes(name: str) -> None:
     assert "`--method mixup-cutmix --prior-correction 1`" in starting_method(40, synthetic=False)
 
 
+def test_the_recipe_is_advised_with_both_of_its_budgets() -> None:
+    documents = [
+        json.loads((RECORDS / f"compare_{n}.json").read_text()) for n in ("digits20", "digits50", "digits50_budget")
+    ]
+    rows = [{row["label"]: row for row in document["methods"]}["sau+synth-prior1-finish0.5"] for document in documents]
+    short, middle, long = (row["steps"] * row["batch_size"] // row["real_images"] for row in rows)
+    assert f"at {short} to {middle + 1} passes, at {long} level" in starting_method(short, synthetic=True)
+    difference = rows[-1]["difference"]["balanced_accuracy"]
+    assert difference["low"] < 0 < difference["high"]
+
+
 def test_passes_in_between() -> None:
     table = json.loads((RECORDS / "variants_cifar10.json").read_text())["table"]
     best = max(row["balanced_accuracy"] for row in table)

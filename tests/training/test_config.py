@@ -321,3 +321,22 @@ def test_run_names_tell_method_data_and_seed() -> None:
     assert default_run_name(TrainConfig(method="balanced-softmax", synthetic=True, seed=3)) == (
         "balanced-softmax+synth-seed3"
     )
+
+
+def test_sau_is_as_in_its_paper_unless_told_otherwise() -> None:
+    """Temperature, noise strategy, and a label check from the first step on: written out by hand."""
+    config = resolved(TrainConfig(preset="paper"))
+    assert (config.method, config.temperature, config.noise, config.check_after) == ("sau", 0.1, "pos_neg", 0.0)
+    assert config.as_published and (config.prior_correction, config.label_smoothing, config.real_finish) == (None, 0, 0)
+
+
+@pytest.mark.parametrize(("method", "fine"), [("sau", True), ("sau-aware", True), ("bcl", False), ("ce", False)])
+def test_only_sau_checks_labels(method: Any, fine: bool) -> None:
+    given = TrainConfig(method=method, check_after=0.5)
+    if fine:
+        assert resolved(given).check_after == 0.5
+        return
+    with pytest.raises(
+        UsageError, match=f"check_after has no effect with method {method}: use method sau or sau-aware"
+    ):
+        resolved(given)

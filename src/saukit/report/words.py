@@ -45,8 +45,9 @@ def hints(contents: Contents) -> list[str]:
         best = max(contents.entries, key=lambda method: method["mean"]["balanced_accuracy"] or 0.0)
         found.append(
             f"Of {runs}, the best balanced accuracy is "
-            f"{format_share(best['mean']['balanced_accuracy'])} % ({best['label']}). There is no comparison, so these "
-            "numbers have no intervals: `saukit compare` makes one."
+            f"{format_share(best['mean']['balanced_accuracy'])} % ({best['label']}, {best['steps']:,} steps of "
+            f"{best['batch_size']}). There is no comparison, so these numbers have no intervals: `saukit compare` "
+            "makes one."
         )
     return found
 
