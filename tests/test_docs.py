@@ -154,7 +154,7 @@ def test_pages_contain_the_files_that_they_name() -> None:
     pages = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").glob("*.md")}
     named = {name: re.findall(r"<!-- file: (\S+) -->", text) for name, text in pages.items()}
     assert sorted(file for files in named.values() for file in files) == [
-        "CHANGELOG.md", "CONTRIBUTING.md", "examples/python_api.py"
+        "CHANGELOG.md", "CONTRIBUTING.md", "examples/onnx_predict.py", "examples/python_api.py"
     ]  # fmt: skip
     for page, files in named.items():
         assert "--8" not in pages[page]

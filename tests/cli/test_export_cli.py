@@ -34,12 +34,15 @@ def test_the_document_of_an_export(cli: Cli, shared_work: Path, tmp_path: Path) 
 @pytest.mark.parametrize("formats", ["hub,tflite", "torch onnx"])
 def test_unknown_formats(cli: Cli, shared_work: Path, tmp_path: Path, formats: str) -> None:
     outcome = cli("export", "ce", "--to", tmp_path / "out", "--format", formats, "-w", shared_work)
-    assert outcome.code == 2 and "is not a list, each one of torch, onnx, hub" in outcome.error
+    assert outcome.code == 2 and "is not a list, each one of torch, onnx, hub, transformers" in outcome.error
 
 
 def test_no_format_at_all(cli: Cli, shared_work: Path, tmp_path: Path) -> None:
     outcome = cli("export", "ce", "--to", tmp_path / "out", "--format", ",", "-w", shared_work)
-    assert outcome.code == 2 and "formats must be one or more of torch, onnx, hub, each once, got none" in outcome.error
+    assert (
+        outcome.code == 2
+        and "formats must be one or more of torch, onnx, hub, transformers, each once, got none" in outcome.error
+    )
 
 
 def test_a_folder_has_to_be_given(cli: Cli, shared_work: Path) -> None:

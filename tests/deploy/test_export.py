@@ -13,23 +13,28 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 import yaml
+from PIL import Image
 from support import tree
 
 import saukit
 from saukit.core.console import Reporter
 from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
 from saukit.core.workspace import Workspace
+from saukit.data.decoding import CROP, fitted
 from saukit.deploy import export as room
 from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.export import ExportResult, export, largest_difference
 from saukit.models.classifier import ImageClassifier, load_classifier
+from saukit.models.dual_branch import Standardize
 from saukit.models.inference import normalise, predict
 from saukit.models.model_file import ModelSpec, save_model
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
+VIT = "timm/test_vit"
 ALL: tuple[Format, ...] = ("torch", "onnx", "hub")
 SPEC = ModelSpec(
     method="ldam-drw",
@@ -83,7 +88,9 @@ def test_every_format_gives_the_networks_probabilities(tmp_path: Path, change: d
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     published = ImageClassifier.from_pretrained(tmp_path / "out")
-    assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("images", ["batch", 3, 16, 16])]
+    assert [(entry.name, entry.shape, entry.type) for entry in session.get_inputs()] == [
+        ("images", ["batch", 3, "height", "width"], "tensor(uint8)")
+    ]
     assert [(entry.name, entry.shape) for entry in session.get_outputs()] == [("logits", ["batch", 3])]
     for size in (1, 2, 9):
         part = images[:size]
@@ -91,12 +98,19 @@ def test_every_format_gives_the_networks_probabilities(tmp_path: Path, change: d
             found = {
                 "torch": program(part).numpy(),
                 "channels last": program(part.to(memory_format=torch.channels_last)).numpy(),
-                "onnx": session.run(["logits"], {"images": part.numpy()})[0],
+                "onnx": session.run(["logits"], {"images": pixels[:size]})[0],
                 "hub": published(part).numpy(),
             }
         for name, logits in found.items():
             assert logits.shape == (size, 3) and logits.dtype == np.float32
             np.testing.assert_allclose(softmax(logits), expected[:size], rtol=0, atol=2e-5, err_msg=name)
+    # ONNX takes pictures of any size, and resizes them as a folder's are.
+    for width, height in ((16, 40), (61, 23), (9, 16)):
+        pictures = np.random.default_rng(width).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        squares = np.stack([fitted(Image.fromarray(picture), 16, CROP) for picture in pictures]).transpose(0, 3, 1, 2)
+        found = session.run(["logits"], {"images": pictures.transpose(0, 3, 1, 2)})[0]
+        by_hand = predict(network, spec, squares, device=CPU).probabilities
+        np.testing.assert_allclose(softmax(found), by_hand, rtol=0, atol=2e-5)
 
 
 def test_what_is_written_beside_the_models(shared_work: Path, tmp_path: Path) -> None:
@@ -113,6 +127,8 @@ def test_what_is_written_beside_the_models(shared_work: Path, tmp_path: Path) ->
     document = json.loads((folder / "classes.json").read_text())
     assert document["classes"] == [str(digit) for digit in range(10)]
     assert document["input"]["shape"] == ["batch", 3, 8, 8] and document["input"]["range"] == [0, 1]
+    assert document["input"]["stored_as"] is None  # images of 8 pixels are stored as they are
+    assert document["onnx_input"]["shape"] == ["batch", 3, "height", "width"]
     assert set(document["checks"]) == set(ALL) and max(document["checks"].values()) <= document["tolerance"] == 1e-4
     assert document["checked_on"] == "32 training images, in batches of 1, 5, 32"
     assert result.document == {
@@ -264,14 +280,52 @@ def test_a_file_is_no_folder(shared_work: Path, tmp_path: Path) -> None:
 
 
 def test_formats_that_make_no_sense(shared_work: Path, tmp_path: Path) -> None:
-    for formats, message in (
-        (("hub", "tflite"), "formats must be one or more of torch, onnx, hub, each once, got hub, tflite"),
-        ((), "formats must be one or more of torch, onnx, hub"),
-        (("hub", "hub"), "formats must be one or more of torch, onnx, hub, each once, got hub, hub"),
-    ):
+    for formats, got in ((("hub", "tflite"), "hub, tflite"), ((), "none"), (("hub", "hub"), "hub, hub")):
+        message = f"formats must be one or more of torch, onnx, hub, transformers, each once, got {got}"
         config = ExportConfig(formats)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=f"^{message}"):
             export(config, "ce", tmp_path / "out", Workspace(shared_work), force=False, reporter=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, "backbone convnet-small is not timm's: use --format hub or onnx"),
+        ({"backbone": VIT, "crops": 4}, "the model averages 4 views of an image: train with --single-crop"),
+        ({"backbone": VIT, "classifier": "cosine"}, "its classifier is a cosine: use --format hub or onnx"),
+        ({"backbone": VIT, "fit": "pad"}, "timm pads no picture on a colour: make the split with --fit crop"),
+    ],
+)
+def test_a_timm_checkpoint_is_a_network_of_timm_and_nothing_else(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    spec = replace(SPEC, image_size=(160, 160), **change)
+    save_model(tmp_path / "some.safetensors", spec.build_network().state_dict(), spec)
+    with pytest.raises(UsageError, match=rf"^format transformers is for a network of timm .*; {problem}$"):
+        exported(tmp_path, tmp_path / "out", "hub", "transformers", model=tmp_path / "some.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_transformer_becomes_a_timm_checkpoint(tmp_path: Path) -> None:
+    """The export itself compares the logits of the checkpoint it reads back."""
+    spec = replace(SPEC, backbone=VIT, image_size=(160, 160), standardize=True)
+    torch.manual_seed(0)
+    network = spec.build_network()
+    assert isinstance(network.standardize, Standardize)
+    network.standardize.fit(torch.randn(20, network.classifier.in_features) * 3 + 1)
+    save_model(tmp_path / "some.safetensors", network.state_dict(), spec)
+    model = tmp_path / "some.safetensors"
+    result = exported(tmp_path, tmp_path / "out", "transformers", "hub", model=model)
+    assert result.files[-2:] == ("transformers/config.json", "transformers/model.safetensors")
+    exported(tmp_path, tmp_path / "out", "hub", model=model, force=True)  # what was written is replaced
+    assert not (tmp_path / "out" / "transformers").exists()
+    exported(tmp_path, tmp_path / "timm", "transformers", model=model)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm' / 'transformers'}", pretrained=True).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 160, 160), dtype=np.uint8)
+    expected = predict(network, spec, pixels, device=CPU).logits
+    with torch.no_grad():
+        found = loaded(normalise(torch.from_numpy(pixels), torch.tensor(spec.mean), torch.tensor(spec.std)))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 def test_a_missing_extra_is_told_before_anything_is_written(

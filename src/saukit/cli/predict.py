@@ -41,6 +41,8 @@ def command(
       saukit predict ce a.jpg b.png --top 3 --format json
 
       saukit predict exported/ pictures/ --out predictions.csv --skip-bad
+
+      saukit predict ce pictures/ --min-accuracy 0.95
     """
     as_json = _format(format, out, json=call.json) == "json"
 

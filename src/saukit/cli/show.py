@@ -204,7 +204,11 @@ def _finish(result: Any, folder: Path, reporter: Reporter, *facts: dict[str, Any
 
 def show_predictions(result: PredictResult, file: Path, reporter: Reporter) -> None:
     """Predictions that were written to a file: how many, and how many of each class."""
-    counts = Counter(result.classifier.classes[label] for label in result.labels[:, 0].tolist())
+    best, given = result.labels[:, 0].tolist(), (~result.rejected).tolist()
+    counts = Counter(
+        result.classifier.classes[label] if is_given else "(no class)"
+        for label, is_given in zip(best, given, strict=True)
+    )
     reporter.table("predicted", ["class", "images"], [[name, f"{count:,}"] for name, count in counts.most_common()])
     skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
     reporter.result(f"{len(result.images):,} images by {result.model}{skipped}: written to {file}")

@@ -25,7 +25,7 @@ from saukit.core.machine import in_threads
 from saukit.data.types import Images, Integers
 
 RAW_UP_TO = 64
-QUALITY = 95  # of JPEG; without chroma subsampling
+JPEG = {"quality": 95, "subsampling": 0}  # as Pillow's save takes it; all colours at full size
 SHARD_BYTES = 64 << 20  # of encoded images; three times as much is held while a shard is written
 READ_CHUNK = 4  # images that a thread decodes at once
 CHUNK = 512  # images that work on a whole part holds at a time
@@ -98,17 +98,28 @@ class EncodedImages:
         return shard, row - int(self._ends[index]) + len(shard)
 
     def _decoded(self, row: int) -> Images:
-        from PIL import Image
-
         try:
-            with Image.open(io.BytesIO(self.encoded(row)), formats=("JPEG",)) as file:
-                pixels = np.asarray(file, np.uint8)
+            pixels = _pixels(self.encoded(row))
             if pixels.shape != (*self._size, 3):
                 raise ValueError(f"its size is {pixels.shape}")
         except (OSError, ValueError, SyntaxError) as error:
             shard, within = self._find(row)
             raise CorruptArtifactError(f"image {within} of {shard.path} cannot be decoded: {error}") from None
         return pixels.transpose(2, 0, 1)
+
+
+def as_stored(image: Images) -> Images:
+    """The pixels uint8 [3, H, W] that a split keeps of an image: its own, or above `RAW_UP_TO` those of its JPEG."""
+    if max(image.shape[1:]) <= RAW_UP_TO:
+        return image
+    return _pixels(Encoded.of(image).file).transpose(2, 0, 1)
+
+
+def _pixels(file: bytes) -> Images:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(file), formats=("JPEG",)) as opened:
+        return np.asarray(opened, np.uint8)
 
 
 def chunks(images: ImageStore) -> Iterator[Images]:
@@ -136,7 +147,7 @@ class Encoded:
 
         file, flat = io.BytesIO(), image.reshape(3, -1).astype(np.int64)
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-        picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
+        picture.save(file, "JPEG", **JPEG)
         return cls(file.getvalue(), np.stack([flat.sum(1), np.einsum("cp,cp->c", flat, flat)], axis=1))
 
 

@@ -3,10 +3,12 @@
     model.pt2                                    torch    a program of torch.export
     model.onnx                                   onnx     for ONNX runtimes
     config.json  model.safetensors  README.md    hub      a Hugging Face model; `saukit predict` reads it too
-    classes.json                                 always   labels in the order of the logits, input, and the checks
+    transformers/                                transformers   a timm checkpoint for transformers' pipelines
+    classes.json                                 always   labels in the order of the logits, inputs, and the checks
 
-Every file takes images float32 [batch, 3, H, W] in [0, 1] and gives logits float32 [batch, K]; the normalisation is
-inside. A folder is made beside its place and swapped in when all of it is checked.
+torch and hub take images float32 [batch, 3, H, W] in [0, 1], normalisation inside; onnx takes pictures uint8 [batch, 3,
+any, any] and resizes them too. Logits are float32 [batch, K]. A folder is made beside its place and swapped in when all
+of it is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, write_error, write_json
 from saukit.core.console import Reporter
@@ -34,19 +36,24 @@ from saukit.core.extras import require_extra
 from saukit.core.locks import hold
 from saukit.core.options import check
 from saukit.core.version import __version__
-from saukit.core.workspace import Workspace, require_made_from
+from saukit.core.workspace import Workspace
 from saukit.core.writing import staged_folder
-from saukit.data.split import load_split
+from saukit.data.images import JPEG, RAW_UP_TO
 from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.hub import readme
-from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model
+from saukit.deploy.prepared import Prepared
+from saukit.deploy.timm_checkpoint import require_timm_form, write_checkpoint
+from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model, split_of
 from saukit.models.model_file import MODEL_NAME, preparation
 
 CLASSES_NAME = "classes.json"
 TORCH_NAME = "model.pt2"
 ONNX_NAME = "model.onnx"
 README_NAME = "README.md"
-WRITTEN = frozenset({CLASSES_NAME, TORCH_NAME, ONNX_NAME, README_NAME, HUB_CONFIG_NAME, MODEL_NAME})
+TRANSFORMERS_FOLDER = "transformers"
+WRITTEN = frozenset(
+    {CLASSES_NAME, TORCH_NAME, ONNX_NAME, README_NAME, HUB_CONFIG_NAME, MODEL_NAME, TRANSFORMERS_FOLDER}
+)
 TOLERANCE = 1e-4  # largest difference of a logit
 CHECKED_IMAGES = 32
 BATCH_SIZES = (1, 5, CHECKED_IMAGES)
@@ -85,8 +92,9 @@ def export(
 ) -> ExportResult:
     """Write the classifier of `model` (what `locate_model` finds) to the folder `to` in each of the formats.
 
-    Raises: UsageError for unknown formats or a folder that is there; EnvironmentFault without the extra `onnx`;
-    SaukitError if an exported file gives other logits: then nothing is left behind.
+    Raises: UsageError for unknown formats, a model that is no timm checkpoint with `transformers`, or a folder that is
+    there; EnvironmentFault without the extra `onnx`; SaukitError if an exported file gives other logits: then
+    nothing is left behind.
     """
     check(config)
     if "onnx" in config.formats:
@@ -95,9 +103,11 @@ def export(
     _check_target(folder, force=force)
     path = locate_model(model, workspace)
     classifier = load_classifier(path)
+    if "transformers" in config.formats:
+        require_timm_form(classifier.spec)
     home = path.parent if path.name == MODEL_NAME else path
     run = read_manifest(home, kind="run", verify=False)  # None for a model without its run; it was verified above
-    images, checked_on = _images_to_check(classifier, home, run, reporter)
+    images, checked_on = _images_to_check(classifier, path, run, reporter)
     lock = hold(folder.with_name(f".{folder.name}.lock"), folder)
     with lock, staged_folder(folder) as staging:
         checks = []
@@ -112,7 +122,7 @@ def export(
                 )
             checks.append(Check(name, difference))
         write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on))
-        files = tuple(sorted(file.name for file in staging.iterdir()))
+        files = tuple(sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()))
     return ExportResult(folder, path, files, tuple(checks), checked_on)
 
 
@@ -127,7 +137,8 @@ def largest_difference(classifier: ImageClassifier, other: Logits, images: Tenso
 
 
 def _write_torch(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
-    program = _program(classifier)
+    example = torch.zeros(2, 3, *classifier.image_size)  # a batch of one would become a constant
+    program = _program(classifier, example, ("batch",))
     archive = io.BytesIO()  # on a full disk, torch's own writer ends the process
     torch.export.save(program, archive, extra_files={CLASSES_NAME: json.dumps(classifier.classes)})
     (folder / TORCH_NAME).write_bytes(archive.getbuffer())
@@ -139,13 +150,15 @@ def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, f
     import onnx
     import onnxruntime
 
+    height, width = classifier.image_size
+    example = torch.zeros(2, 3, height + 1, width + 2, dtype=torch.uint8)
     with _silence():
         exported = torch.onnx.export(
-            _program(classifier),
+            _program(Prepared(classifier).eval(), example, ("batch", "height", "width")),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes={"images": {0: "batch"}},
+            dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
             verbose=False,
         )
         assert exported is not None
@@ -157,7 +170,8 @@ def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, f
     session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
 
     def logits(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        pictures = (images * 255).round().to(torch.uint8)
+        return torch.from_numpy(session.run(["logits"], {"images": pictures.numpy()})[0])
 
     return logits
 
@@ -171,18 +185,23 @@ def _write_hub(classifier: ImageClassifier, path: Path, run: Manifest | None, fo
     return load_classifier(folder)
 
 
+def _write_transformers(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
+    network = write_checkpoint(classifier, folder / TRANSFORMERS_FOLDER)
+    return lambda images: network((images - classifier.mean) / classifier.std)
+
+
 _WRITERS: dict[Format, Callable[[ImageClassifier, Path, Manifest | None, Path], Logits]] = {
     "torch": _write_torch,
     "onnx": _write_onnx,
     "hub": _write_hub,
+    "transformers": _write_transformers,
 }
 
 
-def _program(classifier: ImageClassifier) -> torch.export.ExportedProgram:
-    """The classifier as a graph of tensor operations, for batches of any size."""
-    example = torch.zeros(2, 3, *classifier.image_size)  # a batch of one would become a constant
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(classifier, (example,), dynamic_shapes={"images": {0: batch}})
+def _program(module: nn.Module, example: Tensor, names: tuple[str, ...]) -> torch.export.ExportedProgram:
+    """A module as a graph of tensor operations; `names` are of the sizes of its images that are any: 0, 2 and 3."""
+    sizes = {axis: torch.export.Dim(name, min=1) for axis, name in zip((0, 2, 3), names, strict=False)}
+    program = torch.export.export(module, (example,), dynamic_shapes={"images": sizes})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine, of no use elsewhere
     return program
@@ -191,23 +210,24 @@ def _program(classifier: ImageClassifier) -> torch.export.ExportedProgram:
 def _images_to_check(
     classifier: ImageClassifier, path: Path, run: Manifest | None, reporter: Reporter
 ) -> tuple[Tensor, str]:
-    """Images float32 [n, 3, H, W] in [0, 1], and what they are: real ones if the run lies in its workspace."""
+    """Images float32 [n, 3, H, W], 255ths, and what they are: real ones if the run lies in its workspace."""
     if run is not None:
         try:
-            split = load_split(Workspace(path.resolve().parent.parent))
-            require_made_from(run, path, split=split.manifest, command="saukit train")
+            split, _ = split_of(path)
         except SaukitError as error:
             reporter.say(f"random images check the export, since its training images are not there: {error}")
         else:
             chosen = np.linspace(0, len(split.train.images) - 1, CHECKED_IMAGES).round().astype(np.int64)
             real = torch.from_numpy(split.train.images[chosen])
             return real.to(torch.float32) / 255, f"{CHECKED_IMAGES} training images"
-    noise = torch.rand(CHECKED_IMAGES, 3, *classifier.image_size, generator=torch.Generator().manual_seed(0))
+    size = (CHECKED_IMAGES, 3, *classifier.image_size)
+    noise = torch.randint(256, size, generator=torch.Generator().manual_seed(0)) / 255
     return noise, f"{CHECKED_IMAGES} images of random pixels"
 
 
 def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_on: str) -> dict[str, Any]:
     height, width = classifier.image_size
+    any_size = {"name": "images", "shape": ["batch", 3, "height", "width"], "dtype": "uint8", "range": [0, 255]}
     return {
         "format_version": FORMAT_VERSION,
         "saukit": __version__,
@@ -221,7 +241,10 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
             "preparation": preparation(classifier.spec),
             "fit": classifier.spec.fit,
             "background": classifier.spec.background,
+            # What Pillow's save takes: a split stores its images so, and what is read back is evaluated.
+            "stored_as": {"format": "JPEG", **JPEG} if max(height, width) > RAW_UP_TO else None,
         },
+        **({"onnx_input": any_size | {"channels": "RGB"}} if any(check.format == "onnx" for check in checks) else {}),
         "output": {"name": "logits", "shape": ["batch", len(classifier.classes)], "dtype": "float32"},
         "checks": {check.format: check.max_difference for check in checks},
         "checked_on": f"{checked_on}, in batches of {', '.join(map(str, BATCH_SIZES))}",

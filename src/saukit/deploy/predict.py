@@ -1,6 +1,7 @@
 """The stage `predict`: a trained classifier's opinion of image files, read and predicted a batch at a time.
 
-Files are read as a folder is read for training, so that a prediction sees the pixels training saw.
+Files are read as `make-lt` reads a folder, and above 64 pixels a side they go through the JPEG that a split stores: a
+prediction sees the pixels that training and evaluation see of the same file, so it is the evaluation's.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from saukit.core.words import shortened
 from saukit.core.workspace import Workspace
 from saukit.data.decoding import decode_or_reason, refuse_or_warn
 from saukit.data.image_files import KINDS, image_files, say_ignored
+from saukit.data.images import as_stored
 from saukit.data.types import Images
 from saukit.deploy.config import PredictConfig
+from saukit.deploy.rejection import PROBABILITY_DIGITS, Rejection, choose_rejection, confidences
 from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
-
-PROBABILITY_DIGITS = 6  # float32 holds no more
 
 
 @dataclass(frozen=True)
 class PredictResult:
     """The most probable classes of n images, the best first.
 
-    Shapes: labels int64 [n, top], probabilities float32 [n, top]. skipped: unreadable files, and why.
+    Shapes: labels int64 [n, top], probabilities float32 [n, top]. skipped: unreadable files, and why. rejection: below
+    which confidence an image gets no class.
     """
 
     model: Path
@@ -45,15 +47,24 @@ class PredictResult:
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     skipped: tuple[tuple[Path, str], ...]
+    rejection: Rejection | None = None
+
+    @property
+    def rejected(self) -> npt.NDArray[np.bool_]:
+        """Which images get no class; bool [n]."""
+        limit = -1.0 if self.rejection is None else self.rejection.min_confidence
+        return confidences(self.probabilities) < limit
 
     def csv(self) -> str:
-        """A line an image: image, class, probability, class_2, probability_2 and so on."""
+        """A line an image: image, class, probability, class_2, probability_2 and so on; no class if it is rejected."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         ranks = ["", *(f"_{rank + 1}" for rank in range(1, self.labels.shape[1]))]
         writer.writerow(["image", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
-        for image, best in self._rows():
-            cells = [cell for name, share in best for cell in (name, f"{share:.{PROBABILITY_DIGITS}f}")]
+        for image, best, given in self._rows():
+            cells = [
+                cell for name, share in best for cell in (name if given else "", f"{share:.{PROBABILITY_DIGITS}f}")
+            ]
             writer.writerow([image, *cells])
         return text.getvalue()
 
@@ -71,19 +82,26 @@ class PredictResult:
             "predictions": [
                 {
                     "image": image,
-                    "class": best[0][0],
+                    "class": best[0][0] if given else None,
                     "probability": round(best[0][1], PROBABILITY_DIGITS),
                     "top": [{"class": name, "probability": round(share, PROBABILITY_DIGITS)} for name, share in best],
                 }
-                for image, best in self._rows()
+                for image, best, given in self._rows()
             ],
+            **(
+                {}
+                if self.rejection is None
+                else {"rejection": vars(self.rejection), "rejected": int(self.rejected.sum())}
+            ),
             "skipped": [{"image": _text(path), "reason": reason} for path, reason in self.skipped],
         }
 
-    def _rows(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        classes = self.classifier.classes
-        for path, labels, shares in zip(self.images, self.labels.tolist(), self.probabilities.tolist(), strict=True):
-            yield _text(path), [(classes[label], share) for label, share in zip(labels, shares, strict=True)]
+    def _rows(self) -> Iterator[tuple[str, list[tuple[str, float]], bool]]:
+        """Of each image its name, its most probable classes, and whether it is given one."""
+        classes, given = self.classifier.classes, (~self.rejected).tolist()
+        found = zip(self.images, self.labels.tolist(), self.probabilities.tolist(), given, strict=True)
+        for path, labels, shares, is_given in found:
+            yield _text(path), [(classes[label], share) for label, share in zip(labels, shares, strict=True)], is_given
 
 
 def predict(
@@ -98,8 +116,8 @@ def predict(
     """Classify image files, and those in folders and below, in the order given; a folder's in that of their paths.
 
     `model` is what `locate_model` finds.
-    Raises: UsageError for a bad value; DataError without a model or an image, or if files cannot be read and
-    `skip_bad` is not set: then it lists them.
+    Raises: UsageError for a bad value; DataError without a model or an image, as `choose_rejection`, or if files cannot
+    be read and `skip_bad` is not set: then it lists them.
     """
     check(config)
     path = locate_model(model, workspace)
@@ -110,9 +128,11 @@ def predict(
     if height != width:
         raise DataError(f"{path} takes images of {height} x {width} pixels, and saukit reads files as squares only")
     files = find_images(images, reporter)
+    rejection = choose_rejection(config, path, classifier, device=device, reporter=reporter)
 
     def decode(file: Path) -> Images | str:
-        return decode_or_reason(file, height, classifier.spec.fitting)
+        image = decode_or_reason(file, height, classifier.spec.fitting)
+        return image if isinstance(image, str) else as_stored(image)
 
     named: list[Path] = []
     skipped: list[tuple[Path, str]] = []
@@ -136,7 +156,10 @@ def predict(
         raise DataError(f"none of {len(files)} images can be read: " + shortened(bad))
     refuse_or_warn(bad, skip=config.skip_bad, reporter=reporter)
     labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped))
+    result = PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped), rejection)
+    if rejection is not None:
+        reporter.say(f"{int(result.rejected.sum()):,} of {len(named):,} images get no class")
+    return result
 
 
 def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:

@@ -19,7 +19,6 @@ from saukit.core.documents import read_json
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
 from saukit.core.workspace import Workspace, require, require_made_from
-from saukit.data.images import ImageStore
 from saukit.data.part_files import read_part_files
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
@@ -36,10 +35,9 @@ from saukit.evaluation.metrics import (
     top_k_accuracy,
 )
 from saukit.evaluation.suspects import Suspects, find_suspects
-from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
-from saukit.training.features import kept_features
+from saukit.training.features import predict_kept
 
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
@@ -115,11 +113,9 @@ def _evaluate(
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
     with using_threads(suited_threads(split.image_size, device)):
-        inputs: ImageStore | npt.NDArray[np.float32] = test.images
-        if spec.standardize:  # the head of a frozen backbone
-            source = f"{split.manifest.digest} test"
-            inputs = kept_features(network, spec, test.images, source, workspace, device=device, reporter=reporter)
-        probabilities = predict(network, spec, inputs, device=device).probabilities
+        source = f"{split.manifest.digest} test"
+        found = predict_kept(network, spec, test.images, source, workspace, device=device, reporter=reporter)
+    probabilities = found.probabilities
     training = load_saved(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
@@ -135,10 +131,10 @@ def _evaluate(
         title = f"{name}: confusion matrix, % of the true class"
         figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
         save_figure(figure, folder / CONFUSION_NAME)
-        found, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
-        write_errors(folder / ERRORS_NAME, found, names, files)
-        title = f"{name}: {len(found.rows):,} of {len(test.labels):,} test images misclassified"
-        save_errors(folder / ERRORS_PICTURE, found, test.images[found.shown], names, files, title=title)
+        wrong, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
+        write_errors(folder / ERRORS_NAME, wrong, names, files)
+        title = f"{name}: {len(wrong.rows):,} of {len(test.labels):,} test images misclassified"
+        save_errors(folder / ERRORS_PICTURE, wrong, test.images[wrong.shown], names, files, title=title)
     return EvalResult(document, folder, computed=True)
 
 

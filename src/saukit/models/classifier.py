@@ -13,11 +13,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.words import name_problem
-from saukit.core.workspace import Workspace, require
+from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.data.split import Split, load_split
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
@@ -137,6 +138,21 @@ def locate_model(model: str | Path, workspace: Workspace) -> Path:
         f"no model {name!r}: no complete run of {workspace.root / 'runs'} ({known}) and no file or folder has that "
         f"name; give a run, its folder, a {MODEL_NAME}, or a folder made by `saukit export`"
     )
+
+
+def split_of(path: Path) -> tuple[Split, Workspace]:
+    """The split that the run at `path`, its folder or its model file, was trained on, and the workspace of both.
+
+    Raises: SaukitError if that is no run, or its split is not there any more.
+    """
+    home = path.parent if path.name == MODEL_NAME else path
+    run = read_manifest(home, kind="run", verify=False)
+    if run is None:
+        raise DataError(f"{path} is a model without its run")
+    workspace = Workspace(home.resolve().parent.parent)
+    split = load_split(workspace)
+    require_made_from(run, home, split=split.manifest, command="saukit train")
+    return split, workspace
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:

@@ -24,7 +24,7 @@ from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
 from saukit.data.images import ImageStore
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.inference import FLOAT32, backbone_features
+from saukit.models.inference import FLOAT32, Predictions, backbone_features, predict
 from saukit.models.model_file import ModelSpec
 from saukit.training.plan import TrainingPlan
 
@@ -88,6 +88,23 @@ def kept_features(
     made = np.concatenate(chunks)
     save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
     return made
+
+
+def predict_kept(
+    network: DualBranchNet,
+    spec: ModelSpec,
+    images: ImageStore,
+    name: str,
+    workspace: Workspace,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+) -> Predictions:
+    """`predict` of images that `name` identifies; a frozen backbone's features of them are kept."""
+    inputs: ImageStore | Features = images
+    if spec.standardize:
+        inputs = kept_features(network, spec, images, name, workspace, device=device, reporter=reporter)
+    return predict(network, spec, inputs, device=device)
 
 
 def _digest_of(network: DualBranchNet) -> str:
