@@ -21,6 +21,7 @@ from saukit.core.workspace import Workspace
 from saukit.data.split import load_split, load_test
 from saukit.data.synthetic import load_cache
 from saukit.synthesis import jobs
+from saukit.synthesis.generators.pipeline import PipelineGenerator
 from saukit.synthesis.generators.prompts import TEMPLATES
 from saukit.synthesis.judging.scorers import INCEPTION_NAME
 
@@ -78,6 +79,31 @@ def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, mod
 
     trained = cli("train", "--method", "ce", "--synthetic", "--steps", "2", "--batch-size", "16", "-w", split_work)
     assert trained.code == 0, trained
+
+
+@pytest.mark.parametrize("throughout", [False, True])
+def test_what_a_safety_checker_blacked_out_is_replaced_and_counted(
+    cli: Cli, split_work: Path, models: Path, monkeypatch: pytest.MonkeyPatch, throughout: bool
+) -> None:
+    original, blacked = PipelineGenerator.sample, []
+
+    def sample(self: PipelineGenerator, labels: Any, seeds: Any, ordinals: Any) -> Any:
+        images = original(self, labels, seeds, ordinals)
+        black = (labels == 8) & (ordinals < 2) | (labels == 9) & throughout
+        images[black] = 0
+        blacked.extend(labels[black].tolist())
+        return images
+
+    monkeypatch.setattr(PipelineGenerator, "sample", sample)
+    options = (*FEW, "--generator", "pipeline", "--model", models / "sd", "--sampler-steps", "2", "--max-tries", "2")
+    outcome = cli("synth", *options, "-w", split_work, "--json")
+    assert outcome.code == 0, outcome
+    kept = load_cache(Workspace(split_work), load_split(Workspace(split_work)))
+    assert np.bincount(kept.labels, minlength=10)[7:].tolist() == [2, 4, 0 if throughout else 6]
+    assert kept.images[:].reshape(len(kept.labels), -1).max(1).min() > 0
+    assert outcome.document["rejected"] == {"blacked out by the safety checker": len(blacked)}
+    assert len(blacked) == (2 + 12 if throughout else 2)
+    assert ("safety checker blacked out every image of 9: give other --prompts" in outcome.error) is throughout
 
 
 def test_a_class_conditional_pipeline_needs_the_models_own_numbers(

@@ -166,7 +166,7 @@ class SynthConfig:
         panel=SELECTION,
         least=1,
         most=100,
-        needs={"filter": ("classifier", "clip", "classifier+clip"), "reject_copies": True},
+        needs={"filter": ("classifier", "clip", "classifier+clip"), "reject_copies": True, "generator": "pipeline"},
     )
     preflight: int = option(
         8, "Images per class to judge before the long run; 0 is none.", panel=SELECTION, least=0, most=1000
@@ -193,7 +193,7 @@ class SynthConfig:
     @property
     def rejects(self) -> bool:
         """Whether a candidate may be rejected, so that others are sampled in its place."""
-        return bool(self.filters) or self.reject_copies
+        return bool(self.filters) or self.reject_copies or self.generator == "pipeline"
 
 
 @dataclass(frozen=True, kw_only=True)

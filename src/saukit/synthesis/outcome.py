@@ -25,7 +25,7 @@ from saukit.synthesis.generators.protocol import CHECKPOINT, ImageGenerator
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.judges import Judges
 from saukit.synthesis.judging.scorers import InceptionFeatures
-from saukit.synthesis.judging.selection import Selection
+from saukit.synthesis.judging.selection import BLACKED_OUT, Selection
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan
 from saukit.synthesis.sampling import Rate
 
@@ -100,6 +100,18 @@ def read_source(folder: Path) -> dict[str, Any]:
 
 def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, refilter: str, reporter: Reporter) -> None:
     kept = plan.count(selection.kept)
+    black = plan.count(selection.reasons == BLACKED_OUT)
+    throughout = [
+        name for name, made, all_of in zip(plan.classes, black, plan.generated, strict=True) if made == all_of > 0
+    ]
+    if throughout:
+        reporter.warn(
+            f"the pipeline's safety checker blacked out every image of {', '.join(throughout)}: give other --prompts"
+        )
+    if black.sum() == plan.total:
+        raise SaukitError(
+            f"the pipeline's safety checker blacked out all {plan.total:,} candidates: give other --prompts"
+        )
     if not kept.any():
         raise SaukitError(
             f"the filters rejected all {plan.total:,} candidates: choose again from the same candidates with "

@@ -15,17 +15,22 @@ GRID = [
     Rules(min_confidence=0.3),
     Rules(min_clip=0.5),
     Rules(reject_copies=True),
-    Rules(0.2, 0.1, reject_copies=True),
+    Rules(reject_black=True),
+    Rules(0.2, 0.1, reject_copies=True, reject_black=True),
 ]
 
 
-def loop(labels: list[int], wanted: list[int], confidence: Any, clip: Any, rules: Rules, is_copy: Any) -> list[str]:
+def loop(
+    labels: list[int], wanted: list[int], confidence: Any, clip: Any, brightest: Any, rules: Rules, is_copy: Any
+) -> list[str]:
     """The reasons by the rules as they are documented, one candidate and one class at a time."""
     reasons = ["kept"] * len(labels)
     used = [confidence] if rules.min_confidence is not None else []
     used += [clip] if rules.min_clip is not None else []
     for i in range(len(labels)):
-        if any(math.isnan(score[i]) for score in used):
+        if rules.reject_black and brightest[i] == 0:
+            reasons[i] = "blacked out by the safety checker"
+        elif any(math.isnan(score[i]) for score in used):
             reasons[i] = "score is not a number"
         elif rules.min_confidence is not None and confidence[i] < np.float32(rules.min_confidence):
             reasons[i] = "low confidence"
@@ -53,8 +58,9 @@ def test_a_plain_loop_decides_the_same(rules: Rules, seed: int) -> None:
         for name in ("confidence", "clip")
     }
     is_copy = rng.random(n) < 0.2
+    scores["brightest"] = np.where(rng.random(n) < 0.2, 0, rng.integers(1, 256, n)).astype(np.float32)
     selection = select(labels, wanted, scores, rules, is_copy=is_copy)
-    expected = loop(labels.tolist(), wanted.tolist(), scores["confidence"], scores["clip"], rules, is_copy.tolist())
+    expected = loop(labels.tolist(), wanted.tolist(), *scores.values(), rules, is_copy.tolist())
     assert [REASONS[code] for code in selection.reasons] == expected
     assert selection.kept.tolist() == [reason == "kept" for reason in expected]
     assert (selection.reasons.dtype, selection.kept.dtype) == (np.uint8, np.bool_)

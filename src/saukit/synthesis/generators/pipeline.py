@@ -10,6 +10,7 @@ pipelines pad every prompt to the longest of its batch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -49,10 +50,7 @@ _ARGUMENTS = {
 
 
 class PipelineGenerator:
-    """A loaded pipeline that samples images of the classes of a split.
-
-    `flagged` counts the images so far that the model's own safety checker replaced by black ones.
-    """
+    """A loaded pipeline that samples images of the classes of a split."""
 
     capacity = None
 
@@ -75,7 +73,6 @@ class PipelineGenerator:
         cannot be fetched; torch.OutOfMemoryError passes.
         """
         self.model = find_model(config.model or "")
-        self.flagged = 0
         self._drawn_size: tuple[int, int] | None = None
         self._image_size, self._prompts, self._device = image_size, prompts, device
         self._dtype = resolve_dtype(config.dtype, device)
@@ -106,9 +103,22 @@ class PipelineGenerator:
         """One batch of images uint8 [n, 3, H, W]; image i of its class (`ordinals`) has prompt i of the class.
 
         Shapes: labels, seeds and ordinals int64 [n].
-        Raises: SaukitError if an image is not finite, UsageError if the pipeline refuses an option's value.
+        A batch that is not finite in half precision is sampled once more and decoded in float32.
+        Raises: SaukitError if an image is not finite then, UsageError if the pipeline refuses an option's value.
         """
         arguments = {**self._condition(labels, ordinals), **self._call_options(len(labels))}
+        images = self._called(arguments, seeds)
+        vae = getattr(self._pipe, "vae", None)
+        if not np.isfinite(images).all() and vae is not None and self._dtype != torch.float32:
+            with _decoding_in_float32(vae):
+                images = self._called(arguments, seeds)
+        if not np.isfinite(images).all():
+            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: use float32")
+        self._drawn_size = (images.shape[1], images.shape[2])
+        pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
+        return np.stack([fit_image(image, self._image_size) for image in pixels])
+
+    def _called(self, arguments: dict[str, Any], seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         try:
             with torch.inference_mode():
@@ -118,12 +128,7 @@ class PipelineGenerator:
                 f"{self._name} refuses its options: {error}; change --pipeline-size, --guidance or --sampler-steps"
             ) from error
         images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
-        if not np.isfinite(images).all():
-            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: use float32")
-        self.flagged += sum(map(bool, getattr(output, "nsfw_content_detected", None) or []))
-        self._drawn_size = (images.shape[1], images.shape[2])
-        pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
-        return np.stack([fit_image(image, self._image_size) for image in pixels])
+        return images
 
     @cached_property
     def digest(self) -> str:
@@ -132,7 +137,7 @@ class PipelineGenerator:
         That is the model and the LoRA weights (`Model.digest`), the prompts or class numbers, and every option in
         force. Where a folder lies does not count. The first use reads every byte of a model in a folder.
         """
-        beside = ("model", "lora", "drawn_size", "flagged")
+        beside = ("model", "lora", "drawn_size")
         identity = {key: value for key, value in self.description.items() if key not in beside}
         return hashlib.sha256(json.dumps([identity, self._image_size], sort_keys=True).encode()).hexdigest()
 
@@ -156,7 +161,6 @@ class PipelineGenerator:
             "lora": None if self._lora is None else str(self._lora),
             "lora_weights": self._lora_weights,
             "lora_scale": None if self._lora is None else self._lora_scale,
-            "flagged": self.flagged,
         }
 
     @property
@@ -287,6 +291,19 @@ def fit_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
 
 def _normal(name: str) -> str:
     return describe_class_name(name.strip()).casefold()
+
+
+@contextlib.contextmanager
+def _decoding_in_float32(vae: Any) -> Iterator[None]:
+    """A VAE that decodes in float32, whose activations may be beyond float16's 65,504; afterwards it is as it was."""
+    decode, dtype = vae.decode, vae.dtype
+    vae.to(torch.float32)
+    vae.decode = lambda latents, *args, **options: decode(latents.float(), *args, **options)
+    try:
+        yield
+    finally:
+        del vae.decode
+        vae.to(dtype)
 
 
 def _load(model: Model, dtype: torch.dtype) -> Any:

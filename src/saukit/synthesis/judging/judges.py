@@ -20,7 +20,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.prompts import PromptBook
 from saukit.synthesis.judging.duplicates import CopyDetector
 from saukit.synthesis.judging.scorers import ClassifierScorer, ClipScorer, classifier_scorer
-from saukit.synthesis.judging.selection import CLIP, CONFIDENCE, Rules
+from saukit.synthesis.judging.selection import BRIGHTEST, CLIP, CONFIDENCE, Rules
 from saukit.training.config import TrainConfig
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.stage import fit
@@ -97,6 +97,8 @@ def open_judges(
         # mirrored image for a copy everywhere.
         digest = split.manifest.digest if split.flip else f"{split.manifest.digest} unmirrored"
         scores.append(Score(COPY_DISTANCE, digest, lambda images, labels: found.nearest(images).distance))
+    if config.generator == "pipeline":  # its safety checker makes images black
+        scores.append(Score(BRIGHTEST, "1", lambda images, labels: images.max(axis=(1, 2, 3)).astype(np.float32)))
     return Judges(tuple(scores), classifier, clip, detector)
 
 
@@ -120,6 +122,7 @@ def rules_of(config: SynthConfig) -> Rules:
         min_confidence=config.min_confidence if "classifier" in config.filters else None,
         min_clip=config.min_clip if "clip" in config.filters else None,
         reject_copies=config.reject_copies,
+        reject_black=config.generator == "pipeline",
     )
 
 

@@ -18,7 +18,7 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-CONFIDENCE, CLIP = "confidence", "clip"  # names of scores
+CONFIDENCE, CLIP, BRIGHTEST = "confidence", "clip", "brightest"  # names of scores
 # What becomes of a candidate, by its code; the first rule that a candidate breaks counts.
 REASONS = (
     "kept",
@@ -27,8 +27,9 @@ REASONS = (
     "low CLIP similarity",
     "copy of a training image",
     "surplus",
+    "blacked out by the safety checker",
 )
-KEPT, NOT_A_NUMBER, LOW_CONFIDENCE, LOW_CLIP, COPY, SURPLUS = range(len(REASONS))
+KEPT, NOT_A_NUMBER, LOW_CONFIDENCE, LOW_CLIP, COPY, SURPLUS, BLACKED_OUT = range(len(REASONS))
 # A next round counts on at least this share being kept. A small first round of which nothing was kept says little;
 # taken at its word it would spend the whole cap at once.
 LEAST_ACCEPTANCE = Fraction(1, 10)
@@ -39,18 +40,19 @@ class Rules:
     """What a candidate has to be; None and False are "no such rule". A score equal to a bound passes.
 
     min_confidence: the classifier's probability of the candidate's own class. min_clip: its CLIP similarity.
-    reject_copies: of real training images.
+    reject_copies: of real training images. reject_black: what a pipeline's safety checker made black all over.
     """
 
     min_confidence: float | None = None
     min_clip: float | None = None
     reject_copies: bool = False
+    reject_black: bool = False
 
     @property
     def needed_scores(self) -> tuple[str, ...]:
         """The names of the scores that these rules look at."""
         bounds = {CONFIDENCE: self.min_confidence, CLIP: self.min_clip}
-        return tuple(name for name, bound in bounds.items() if bound is not None)
+        return (*(name for name, bound in bounds.items() if bound is not None), *[BRIGHTEST] * self.reject_black)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def select(
     In each class candidates that break a rule are rejected; of the rest the first `wanted` are kept. A candidate whose
     needed score is NaN is never kept.
 
-    Shapes: labels [n]; wanted [K]; each score that the rules need [n], "confidence" and "clip" by name; is_copy [n].
+    Shapes: labels [n]; wanted [K]; each score that the rules need [n], "confidence", "clip" and "brightest" (pixel
+    value) by name; is_copy [n].
     """
     labels, wanted = np.asarray(labels, np.int64), np.asarray(wanted, np.int64)
     reasons = np.full(len(labels), KEPT, np.uint8)
@@ -85,6 +88,8 @@ def select(
     def reject(broken: Mask, code: int) -> None:
         reasons[broken & (reasons == KEPT)] = code
 
+    if rules.reject_black:
+        reject(scores[BRIGHTEST] == 0, BLACKED_OUT)
     for name in rules.needed_scores:
         reject(np.isnan(scores[name]), NOT_A_NUMBER)
     if rules.min_confidence is not None:
