@@ -17,6 +17,7 @@ from pathlib import Path
 
 from saukit.core.console import Reporter
 from saukit.core.device import open_device
+from saukit.core.options import at_home
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import SplitResult, make_split
@@ -46,7 +47,7 @@ def make_lt(
     verbose: bool = False,
 ) -> SplitResult:
     """`saukit make-lt`: build a long-tailed split. `root` is the folder that holds the data set."""
-    where = None if root is None else Path(root)
+    where = None if root is None else at_home(Path(root))
     return make_split(config, _workspace(workspace), root=where, force=force, reporter=_reporter(verbose))
 
 
@@ -141,7 +142,7 @@ def predict(
     return prediction.predict(
         config,
         model,
-        [Path(image) for image in images],
+        [at_home(Path(image)) for image in images],
         _workspace(workspace),
         device=open_device(device),
         reporter=_reporter(verbose),
@@ -149,7 +150,7 @@ def predict(
 
 
 def _workspace(place: Place) -> Workspace:
-    return place if isinstance(place, Workspace) else Workspace(Path(place))
+    return place if isinstance(place, Workspace) else Workspace(at_home(Path(place)))
 
 
 def _reporter(verbose: bool) -> Reporter:

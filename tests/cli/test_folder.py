@@ -111,3 +111,18 @@ def test_a_changed_folder_is_not_the_same_split(cli: Cli, pictures: Pictures, tm
     assert outcome.code == 2
     assert "was made from other files" in outcome.error and "replace it with --force" in outcome.error
     assert tree(work) == before
+
+
+def test_a_tilde_is_the_home_folder(
+    cli: Cli, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    pictures({"cat": 6, "dog": 3})
+    assert cli(*FOLDER, "--root", "~/pictures", "-w", "~/w", "-q").code == 0
+    again = cli(*FOLDER, "--config=~/w/split/config.yaml", "--root", tmp_path / "pictures", "-w", tmp_path / "w")
+    assert "nothing to do" in again.out
+    monkeypatch.setenv("SAUKIT_WORKSPACE", "~/w")
+    monkeypatch.setenv("SAUKIT_DATA", "~/pictures")
+    assert "nothing to do" in cli(*FOLDER).out
+    assert not Path("~").exists()

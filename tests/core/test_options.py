@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from saukit.core.config import from_mapping
 from saukit.core.errors import UsageError
 from saukit.core.options import (
+    at_home,
     check,
     displaced,
     excluded,
@@ -18,6 +22,9 @@ from saukit.core.options import (
     resolved_as,
     without_effect,
 )
+from saukit.data.config import SplitConfig
+from saukit.synthesis.config import SynthConfig
+from saukit.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +121,27 @@ def test_a_resolved_type_has_the_options_of_its_base_and_its_open_fields_filled(
     assert (found.size, found.preset, found.share, found.short) == (4, "small", 0.5, 3)
     with pytest.raises(UsageError, match=r"^size must be"):
         check(Resolved(size=1))
+
+
+def test_a_tilde_is_the_home_folder_in_every_option_that_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("USERPROFILE", "/home/someone")
+    paths = set()
+    kinds: tuple[Any, ...] = (SplitConfig, SynthConfig, TrainConfig)
+    for config_type in kinds:
+        for name, entry in options_of(config_type).items():
+            if entry.path:
+                paths.add(name)
+                given = from_mapping(config_type, {name: "~/x"}, where="here")  # as --config and the command line do
+                made = config_type(**{name: "~/x"})  # as Python does
+                assert getattr(given, name) == getattr(made, name) == "/home/someone/x"
+                assert getattr(config_type(**{name: "~nobody-of-that-name/x"}), name) == "~nobody-of-that-name/x"
+            elif re.search(r"(?i)(?<![=\w])(file|folder)\b", entry.help) and name not in (
+                "dataset",
+                "generator",
+                "test_dir",
+            ):
+                pytest.fail(f"{name} may be a path: {entry.help}")
+    assert paths >= {"weights", "train_list", "class_names", "model", "prompts", "lora", "from_folder", "inception"}
+    assert at_home([Path("~/a"), Path("b")]) == [Path("/home/someone/a"), Path("b")]
+    assert at_home("a/~") == "a/~"

@@ -16,7 +16,7 @@ import typer
 from saukit.core.config import from_mapping, load_config
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
-from saukit.core.options import Option, displaced, options_of, without_effect
+from saukit.core.options import Option, at_home, displaced, options_of, without_effect
 from saukit.core.words import DEFAULT_WORKSPACE
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def stage_command(
 
         @functools.wraps(function)
         def command(context: typer.Context, **given: Any) -> None:
+            given = {name: value if isinstance(value, str) else at_home(value) for name, value in given.items()}
             shared = {name: given[name] for name in common}
             call = Call(
                 context=context,

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from saukit.core.errors import UsageError
@@ -39,7 +41,8 @@ class Option:
     another way; `displaces`: what it replaces in a file given with --config. `tag` names it in a run's name.
     `reselects`: it changes which images are kept, not which are sampled. `flags`, `cli_type`, `parse` and `metavar`
     shape the command line's option where the field's name and type do not; `file_only`: there is none, the field is
-    given in a file. `check` returns problems with a value.
+    given in a file. `path`: a file or a folder, or a name instead of one; `~` is the home folder. `check` returns
+    problems with a value.
     """
 
     help: str
@@ -62,6 +65,7 @@ class Option:
     file_only: bool = False
     parse: Callable[[Any], Any] | None = None
     metavar: str | None = None
+    path: bool = False
     check: Callable[[Any], list[str]] | None = None
 
     def problems(self, name: str, value: Any) -> Iterator[str]:
@@ -100,6 +104,24 @@ def option(default: T, help: str, *, needs: Needs | Sequence[Needs] = (), **fact
     required = (needs,) if isinstance(needs, Mapping) else tuple(needs)
     field: T = dataclasses.field(default=default, metadata={KEY: Option(help, needs=required, **facts)})
     return field
+
+
+class Paths:
+    """A configuration in which `~` is the home folder, wherever its values come from."""
+
+    def __post_init__(self) -> None:
+        for name, entry in options_of(type(self)).items():
+            if entry.path and getattr(self, name) is not None:
+                object.__setattr__(self, name, at_home(getattr(self, name)))
+
+
+def at_home(path: T) -> T:
+    """A path, as text or not, with the home folder for a `~` at its start; paths in a list too; all else as it is."""
+    if isinstance(path, list):
+        return [at_home(one) for one in path]  # type: ignore[return-value]
+    if isinstance(path, str | Path) and str(path).startswith("~"):
+        return type(path)(os.path.expanduser(str(path)))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
+    return path
 
 
 def options_of(config_type: Any) -> dict[str, Option]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from saukit.core.errors import UsageError
-from saukit.core.options import option
+from saukit.core.options import Paths, option
 
 DEFAULT_TEST_FRACTION = 0.2
 COLUMN_ROLES = ("path", "label", "group", "split")
@@ -67,7 +67,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Paths):
     """Which source, and how its files are to be understood; `SplitConfig` adds what is chosen from it."""
 
     dataset: str = option("digits", "A row of the table of sources.")
@@ -95,13 +95,13 @@ class SourceConfig:
         excludes=("test_fraction",),
     )
     train_list: str | None = option(
-        None, LIST_HELP.format("training images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+        None, LIST_HELP.format("training images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
     )
     val_list: str | None = option(
-        None, LIST_HELP.format("validation images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+        None, LIST_HELP.format("validation images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
     )
     test_list: str | None = option(
-        None, LIST_HELP.format("test images"), panel=PANEL, metavar="FILE", needs={"dataset": "list"}
+        None, LIST_HELP.format("test images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
     )
     columns: dict[str, str] | None = option(
         None,
@@ -119,6 +119,7 @@ class SourceConfig:
         "File with a class name on each line, the one of label 0 first.",
         panel=PANEL,
         metavar="FILE",
+        path=True,
         shown="the labels",
         needs={"dataset": (*LISTED, "medmnist")},
     )

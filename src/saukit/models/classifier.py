@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.options import at_home
 from saukit.core.words import name_problem
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.split import Split, load_split
@@ -127,6 +128,7 @@ def locate_model(model: str | Path, workspace: Workspace) -> Path:
 
     Raises: DataError that lists the runs there are.
     """
+    model = at_home(model)
     name = str(model)
     if name_problem("run", name) is None and workspace.run(name).is_dir():
         return workspace.run(name)

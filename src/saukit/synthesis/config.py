@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saukit.core.config import Amp
-from saukit.core.options import option
+from saukit.core.options import Paths, option
 
 PresetName = Literal["tiny", "small", "base"]
 Sampler = Literal["dpm++", "unipc"]
@@ -26,7 +26,7 @@ BY_CLIP = {"filter": ("clip", "classifier+clip")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthConfig:
+class SynthConfig(Paths):
     """A cache of synthetic images. Every default of `synth` lives here; None is "from the preset", or off.
 
     `per_class_target` counts real and synthetic images of a class together; None is the size of the largest class.
@@ -44,6 +44,7 @@ class SynthConfig:
         None,
         "The pipeline, a folder or a name on the Hub; or another workspace's synth/generator, which is then not "
         "trained.",
+        path=True,
         needs=SAMPLES,
     )
     guidance: float | None = option(
@@ -102,9 +103,11 @@ class SynthConfig:
     )
     amp: Amp = option("auto", "Precision of the forward passes.", **OF_OWN)
 
-    prompts: str | None = option(None, "YAML or JSON file: prompts of each class, one or several.", **OF_PIPELINES)
+    prompts: str | None = option(
+        None, "YAML or JSON file: prompts of each class, one or several.", path=True, **OF_PIPELINES
+    )
     descriptions: str | None = option(
-        None, "YAML or JSON file: what a class is, where its name does not say it.", **OF_PIPELINES
+        None, "YAML or JSON file: what a class is, where its name does not say it.", path=True, **OF_PIPELINES
     )
     templates: tuple[str, ...] | None = option(
         None,
@@ -116,9 +119,9 @@ class SynthConfig:
     )
     negative_prompt: str | None = option(None, "What the images are not to show.", **OF_PIPELINES)
     class_ids: str | None = option(
-        None, "YAML or JSON file: the class numbers of a class-conditional model.", **OF_PIPELINES
+        None, "YAML or JSON file: the class numbers of a class-conditional model.", path=True, **OF_PIPELINES
     )
-    lora: str | None = option(None, "LoRA weights: a file or a folder.", **OF_PIPELINES)
+    lora: str | None = option(None, "LoRA weights: a file or a folder.", path=True, **OF_PIPELINES)
     lora_scale: float = option(
         1.0,
         "Weight of the LoRA; 0 is none.",
@@ -135,7 +138,7 @@ class SynthConfig:
     )
 
     from_folder: str | None = option(
-        None, "Folder of images, one sub-folder per class.", flags=("--from",), **OF_FOLDERS
+        None, "Folder of images, one sub-folder per class.", flags=("--from",), path=True, **OF_FOLDERS
     )
     skip_bad: bool = option(False, "Leave out images that cannot be read.", flags=("--skip-bad",), **OF_FOLDERS)
 
@@ -150,6 +153,7 @@ class SynthConfig:
     clip_model: str = option(
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
         "CLIP model, a folder or a name on the Hub (extra clip).",
+        path=True,
         needs=BY_CLIP,
         **SELECTS,
     )
@@ -175,6 +179,7 @@ class SynthConfig:
     inception: str | None = option(
         None,
         "Weights of Inception-v3, for distances in its features too.",
+        path=True,
         needs={"audit": True},
         **SELECTS,
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from saukit.core.config import Amp
 from saukit.core.extras import TIMM
-from saukit.core.options import check, option, options_of, resolved_as
+from saukit.core.options import Paths, check, option, options_of, resolved_as
 
 Method = Literal[
     "sau",
@@ -39,7 +39,7 @@ SAU = {"method": ("sau", "sau-aware")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Paths):
     """A training run. Every default of `train` lives here; None is "from the preset" or "from the data".
 
     `prior_correction` is the tau of logit adjustment (Menon et al. 2021, Eq. 10): the classification losses see
@@ -66,6 +66,7 @@ class TrainConfig:
         None,
         "What the backbone starts from: pretrained (timm's), a safetensors file, run:NAME or none.",
         shown="pretrained for timm/NAME, else none",
+        path=True,
     )
     tune: Tune | None = option(
         None,

@@ -193,7 +193,7 @@ def _weights_path(weights: str, workspace: Workspace) -> Path | None:
         folder = workspace.run(weights.removeprefix("run:"))
         require(folder, kind="run", command=f"saukit train --name {weights.removeprefix('run:')}")
         return folder
-    path = Path(weights).expanduser()
+    path = Path(weights)
     if not path.is_file():
         raise DataError(f"no weights at {path}: give a safetensors file, run:NAME, pretrained or none as --weights")
     return path

@@ -71,23 +71,22 @@ def _load(root: Path) -> Any:
     """A `Dataset`, or a `DatasetDict` by split."""
     import datasets
 
-    here = root.expanduser()
-    if not here.exists() and not HUB_NAME.fullmatch(root.as_posix()):
+    if not root.exists() and not HUB_NAME.fullmatch(root.as_posix()):
         raise DataError(
             f"{root} is neither a folder nor the name of a data set on the Hub, such as cifar10 or user/name"
         )
     name, _, configuration = root.as_posix().partition(":")
     try:
-        if any((here / file).is_file() for file in SAVED):
-            return datasets.load_from_disk(str(here))
-        if here.is_file():
-            return datasets.load_dataset(here.suffix[1:].lower(), data_files=str(here))
-        if here.exists():
-            return datasets.load_dataset(str(here))
+        if any((root / file).is_file() for file in SAVED):
+            return datasets.load_from_disk(str(root))
+        if root.is_file():
+            return datasets.load_dataset(root.suffix[1:].lower(), data_files=str(root))
+        if root.exists():
+            return datasets.load_dataset(str(root))
         with _as_offline_as_saukit():
             return datasets.load_dataset(name, configuration or None)
     except Exception as error:  # of datasets, pyarrow, huggingface_hub and its HTTP library
-        if here.exists():
+        if root.exists():
             raise DataError(f"{root} cannot be read as a data set of Hugging Face: {first_line(error)}") from error
         raise EnvironmentFault(
             f"{root} is not a folder here and cannot be fetched from the Hub ({first_line(error)}): give a folder, or "
@@ -190,7 +189,7 @@ def _file_part(
     encoded = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     names: list[str] = []
     inside = False
-    top = f"{root.expanduser().absolute()}/"
+    top = f"{root.absolute()}/"
     for batch in encoded.with_format("arrow").iter(BATCH):
         fields = [compute.struct_field(batch.column(column), name) for name in ("path", "bytes")]
         for path, size in zip(fields[0].to_pylist(), compute.binary_length(fields[1]).to_pylist(), strict=True):

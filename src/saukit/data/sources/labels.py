@@ -56,7 +56,7 @@ def named(labels: Sequence[str], class_names: str | None, where: str, notes: lis
         return tuple(labels)
     if odd := [label for label in labels if not label.isdecimal()]:
         raise UsageError(f"class_names names integer labels, but {where} has {odd[0]!r}: leave it out")
-    file = Path(class_names).expanduser()
+    file = Path(class_names)
     known = read_names(file)
     if beyond := [label for label in labels if int(label) >= len(known)]:
         raise DataError(

@@ -95,7 +95,7 @@ def source_of_lists(config: SourceConfig, root: Path, lists: Mapping[str, Path])
 
 def _found(name: str, root: Path) -> Path:
     """The list called `name`, in the current folder or else in `root`."""
-    file = Path(name).expanduser()
+    file = Path(name)
     if found := next((path for path in (file, root / file) if path.exists()), None):
         return found
     raise DataError(f"there is no list {file}, neither in the current folder nor in {root}")

@@ -116,7 +116,7 @@ def find_model(model: str) -> Model:
     Raises: UsageError for what is neither a folder nor like an id, DataError for a folder that is not a pipeline,
     EnvironmentFault if it cannot be fetched.
     """
-    folder, revision = Path(model).expanduser(), None
+    folder, revision = Path(model), None
     if folder.is_file():
         raise UsageError(
             f"model {model} is a file: give a folder with {INDEX}; diffusers makes one of a single checkpoint with "
@@ -147,7 +147,7 @@ def find_lora(lora: str) -> Path:
 
     Raises: UsageError if there is none, or more than one.
     """
-    path = Path(lora).expanduser()
+    path = Path(lora)
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         if path / LORA_FILE in found:
