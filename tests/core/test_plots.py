@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from saukit.core import plots
-from saukit.core.plots import PALETTE, colour, labels, new_figure, save_figure, styled, svg
+from saukit.core.plots import PALETTE, colour, labels, new_figure, numbered, save_figure, styled, svg
 
 TEXT = "a < b > c & $x$ #2f6db3 lr0.00125"
 NAMES = "{http://www.w3.org/2000/svg}"
@@ -57,8 +58,42 @@ def test_the_png_is_the_figure_in_light_colours(tmp_path: Path) -> None:
 
 
 def test_names_are_short_and_have_characters_that_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["cat", "a name longer than its column", "\U0001f9ff\u1783", "été"]
-    assert labels(names) == ["cat", "a name longer than …", "class 2", "été"]
-    assert labels(names, longest=9) == ["cat", "a name l…", "class 2", "été"]
-    monkeypatch.setattr(plots, "_characters", lambda: frozenset(map(ord, "猫")))
+    names = ["cat", "a name longer than its column", "\U0001f9ff\u1783", "été", "new\nline \x1b[1m"]
+    assert labels(names) == ["cat", "a name longer …olumn", "class 2", "été", r"new\nline \x1b[1m"]
+    assert labels(names[:4], longest=9) == ["cat", "a name…mn", "class 2", "été"]
+    note = "In figures, class 1 is \U0001f9ff\u1783: no installed font has all of their characters"
+    assert (numbered(names[1:3]), numbered(names[:2])) == (note, None)
+    monkeypatch.setattr(plots, "_font_of", {"猫": "A Font", "犬": None})
     assert labels(["猫", "犬"]) == ["猫", "class 1"]  # whatever the fonts have
+
+
+def test_a_character_is_drawn_in_a_font_that_is_installed_and_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+
+    monkeypatch.setattr(plots, "_font_of", {})
+    letter = "\u210c"  # no DejaVu Sans is needed to have it; STIX comes with matplotlib
+    monkeypatch.setattr(plots, "FONTS", ("cmb10",))
+
+    @styled
+    def draw() -> Figure:
+        figure, (axes,) = new_figure(2.0)
+        axes.set_xlabel(labels([f"{letter}x"])[0])
+        return figure
+
+    (written,) = [text for text in draw().findobj(Text) if text.get_text() == f"{letter}x"]
+    first, other = written.get_fontfamily()
+    assert first == "cmb10" and other != "cmb10"
+    faces = [face for face in fontManager.ttflist if face.name == other]
+    assert any(ord(letter) in FT2Font(face.fname).get_charmap() for face in faces)
+
+
+def test_before_matplotlib_joined_letters_names_from_right_to_left_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import ft2font
+
+    monkeypatch.setattr(plots, "_font_of", {})
+    monkeypatch.setattr(ft2font, "__libraqm_version__", "0.10", raising=False)
+    assert labels(["قط", "cat"]) == ["قط", "cat"]  # DejaVu Sans, which matplotlib brings, has it
+    monkeypatch.setattr(plots, "_font_of", {})
+    monkeypatch.delattr(ft2font, "__libraqm_version__")
+    assert labels(["قط", "cat"]) == ["class 0", "cat"]

@@ -1,6 +1,21 @@
-import pytest
+import html
+import re
 
-from saukit.core.words import format_bytes, format_duration, format_share, name_problem, printable, shortened, shown
+import pytest
+from markdown_it import MarkdownIt  # which rich needs
+
+from saukit.core.words import (
+    brief,
+    format_bytes,
+    format_duration,
+    format_share,
+    markdown,
+    name_problem,
+    one_line,
+    printable,
+    shortened,
+    shown,
+)
 
 
 def test_a_long_list_says_how_many_more() -> None:
@@ -68,3 +83,27 @@ def test_what_acts_on_a_terminal_is_made_visible() -> None:
     assert printable("a\x1b[31mb\rc\x07d\x9be") == r"a\x1b[31mb\rc\x07d\x9be"
     assert printable("\u202eabc\u2028") == r"\u202eabc\u2028"
     assert printable("größe\n\t日本 ✓") == "größe\n\t日本 ✓"
+
+
+def test_names_of_classes_are_on_one_line_and_cut_by_columns() -> None:
+    assert one_line("a\tb\nc\x1bd") == r"a\tb\nc\x1bd"
+    assert shortened(["a\nb", "c"], "\n  ") == "a\\nb\n  c"
+    assert brief("cat\n") == r"cat\n"
+    assert brief("abcdefghijklmnopqrstuvwxyz", 12) == "abcdefgh…xyz"
+    assert brief("猫" * 12, 12) == "猫猫猫猫…猫"  # two columns each
+    assert brief("L" * 200) == f"{'L' * 29}…{'L' * 10}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("$x^2$", "under_score_", "[red](x)", "<b>bold</b>", "a|b", "*star*", "`tick`", "~~x~~", "&amp;", "{{x}}"),
+        *("\\*", "#hash", "- dash", "+ plus", "1. one", "2) two", "=====", " - x", "a.b-c 猫"),
+    ],
+)
+def test_names_read_letter_by_letter_in_markdown(name: str) -> None:
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    rendered = reader.render(f"{markdown(name)}\n\n| x | y |\n| --- | --- |\n| {markdown(name)} | 1 |\n")
+    paragraphs = re.findall(r"<(?:p|td)>(.*?)</(?:p|td)>", rendered)
+    assert [html.unescape(text) for text in paragraphs] == [name.strip(), name.strip(), "1"]
+    assert re.fullmatch(r"[^$]*|(?:[^$]*\\\$)+[^$]*", markdown(name))  # of GitHub's formulas

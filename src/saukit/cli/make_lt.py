@@ -42,12 +42,11 @@ def command(
         raise UsageError(f"unexpected argument {call.context.args[0]!r}: class counts follow --counts")
     if call.context.args:
         config = replace(config, counts={**(config.counts or {}), **parse_counts(call.context.args)})
-    root = None if root is None else root.expanduser()
     if call.dry_run:
         plan = plan_split(config, root)
         plan.tell(call.reporter)
         call.show_plan("make-lt", plan.config, plan.summary)
-        for line in counts_chart(plan.classes, plan.train_counts, plan.groups):
+        for line in counts_chart(plan.classes, plan.train_counts, plan.groups, call.reporter.cut):
             call.reporter.result(line)
         return
     result = make_split(config, call.workspace, root=root, force=call.force, reporter=call.reporter)

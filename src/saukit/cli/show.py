@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
-from saukit.core.words import format_bytes, format_duration, format_share, shortened
+from saukit.core.plots import numbered
+from saukit.core.words import brief, format_bytes, format_duration, format_share, shortened
 from saukit.core.workspace import Workspace
 from saukit.data.charts import counts_chart
 from saukit.data.shots import GROUP_NAMES
@@ -32,14 +33,14 @@ AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
 def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
     """A split: its bar chart, its groups, where it is."""
     summary = result.summary
-    for line in counts_chart(summary["classes"], summary["counts"], result.groups):
+    for line in counts_chart(summary["classes"], summary["counts"], result.groups, reporter.cut):
         reporter.result(line)
     classes, counts = summary["classes"], summary["counts"]
     reporter.table(
         f"shot groups ({result.groups.rule})",
         ["group", "classes", "real training images"],
         [
-            [name, shortened((classes[c] for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
+            [name, shortened((brief(classes[c]) for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
             for name in GROUP_NAMES
             if (rows := result.groups.members.get(name))
         ],
@@ -50,6 +51,8 @@ def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
         f"{summary['test_images']:,} test images of {summary['image_size']} pixels; "
         f"largest / smallest class {summary['imb_reached']:.4g}"
     )
+    if (note := numbered(classes)) is not None:
+        reporter.say(note)
     _finish(result, folder, reporter, summary)
 
 
@@ -121,7 +124,7 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
         ["class", "group", "real images", "test images", "precision", "recall", "F1"],
         [
             [
-                *(row["class"], row["group"], f"{row['train_images']:,}", f"{row['test_images']:,}"),
+                *(reporter.cut(row["class"]), row["group"], f"{row['train_images']:,}", f"{row['test_images']:,}"),
                 *(format_share(row[score]) for score in ("precision", "recall", "f1")),
             ]
             for row in document["per_class"]
@@ -146,12 +149,12 @@ def _group_row(name: str, group: dict[str, Any] | None) -> list[str]:
     if group is None:
         return [name, "-", "-", "-", "-"]
     counts = [f"{group[count]:,}" for count in ("train_images", "images")]
-    return [name, shortened(group["classes"], limit=12), *counts, format_share(group["top1"])]
+    return [name, shortened(map(brief, group["classes"]), limit=12), *counts, format_share(group["top1"])]
 
 
 def _show_audit(audit: dict[str, Any], reporter: Reporter) -> None:
     """What of each class was kept, and what is known of it; then the distances to the test images."""
-    rows = [_audit_row(row["class"], row) for row in audit["per_class"] if row["wanted"]]
+    rows = [_audit_row(reporter.cut(row["class"]), row) for row in audit["per_class"] if row["wanted"]]
     chose = ", which chose them too" if audit["classifier_also_filters"] else ""
     if len(rows) > AUDIT_ROWS:
         rows = [*rows[: AUDIT_ROWS // 2], ["...", *[""] * 6], *rows[-AUDIT_ROWS // 2 :]]
@@ -209,7 +212,8 @@ def show_predictions(result: PredictResult, file: Path, reporter: Reporter) -> N
         result.classifier.classes[label] if is_given else "(no class)"
         for label, is_given in zip(best, given, strict=True)
     )
-    reporter.table("predicted", ["class", "images"], [[name, f"{count:,}"] for name, count in counts.most_common()])
+    rows = [[reporter.cut(name), f"{count:,}"] for name, count in counts.most_common()]
+    reporter.table("predicted", ["class", "images"], rows)
     skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
     reporter.result(f"{len(result.images):,} images by {result.model}{skipped}: written to {file}")
     reporter.document({"out": str(file), **result.document()})

@@ -7,16 +7,20 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from saukit.core.words import format_duration, printable
+from saukit.core.words import brief, format_duration, one_line, printable
 
 PLAIN_INTERVAL_SECONDS = 60.0
+# What saukit itself writes, for a terminal that has ASCII alone; any other character becomes its number.
+IN_ASCII = str.maketrans({"█": "#", "…": "...", "±": "+-", "†": "+"})
 
 
 class Reporter:
@@ -34,16 +38,22 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line of progress."""
         if not self.quiet:
-            self._err.print(_plain(text))
+            self._err.print(_plain(text, self._err))
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""
-        self._err.print(f"[yellow]warning:[/yellow] {_plain(text)}")
+        self._err.print(f"[yellow]warning:[/yellow] {_plain(text, self._err)}")
 
     def result(self, text: str) -> None:
         """One line of what was asked for."""
         if not self.quiet:
-            self._out.print(_plain(text))
+            self._out.print(_plain(text, self._out))
+
+    def cut(self, name: str, width: int | None = None) -> str:
+        """A class's name as stdout can write it, in `width` columns; by default those of a table's first cell."""
+        width = width or max(20, self._out.width // 4)
+        extra = len(_written("…", self._out)) - 1
+        return _written(brief(_written(name, self._out), width - extra), self._out)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
@@ -51,12 +61,27 @@ class Reporter:
         """A table of what was asked for; the first `text_columns` columns are text, the others are numbers."""
         if self.quiet:
             return
-        table = Table(title=_plain(title), title_justify="left", header_style="bold")
+        title, columns, rows = one_line(title), [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
+        cells = [column.split() + [row[i] for row in rows if i >= text_columns] for i, column in enumerate(columns)]
+        if sum(3 + max(map(cell_len, words)) for words in cells) + 1 > self._out.width:  # words and numbers stay whole
+            self._records(title, columns, rows)
+            return
+        table = Table(title=_plain(title, self._out), title_justify="left", header_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(_plain(column), justify="left" if index < text_columns else "right", overflow="fold")
+            justify: Literal["left", "right"] = "left" if index < text_columns else "right"
+            table.add_column(_plain(column, self._out), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*map(_plain, row))
+            table.add_row(*(_plain(cell, self._out) for cell in row))
         self._out.print(table)
+
+    def _records(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on a terminal too narrow for it: each row under its first cell."""
+        self.result(title)
+        for first, *cells in rows:
+            self.result(first)
+            text = ", ".join(f"{column}: {cell}" for column, cell in zip(columns[1:], cells, strict=True))
+            for line in Text(_written(text, self._out)).wrap(self._out, self._out.width - 2):
+                self.result(f"  {line.plain.rstrip()}")
 
     def document(self, document: Any) -> None:
         """With --json, the one JSON document on stdout; otherwise nothing."""
@@ -68,9 +93,15 @@ class Reporter:
         return ProgressLine(self._err, label, total, done=done, quiet=self.quiet)
 
 
-def _plain(text: str) -> str:
-    """`text` as rich shows it unchanged, and no terminal acts on it."""
-    return escape(printable(text))
+def _plain(text: str, console: Console) -> str:
+    """`text` as rich shows it unchanged, no terminal acts on it, and `console` can write it."""
+    return escape(_written(printable(text), console))
+
+
+def _written(text: str, console: Console) -> str:
+    if console.encoding.startswith("utf"):
+        return text
+    return text.translate(IN_ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 class ProgressLine:
@@ -87,7 +118,7 @@ class ProgressLine:
         self._task: TaskID | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
-                SpinnerColumn(),
+                SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
@@ -99,7 +130,9 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(_plain(self._label), total=self._total, completed=self._first, note="")
+            self._task = self._bar.add_task(
+                _plain(self._label, self._console), total=self._total, completed=self._first, note=""
+            )
         return self
 
     def __exit__(
@@ -122,7 +155,7 @@ class ProgressLine:
         eta = self.eta_seconds
         note = note if eta is None else f"{note}  ETA {format_duration(eta)}".strip()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, note=_plain(note))
+            self._bar.update(self._task, completed=done, note=_plain(note, self._console))
         elif not self._quiet and time.monotonic() - self._last_plain >= PLAIN_INTERVAL_SECONDS:
             self._last_plain = time.monotonic()
-            self._console.print(_plain(f"{self._label} {done}/{self._total}  {note}"))
+            self._console.print(_plain(f"{self._label} {done}/{self._total}  {note}", self._console))

@@ -10,11 +10,13 @@ import functools
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from xml.sax.saxutils import escape
 
+from saukit.core.words import brief, shortened
 from saukit.core.writing import atomic_path
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ PALETTE = {
     "c3": ("#7a6a12", "#cdbd57"),
 }
 WIDTH, NARROW = 3.7, 3.1  # inches: a phone shows one, a laptop two or three side by side
-FONTS = (  # those that are installed: matplotlib's own, then ones with Chinese, Japanese and Korean
+FONTS = (  # the first to look in: matplotlib's own, then ones with Chinese, Japanese and Korean
     "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans",
     "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
 )  # fmt: skip
@@ -66,8 +68,8 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         import matplotlib
 
-        style = {
-            "font.family": fonts(), "font.size": 9, "text.color": colour("ink"), "text.parse_math": False,
+        style: dict[str, Any] = {
+            "font.size": 9, "text.color": colour("ink"), "text.parse_math": False,
             "axes.labelcolor": colour("soft"), "axes.edgecolor": colour("line"), "axes.axisbelow": True,
             "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
             "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlecolor": colour("ink"),
@@ -77,8 +79,12 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
             "legend.frameon": False, "legend.fontsize": 8,
             "legend.handlelength": 1.0, "legend.borderaxespad": 0, "axes.unicode_minus": False,
         }  # fmt: skip
-        with matplotlib.rc_context(style):
-            return draw(*args, **kwargs)
+        while True:
+            style["font.family"] = before = fonts()
+            with matplotlib.rc_context(style):
+                result = draw(*args, **kwargs)
+            if fonts() == before:
+                return result  # else a name asked for another font while it was drawn
 
     return wrapper
 
@@ -123,21 +129,33 @@ def svg(figure: Figure, title: str) -> str:
     return f'<svg class="plot" role="img" {box[0]}><title>{escape(title)}</title>{text}'
 
 
-@functools.cache
+_font_of: dict[str, str | None] = {}  # the font of each character that was looked up; None where none has it
+
+
 def fonts() -> list[str]:
-    """Those of `FONTS` that are installed."""
+    """The fonts of what was written so far: matplotlib's own, then those that had what it lacks."""
+    return list(dict.fromkeys([FONTS[0], *filter(None, _font_of.values())]))
+
+
+def _look_up(letters: Iterable[str]) -> None:
+    """Find a font for each letter among all that are installed, those of `FONTS` first."""
+    from matplotlib import ft2font
     from matplotlib.font_manager import fontManager
 
-    there = {font.name for font in fontManager.ttflist}
-    return [name for name in FONTS if name in there]
-
-
-@functools.cache
-def _characters() -> frozenset[int]:
-    from matplotlib.font_manager import FontProperties, findfont
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(code for name in fonts() for code in FT2Font(findfont(FontProperties(name))).get_charmap())
+    wanted = set(letters) - _font_of.keys()
+    if not hasattr(ft2font, "__libraqm_version__"):  # before 3.11 matplotlib writes letters as they come, unjoined
+        wanted -= (backwards := {letter for letter in wanted if unicodedata.bidirectional(letter) in ("R", "AL")})
+        _font_of.update(dict.fromkeys(backwards))
+    order = {name: place for place, name in enumerate(FONTS)}
+    faces = [face for face in fontManager.ttflist if not face.name.startswith("Last Resort")]
+    for face in sorted(faces, key=lambda face: (order.get(face.name, len(order)), face.style != "normal", face.fname)):
+        if not wanted:
+            return
+        opened = ft2font.FT2Font(face.fname)
+        found = {letter for letter in wanted if opened.get_char_index(ord(letter))}
+        _font_of.update(dict.fromkeys(sorted(found), face.name))
+        wanted -= found
+    _font_of.update(dict.fromkeys(wanted))
 
 
 def labels(names: Sequence[str], *, longest: int = LONGEST_NAME) -> list[str]:
@@ -145,13 +163,18 @@ def labels(names: Sequence[str], *, longest: int = LONGEST_NAME) -> list[str]:
     return [drawable(name, f"class {c}", longest=longest) for c, name in enumerate(names)]
 
 
-def drawable(text: str, otherwise: str, *, longest: int, keep: Literal["start", "end"] = "start") -> str:
-    """`text` as a figure can write it, its start or end if it is long; `otherwise` if no font has its characters."""
-    if not all(ord(letter) in _characters() for letter in text):
-        return otherwise
-    if len(text) <= longest:
-        return text
-    return f"{text[: longest - 1]}…" if keep == "start" else f"…{text[1 - longest :]}"
+def numbered(names: Sequence[str]) -> str | None:
+    """What the numbers of `labels` stand for; None where every name can be written."""
+    found = {c: name for c, name in enumerate(names) if drawable(name, "", longest=len(name) + 1) == ""}
+    listed = shortened(f"class {c} is {brief(name)}" for c, name in found.items())
+    return f"In figures, {listed}: no installed font has all of their characters" if found else None
+
+
+def drawable(text: str, otherwise: str, *, longest: int) -> str:
+    """`text` as a figure can write it, cut in the middle if it is long; `otherwise` if no font has its characters."""
+    text = brief(text, longest)
+    _look_up(text)
+    return text if all(_font_of[letter] for letter in text) else otherwise
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], *, title: str = "") -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich.cells import cell_len
+
 DEFAULT_WORKSPACE = Path("saukit_work")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -19,7 +21,7 @@ def name_problem(what: str, name: str) -> str | None:
 
 def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
     """The first items of a list, and how many more there are."""
-    texts = [str(item) for item in items]
+    texts = [one_line(str(item)) for item in items]
     shown = separator.join(texts[:limit])
     before_last = " " if separator == ", " else separator
     return shown if len(texts) <= limit else f"{shown}{before_last}and {len(texts) - limit} more"
@@ -67,6 +69,33 @@ def shown(value: object, *, limit: int = 80, quotes: bool = True) -> str:
 
 # What would move a terminal's cursor, colour what follows or turn its direction; a new line and a tab may stay.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """`text` as `printable` has it, on one line: a class's name may hold a new line or a tab."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def brief(name: str, width: int = 40) -> str:
+    """A class's name on one line of at most `width` columns of a terminal, cut in the middle where it is longer."""
+    text = one_line(name)
+    if cell_len(text) <= width:
+        return text
+    start, end = text[:width], text[-(width // 4) :]
+    while cell_len(end) > width // 4:
+        end = end[1:]
+    while cell_len(start) > width - 1 - cell_len(end):
+        start = start[:-1]
+    return f"{start}…{end}"
+
+
+# What Markdown, GitHub's tables and formulas, and HTML read as a sign; at the start of a line there are more of them.
+_MARKS, _FIRST_MARK = re.compile(r"[\\`*_\[\]<>|$~&{}]"), re.compile(r"^(\s*\d*)([#+\-=.)])")
+
+
+def markdown(text: str) -> str:
+    """`text` on one line as Markdown that shows it letter by letter, also in a cell of a table."""
+    return _FIRST_MARK.sub(r"\1\\\2", _MARKS.sub(r"\\\g<0>", one_line(text)))
 
 
 def printable(text: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.cells import cell_len
 
 from saukit.core.plots import LONGEST_NAME, add_legend, colour, labels, new_figure, styled
+from saukit.core.words import brief
 from saukit.data.shots import ShotGroups
 
 if TYPE_CHECKING:
@@ -24,20 +26,26 @@ def by_falling_count(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[int]
     return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
 
 
-def counts_chart(classes: Sequence[str], counts: Sequence[int], groups: ShotGroups) -> list[str]:
-    """A bar chart of the counts, one line per class, at most about 40 lines: head and tail, dots between."""
+def counts_chart(
+    classes: Sequence[str], counts: Sequence[int], groups: ShotGroups, cut: Callable[[str, int], str] = brief
+) -> list[str]:
+    """A bar chart of the counts, one line per class, at most about 40 lines: head and tail, dots between.
+
+    `cut` shortens a name to a number of columns.
+    """
     shown = list(range(len(classes)))
     if len(shown) > MAX_LINES:
         shown = [*shown[: MAX_LINES // 2], *shown[-(MAX_LINES // 2 - 1) :]]
-    names = [_short(classes[index]) for index in shown]
-    width = max(map(len, names))
+    names = [cut(classes[index], LONGEST_NAME) for index in shown]
+    width = max(map(cell_len, names))
     digits = len(str(max(counts)))
     lines = []
     for previous, index, name in zip([-1, *shown], shown, names, strict=False):
         if index > previous + 1:
             lines.append(f"{'...':<{width}}  {index - previous - 1} more classes")
         bar = "█" * max(1, round(BAR_WIDTH * counts[index] / max(counts))) if counts[index] else ""
-        lines.append(f"{name:<{width}}  {counts[index]:>{digits}}  {groups.of_class(index):<6}  {bar}".rstrip())
+        name += " " * (width - cell_len(name))
+        lines.append(f"{name}  {counts[index]:>{digits}}  {groups.of_class(index):<6}  {bar}".rstrip())
     return lines
 
 
@@ -88,7 +96,3 @@ def counts_figure(
         axes.grid(True, axis="y")
     add_legend(figure, legend, title=title)
     return figure
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from saukit.core.artifacts import CONFIG_NAME, Manifest
 from saukit.core.config import load_saved
 from saukit.core.documents import read_json
-from saukit.core.words import format_share, shortened
+from saukit.core.words import format_share, markdown, shortened
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.evaluate import RESULTS_NAME
 from saukit.models.model_file import ModelSpec, preparation
@@ -41,7 +40,7 @@ def readme(spec: ModelSpec, path: Path, run: Manifest | None) -> str:
         "## Training\n\n" + "\n".join(f"- {line}" for line in _training(spec, path, run)),
         _accuracy(results),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(spec, results)),
-        "## Classes\n\n" + ", ".join(map(_shown, spec.classes)),
+        "## Classes\n\n" + ", ".join(map(markdown, spec.classes)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -136,11 +135,6 @@ def _limits(spec: ModelSpec, results: Mapping[str, Any] | None) -> list[str]:
     ]
     rare = [] if results is None else [row for row in results["per_class"] if row["train_images"] < 20]
     if rare:
-        named = shortened(f"{_shown(row['class'])} ({row['train_images']})" for row in rare)
+        named = shortened(f"{markdown(row['class'])} ({row['train_images']})" for row in rare)
         lines.append(f"Trained on fewer than 20 real images: {named}.")
     return lines
-
-
-def _shown(name: str) -> str:
-    """A class's name, which a folder gave it, as text of Markdown that is no HTML."""
-    return html.escape(name, quote=False)

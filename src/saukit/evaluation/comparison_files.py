@@ -11,7 +11,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
-from saukit.core.words import format_duration, format_share
+from saukit.core.words import format_duration, format_share, markdown
 from saukit.core.writing import write_text
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import MIN_SEEDS
@@ -279,7 +279,7 @@ def _members(split: dict[str, Any], group: str) -> str:
     if not rows:
         return "no class"
     fewest, most = (of(split["class_counts"][row] for row in rows) for of in (min, max))
-    names = [split["classes"][row] for row in rows]
+    names = [markdown(split["classes"][row]) for row in rows]
     shown = f"class{'es' if len(names) > 1 else ''} {', '.join(names)}" if len(names) <= 12 else f"{len(names)} classes"
     return f"{shown} ({fewest:,}{f' to {most:,}' if most > fewest else ''} real training images each)"
 

@@ -109,7 +109,7 @@ def _entries(found: Mistakes) -> list[tuple[int, int, int, float, float]]:
 def _file(name: str | None, row: int) -> str:
     """The end of a file's name, or the number of the test image."""
     number = f"test image {row}"
-    return number if name is None else drawable(name.rsplit("/", 1)[-1], number, longest=29, keep="end")
+    return number if name is None else drawable(name.rsplit("/", 1)[-1], number, longest=29)
 
 
 def _tile(image: Pixels) -> Pixels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import re
 import shlex
@@ -20,7 +19,7 @@ from saukit.core.artifacts import Manifest
 from saukit.core.errors import UsageError
 from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
-from saukit.core.words import format_duration, format_share, shortened
+from saukit.core.words import brief, format_duration, format_share, one_line, shortened
 from saukit.core.workspace import Workspace
 from saukit.core.writing import write_text
 from saukit.evaluation.comparison_files import answer, difference_text, tone
@@ -187,7 +186,12 @@ def _commands(contents: Contents) -> list[str]:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=lambda value: one_line(value) if type(value) is str else value,  # names may hold control characters
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         share=format_share,
@@ -196,10 +200,16 @@ def _environment() -> Environment:
         difference=difference_text,
         tone=tone,
         setting=sections.setting,
-        first_names=functools.partial(shortened, limit=MOST_NAMES),
+        brief=brief,
+        first_names=_first_names,
         commands=_commands_marked,
     )
     return environment
+
+
+def _first_names(names: Sequence[str]) -> Markup:
+    """The first names of a list, each written in its own direction."""
+    return Markup(shortened((f"<bdi>{escape(brief(name))}</bdi>" for name in names), limit=MOST_NAMES))
 
 
 def _commands_marked(text: str) -> Markup:

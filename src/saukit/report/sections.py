@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from saukit.core.plots import svg
+from saukit.core.plots import numbered, svg
 from saukit.core.words import format_share
 from saukit.data.charts import by_falling_count, counts_figure
 from saukit.data.long_tail import class_counts
@@ -50,6 +50,7 @@ def split_section(contents: Contents) -> Document:
         f"Training images of {split.num_classes} classes by falling count, from {counts.max():,} to {counts.min():,}"
     )
     return {
+        "numbered": numbered(split.classes),
         "figure": _inline(counts_figure(split.classes, counts.tolist(), split.groups, synthetic), title),
         "rows": [
             (split.classes[c], split.groups.of_class(c), int(counts[c]), int(made[c])) for c in by_falling_count(counts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from saukit.core.words import format_share
+from markupsafe import Markup
+
+from saukit.core.words import brief, format_share
 from saukit.evaluation.comparison_files import footnotes, points
 from saukit.report.collect import Contents, Document
 
@@ -59,14 +61,15 @@ def changes_per_class(document: Document) -> list[str]:
     classes, counts = (document["split"][name] for name in ("classes", "class_counts"))
     pairs = enumerate(zip(ours, theirs, strict=True))
     changes = sorted((mine - other, c) for c, (mine, other) in pairs if mine is not None and other is not None)
-    sentences = []
+    sentences: list[str] = []
+    named_change = Markup("<bdi>{}</bdi> ({:,} real images) {}")
     for text, chosen in (
         ("Gained most", [entry for entry in changes[::-1] if entry[0] > 0]),
         ("Lost most", [entry for entry in changes if entry[0] < 0]),
     ):
-        named = [f"{classes[c]} ({counts[c]:,} real images) {points(change)}" for change, c in chosen[:MOST_NAMED]]
+        named = [named_change.format(brief(classes[c]), counts[c], points(change)) for change, c in chosen[:MOST_NAMED]]
         if named:
-            sentences.append(f"{text}: {', '.join(named)} points.")
+            sentences.append(Markup("{}: {} points.").format(text, Markup(", ").join(named)))
     return sentences
 
 
