@@ -24,6 +24,7 @@ from saukit.core.artifacts import (
     package_versions,
     read_manifest,
     save_tensors,
+    save_with_images,
     write_json,
     write_manifest,
 )
@@ -302,6 +303,21 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     assert np.signbit(loaded["scores"][1])
     with safe_open(path, framework="numpy") as file:
         assert list(file.metadata()) == ["saukit"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_images_in_blocks_give_the_same_bytes(tmp_path: Path, count: int) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, 3, 5, 5), dtype=np.uint8)
+    tensors = {"labels": np.arange(count), "an_index": np.arange(count) * 2**40}
+    metadata = {"classes": ["cat", "été", '\t\x7f\u2028"', "猫"], "mean": [0.1]}
+    save_tensors(tmp_path / "whole", {**tensors, "images": images}, metadata)
+    save_with_images(tmp_path / "blocks", tensors, metadata, images.shape, (images[at : at + 3] for at in (0, 3, 6)))
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+    if count:
+        with pytest.raises(ValueError, match="the blocks have other rows"):
+            save_with_images(tmp_path / "short", tensors, metadata, images.shape, [images[:-1]])
+        assert not (tmp_path / "short").exists()
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,9 @@ from PIL import Image
 
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
+from saukit.data.decoding import CROP
+from saukit.data.encoding import StoredFiles
+from saukit.data.source import Pixels, Source
 
 TreeMaker = Callable[..., Path]
 
@@ -42,3 +47,16 @@ def make_tree(tmp_path: Path) -> TreeMaker:
         return root
 
     return make
+
+
+def loaded(source: Source, size: int, reporter: Reporter | None = None) -> Pixels:
+    """All images of a source, of at most 64 pixels a side, in memory."""
+    reporter = reporter or Reporter(quiet=True)
+    if source.originals is None:
+        assert source.load is not None
+        return source.load(size, reporter)
+    with tempfile.TemporaryDirectory() as folder:
+        store = StoredFiles(Path(folder), source.originals, size=size, fitting=CROP, fingerprint=None)
+        pixels = store.read(reporter)
+        images = {part: pixels.read(part, np.arange(len(ok)), size) for part, ok in pixels.ok.items()}
+    return dataclasses.replace(pixels, read=lambda part, positions, size: images[part][positions])

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
+from saukit.data import duplicates as room
 from saukit.data.config import SplitConfig
 from saukit.data.duplicates import NEAR, Pool, find_duplicates
+from saukit.data.fingerprints import fingerprints
 from saukit.data.pair_distance import as_compared, pair_distance
 from saukit.data.split import load_split, make_split
 
@@ -26,7 +29,8 @@ QUIET = Reporter(quiet=True)
 
 
 def pool(images: Any, labels: Any, part: str = "train") -> Pool:
-    return Pool([part] * len(labels), range(len(labels)), np.asarray(labels, np.int64), lambda rows: images[rows])
+    read = lambda rows: fingerprints(images[rows])  # noqa: E731
+    return Pool([part] * len(labels), range(len(labels)), np.asarray(labels, np.int64), read)
 
 
 def structured(count: int, seed: int, size: int = 32) -> Any:
@@ -81,6 +85,57 @@ def test_copies_under_two_labels() -> None:
     assert np.flatnonzero(~found.kept).tolist() == [0, 10, 22, 24, 30, 41]
     (line,) = found.sentences("abcde")
     assert line.startswith("6 training images have a copy under another label, 4 of them exactly: train image 0 (a) = ")
+
+
+@pytest.mark.parametrize(("size", "flip"), [(32, True), (64, False), (224, True)])
+def test_blocks_find_what_a_loop_over_all_pairs_finds(monkeypatch: pytest.MonkeyPatch, size: int, flip: bool) -> None:
+    """Copies of every kind anywhere among images in blocks of odd sizes, also several of one image."""
+    monkeypatch.setattr(room, "CHUNK", 7)
+    monkeypatch.setattr(room, "BLOCK", 11)
+    images, labels = structured(90, 5, size), np.arange(90) % 3
+    for row, of, how in (
+        (80, 4, "same"),
+        (41, 4, "noised"),
+        (12, 4, "brighter"),
+        (33, 60, "mirrored"),
+        (2, 60, "noised"),
+    ):
+        images[row] = altered(images[of], how)
+    found = find_duplicates(pool(images, labels), pool(images[:1], labels[:1]), flip=flip, reporter=QUIET)
+    compared = as_compared(images, CPU)
+    expected = {}
+    for row in range(90):
+        mine = compared[row : row + 1].expand(90, -1, -1, -1)
+        distances = pair_distance(mine, compared)
+        if flip:
+            distances = torch.minimum(distances, pair_distance(mine, compared.flip(3)))
+        distances[torch.from_numpy(labels == labels[row])] = torch.inf
+        if distances.min() < NEAR:
+            expected[row] = distances.min().item()
+    assert found.two_labels.index.tolist() == sorted(expected) and len(expected) >= 4
+    np.testing.assert_allclose(found.two_labels.distance, list(expected.values()), atol=0.004)
+
+
+def test_the_nearest_of_many_near_ones_under_another_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 16 nearer ones under the image's own label, and more than 16 under another, hide no copy."""
+    images, labels = np.repeat(structured(1, 6), 60, 0), np.repeat([0, 1], 30)
+    noise = np.random.default_rng(2).normal(0, 1, images.shape) * np.linspace(1, 6, 60)[:, None, None, None]
+    images = np.clip(images + noise, 0, 255).astype(np.uint8)
+    found = find_duplicates(pool(images, labels), pool(structured(5, 3), np.zeros(5)), flip=False, reporter=QUIET)
+    assert found.two_labels.index.tolist() == list(range(60))
+    assert set(found.two_labels.other[:30].tolist()) <= set(range(30, 60))
+
+
+@pytest.mark.parametrize("size", [40, 96, 224])
+def test_fingerprints_are_area_means_of_the_pixels(size: int) -> None:
+    images = structured(4, 7, size)
+    small, hashes = fingerprints(images)
+    expected = F.adaptive_avg_pool2d(torch.from_numpy(images).double(), small.shape[2])
+    assert small.shape[2] == (size if size <= 64 else 32)
+    assert np.abs(small - expected.numpy()).max() <= 1
+    again = images.copy()
+    again[2, 0, 3, 3] ^= 1
+    assert (fingerprints(again)[1] != hashes).tolist() == [False, False, True, False]
 
 
 def test_small_drawings_are_copies_only_if_every_pixel_is() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
 from saukit.data import encoding as room
+from saukit.data import split_writing
 from saukit.data.config import SplitConfig
 from saukit.data.decoding import Fitting, decode_image
 from saukit.data.encoding import statistics_of
@@ -80,10 +82,25 @@ def test_parts_are_the_files_encoded_and_each_is_read_once(
     assert not (workspace.root / STORE_NAME).exists()
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(workspace: Workspace, root: Path) -> None:
-    make(workspace, root)
+def test_small_images_stay_as_they_are_and_each_is_read_once(
+    workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = decodings(monkeypatch)
+    monkeypatch.setattr(split_writing, "CHUNK", 5)
+    make(workspace, root, replace(CONFIG, image_size=40))
+    files = sorted(root.rglob("*.png"))
+    assert seen == Counter(map(str, files)) and not (workspace.root / STORE_NAME).exists()
+    for part in parts_of(workspace)[1]:
+        assert isinstance(part.images, np.ndarray)
+        for image, index in zip(part.images, part.source_indices, strict=True):
+            assert (image == decode_image(files[index], 40)).all()
+
+
+@pytest.mark.parametrize("size", [40, SIZE])
+def test_mean_and_deviation_are_those_of_the_training_images(workspace: Workspace, root: Path, size: int) -> None:
+    make(workspace, root, replace(CONFIG, image_size=size))
     split, files = load_split(workspace), sorted(root.rglob("*.png"))
-    pixels = np.stack([decode_image(files[index], SIZE) for index in split.train.source_indices]) / 255
+    pixels = np.stack([decode_image(files[index], size) for index in split.train.source_indices]) / 255
     np.testing.assert_allclose(split.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(split.std, pixels.std((0, 2, 3)), rtol=1e-12)
 
@@ -96,21 +113,27 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
 
 
-@pytest.mark.parametrize("done", [0, 9, 24])
+@pytest.mark.parametrize(("done", "size"), [(0, SIZE), (9, SIZE), (24, SIZE), (9, 40)])
 def test_a_killed_run_goes_on_behind_its_last_shard(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, done: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    done: int,
+    size: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, resumed = Workspace(tmp_path / "whole"), Workspace(tmp_path / "resumed")
-    make(whole, root)
+    config = replace(CONFIG, image_size=size)
+    make(whole, root, config)
     with monkeypatch.context() as patch:
         decodings(patch, fail_after=done)
         with pytest.raises(KeyboardInterrupt):
-            make(resumed, root)
+            make(resumed, root, config)
     kept = 4 * len(list((resumed.root / STORE_NAME).glob("*.safetensors"))) if done else 0
     assert kept <= done and not (resumed.split).exists()
     capsys.readouterr()
     seen = decodings(monkeypatch)
-    make(resumed, root)
+    make(resumed, root, config)
     assert seen.total() == 25 - kept
     assert (f"{kept} of 25 images had been decoded before" in capsys.readouterr().err) == (kept > 0)
     assert tree(resumed.split) == tree(whole.split)

@@ -25,6 +25,8 @@ from saukit.data.plan import plan_split
 from saukit.data.sources.folder import open_folder
 from saukit.data.split import load_split, load_test, make_split
 
+from .conftest import loaded
+
 
 def encoded(kind: str = "PNG", colour: tuple[int, int, int] = (200, 30, 60)) -> bytes:
     buffer = io.BytesIO()
@@ -563,7 +565,7 @@ def test_every_extension_is_read(tmp_path: Path, extension: str) -> None:
         if kind == "PFM":
             pytest.skip("Pillow writes it in float only")
         picture.save(tmp_path / name / f"x{extension.upper()}", format=kind)
-    pixels = open_folder(SplitConfig(dataset="folder"), tmp_path).load(16, Reporter(quiet=True))
+    pixels = loaded(open_folder(SplitConfig(dataset="folder"), tmp_path), 16)
     assert not pixels.bad
     assert abs(float(pixels.read("train", np.array([0, 1]), 16).mean()) - value) < 3
 

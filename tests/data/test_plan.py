@@ -3,14 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from saukit.core.console import Reporter
 from saukit.core.errors import DataError, UsageError
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, settled
 from saukit.data.plan import Choice, choose, plan_split, resolved_for
 from saukit.data.source import Pixels, Source
 from saukit.data.sources.table import open_source
 
-from .conftest import TreeMaker
+from .conftest import TreeMaker, loaded
 
 
 def chosen(config: SplitConfig, source: Source | None = None) -> tuple[Choice, Source]:
@@ -105,7 +104,7 @@ def test_unreadable_images_are_never_chosen() -> None:
     config = resolved_for(settled(SplitConfig(imb=5)), source)
     ok = np.ones(1797, bool)
     ok[::3] = False
-    pixels = dataclasses.replace(source.load(8, Reporter()), ok={"train": ok})
+    pixels = dataclasses.replace(loaded(source, 8), ok={"train": ok})
     choice = choose(config, source, pixels)
     assert ok[choice.train].all() and ok[choice.test].all()
     lost = Pixels(pixels.read, {"train": source.train_labels != 4})

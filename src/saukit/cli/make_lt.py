@@ -37,7 +37,8 @@ def command(
     from saukit.data.plan import plan_split
     from saukit.data.split import make_split
 
-    _ = call.device  # nothing here runs on it, but a device that is not there is an error in every command
+    if call.device_name not in ("auto", "cpu"):
+        _ = call.device  # nothing here runs on it and needs torch, but one that is not there is an error everywhere
     if call.context.args and not call.was_given("counts"):
         raise UsageError(f"unexpected argument {call.context.args[0]!r}: class counts follow --counts")
     if call.context.args:

@@ -14,11 +14,12 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,13 +73,43 @@ def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: 
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    text = json.dumps({"format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
+    text = _metadata_text(metadata)
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={METADATA_KEY: text})
         except SafetensorError as error:  # it wraps the OSError of a full disk
             raise write_error(error) from error
+
+
+def save_with_images(
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[np.int64]],
+    metadata: Mapping[str, Any],
+    shape: Sequence[int],
+    blocks: Iterable[npt.NDArray[np.uint8]],
+) -> None:
+    """As `save_tensors`, byte for byte, with an array `images` uint8 of `shape` whose rows come in blocks."""
+    arrays = {name: np.ascontiguousarray(tensors[name], "<i8") for name in sorted(tensors)}
+    ends = np.cumsum([0, *(array.nbytes for array in arrays.values()), math.prod(shape)]).tolist()
+    facts = [(name, "I64", array.shape) for name, array in arrays.items()] + [("images", "U8", shape)]
+    entries = {
+        name: {"dtype": kind, "shape": list(sides), "data_offsets": ends[at : at + 2]}
+        for at, (name, kind, sides) in enumerate(facts)
+    }
+    document = {"__metadata__": {METADATA_KEY: _metadata_text(metadata)}, **entries}
+    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in (*arrays.values(), *blocks):
+            file.write(np.ascontiguousarray(array).data)
+        if file.tell() != 8 + len(header) + ends[-1]:
+            raise ValueError(f"{path}: the blocks have other rows than {shape}")
+
+
+def _metadata_text(metadata: Mapping[str, Any]) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
 
 
 def write_error(error: Exception) -> OSError:

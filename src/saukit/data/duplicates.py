@@ -5,15 +5,15 @@ being copies), have a `pair_distance` below 0.2, mirrored too where mirroring ke
 training and test sets there are 72 such pairs, and a person takes every one for the same photograph; of 149 pairs
 between 0.2 and 0.25 about one in seven are different ships and planes.
 
-Of each image 200 bytes are kept: a hash, and the means of 8 x 8 cells. These, less their mean and over their contrast,
-are projected to their first 24 principal directions, where a tree finds what lies within the radius (a projection
-brings points closer, never apart); what is within it in all directions is read again and compared.
+Of each image 300 bytes are in memory: a hash, and the means of 8 x 8 cells. These, less their mean and over their
+contrast, are projected to their first 24 principal directions (a projection brings points closer, never apart). All
+pairs are compared there in blocks, of images that are in order by their first direction, so that blocks too far apart
+there are left out; of what is near, the small images (`data.fingerprints`) are read and compared.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.console import Reporter
-from saukit.core.machine import usable_cores
 from saukit.core.words import shortened
 from saukit.core.writing import write_text
+from saukit.data.fingerprints import Hashes
 from saukit.data.part_files import encodable
 from saukit.data.types import Flags, Images, Integers
 
@@ -46,19 +46,21 @@ COLUMNS = (
 OF_TEST, TWO_LABELS = "copy of a test image", "copy under another label"
 SMALLEST_SIDE, NEAR = 32, 0.2
 CELLS, DIRECTIONS, NEIGHBOURS = 8, 24, 16
-CONTRAST_FLOOR = 0.1
+CONTRAST_FLOOR, BRIGHTNESS_SLACK = 0.1, 0.1  # as in `data.pair_distance`
 CHUNK, FIRST_NAMES, SAMPLE = 512, 3, 10_000
+BLOCK = 2048  # images that are compared with a chunk of others at once
+SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 
 Floats = npt.NDArray[np.float32]
-Read = Callable[[Integers], Images]
+Read = Callable[[Integers], tuple[Images, Hashes]]
 
 
 @dataclass(frozen=True)
 class Pool:
     """Images of one or more parts of a split, the parts one after the other.
 
-    read(rows) gives images uint8 [n, 3, H, H]. Shapes: parts, rows, labels of length n: the part of each image, its
-    row there, its label; files: their names, if they have any.
+    read(rows) gives their fingerprints: small images uint8 [n, 3, h, h], hashes uint64 [n]. Shapes: parts, rows, labels
+    of length n: the part of each image, its row there, its label; files: their names, if they have any.
     """
 
     parts: Sequence[str]
@@ -128,21 +130,20 @@ class Duplicates:
 
 def find_duplicates(training: Pool, test: Pool, *, flip: bool, reporter: Reporter) -> Duplicates:
     """Look for copies; `flip`: mirrored copies are copies too."""
-    with reporter.progress("looking for copies", len(training.labels) + len(test.labels)) as line:
-        ours = _Fingerprints.of(training, line.update)
-        theirs = _Fingerprints.of(test, lambda done: line.update(done + len(training.labels)))
+    ours, theirs = _Fingerprints.of(training), _Fingerprints.of(test)
     of_test = _same_pixels(ours.hashes, theirs.hashes)
     two_labels = _same_pixels_other_label(ours.hashes, training.labels)
     if ours.cells is not None and theirs.cells is not None:
-        every = np.arange(len(training.labels))
         directions = _directions(np.concatenate([ours.sample, theirs.sample]))
-        near = _near(ours.cells, every, theirs.cells, directions, flip=flip)
-        of_test = _closest([of_test, _checked(near, training.read, test.read)])
-        once = np.sort(np.unique(ours.hashes, return_index=True)[1])
-        near = _near(ours.cells, once, ours.cells[once], directions, flip=flip)
-        near = _Candidates(near.index, once[near.other], near.mirrored)
-        near = near.where(training.labels[near.index] != training.labels[near.other])
-        two_labels = _closest([two_labels, _checked(near, training.read, training.read)])
+        with reporter.progress("looking for copies", 2 * len(training.labels)) as line:
+            near = _near(ours, theirs, directions, line.update, flip=flip)
+            of_test = _closest([of_test, _checked(near, training.read, test.read)])
+
+            def further(done: int) -> None:
+                line.update(len(training.labels) + done)
+
+            near = _near(ours, ours, directions, further, flip=flip, labels=training.labels)
+            two_labels = _closest([two_labels, _checked(near, training.read, training.read)])
     return Duplicates(training, test, of_test, two_labels)
 
 
@@ -177,18 +178,14 @@ class _Fingerprints:
     cells: Images | None
 
     @classmethod
-    def of(cls, pool: Pool, listen: Callable[[int], None]) -> _Fingerprints:
+    def of(cls, pool: Pool) -> _Fingerprints:
         count = len(pool.labels)
         hashes, cells = np.empty(count, np.uint64), None
         for rows in _chunks(np.arange(count)):
-            images = pool.read(rows)
-            for row, image in zip(rows.tolist(), images, strict=True):
-                digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
-                hashes[row] = int.from_bytes(digest, "little")
+            images, hashes[rows] = pool.read(rows)
             if images.shape[2] >= SMALLEST_SIDE:
                 cells = np.empty((count, 3, CELLS, CELLS), np.uint8) if cells is None else cells
                 cells[rows] = _cells(images)
-            listen(int(rows[-1]) + 1)
         return cls(hashes, cells)
 
     @property
@@ -205,9 +202,6 @@ class _Candidates:
     other: Integers
     mirrored: Flags
 
-    def where(self, chosen: Flags) -> _Candidates:
-        return _Candidates(self.index[chosen], self.other[chosen], self.mirrored[chosen])
-
 
 def _cells(images: Images) -> Images:
     """Means over a grid of 8 x 8 cells of images uint8 [n, 3, H, H]; a cell is as many whole pixels as it has."""
@@ -221,8 +215,8 @@ def _cells(images: Images) -> Images:
 
 def _described(cells: Images) -> Floats:
     """Cells [n, 3, 8, 8] less each channel's mean, over the contrast; their distance is an RMS. float32 [n, 192]."""
-    values = cells.reshape(len(cells), 3, -1).astype(np.float32) / 255
-    flat = (values - values.mean(2, keepdims=True)).reshape(len(cells), -1)
+    values = cells.reshape(len(cells), 3, CELLS**2).astype(np.float32) / 255
+    flat = (values - values.mean(2, keepdims=True)).reshape(len(cells), 3 * CELLS**2)
     contrast = np.sqrt((flat**2).mean(1, keepdims=True))
     described: Floats = flat / ((contrast + CONTRAST_FLOOR) * np.sqrt(np.float32(flat.shape[1])))
     return described
@@ -236,41 +230,89 @@ def _directions(cells: Images) -> Floats:
     return first
 
 
-def _near(cells: Images, asked: Integers, others: Images, directions: Floats, *, flip: bool) -> _Candidates:
-    """Pairs of an image of `asked` and one of `others` whose descriptors are near; of each image the 16 nearest."""
-    from scipy.spatial import cKDTree
+def _near(
+    ours: _Fingerprints,
+    theirs: _Fingerprints,
+    directions: Floats,
+    listen: Callable[[int], None],
+    *,
+    flip: bool,
+    labels: Integers | None = None,
+) -> _Candidates:
+    """Pairs whose descriptors are near; of each of `ours` the nearest 16, or so many under other `labels` than its own.
 
-    described = np.concatenate([_described(others[rows]) for rows in _chunks(np.arange(len(others)))])
-    tree = cKDTree(described @ directions, leafsize=32)
-    found = []
-    for rows in _chunks(asked):
-        for mirrored in (False, True) if flip else (False,):
-            ours = _described(cells[rows][..., ::-1] if mirrored else cells[rows])
-            near = tree.query(ours @ directions, k=NEIGHBOURS, distance_upper_bound=NEAR, workers=usable_cores())
-            at, place = np.nonzero(np.isfinite(near[0]))
-            other = near[1][at, place]
-            close = ((ours[at] - described[other]) ** 2).sum(1) < NEAR**2
-            found.append(_Candidates(rows[at[close]], other[close], np.full(int(close.sum()), mirrored)))
+    Of images with the same pixels (and label) the first stands for all.
+    """
+    assert ours.cells is not None and theirs.cells is not None
+    keys = [theirs.hashes] if labels is None else [theirs.hashes, labels.astype(np.uint64)]
+    others = np.unique(np.stack(keys, axis=1), axis=0, return_index=True)[1]
+    points = _points(theirs.cells, others, directions)
+    order = np.argsort(points[:, 0])
+    others, points = others[order], points[order]
+    squares = (points**2).sum(1)
+    found = [_Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
+    for mirrored in (False, True) if flip else (False,):
+        cells = ours.cells[..., ::-1] if mirrored else ours.cells
+        first = _points(cells, np.arange(len(cells)), directions[:, :1])[:, 0]
+        for number, rows in enumerate(_chunks(np.argsort(first))):
+            asked = _points(cells, rows, directions)
+            pairs = np.empty((3, 0))  # the place in `rows`, in `others`, and the distance
+            start, stop = np.searchsorted(points[:, 0], [asked[0, 0] - NEAR, asked[-1, 0] + NEAR])
+            for begin in range(start, stop, BLOCK):
+                block = slice(begin, min(begin + BLOCK, stop))
+                distances = asked @ (-2 * points[block].T)
+                distances += (asked**2).sum(1)[:, None] + squares[block]
+                if labels is not None:
+                    distances[labels[rows][:, None] == labels[others[block]]] = np.inf
+                at, place = np.divmod(np.flatnonzero(distances.ravel() < NEAR**2), distances.shape[1])
+                pairs = np.concatenate([pairs, [at, place + begin, distances[at, place]]], axis=1)
+                pairs = _nearest(pairs)
+            at, place = pairs[:2].astype(np.int64)
+            index, other = rows[at], others[place]
+            close = ((_described(cells[index]) - _described(theirs.cells[other])) ** 2).sum(1) < NEAR**2
+            found.append(_Candidates(index[close], other[close], np.full(int(close.sum()), mirrored)))
+            listen((number * CHUNK + len(rows)) // (2 if flip else 1) + mirrored * len(cells) // 2)
     index, other, flags = zip(*((it.index, it.other, it.mirrored) for it in found), strict=True)
-    return _Candidates(np.concatenate(index), np.concatenate(other).astype(np.int64), np.concatenate(flags))
+    return _Candidates(np.concatenate(index), np.concatenate(other), np.concatenate(flags))
+
+
+def _points(cells: Images, rows: Integers, directions: Floats) -> Floats:
+    """The projected descriptors of some images, float32 [n, 24]."""
+    return np.concatenate([_described(cells[some]) @ directions for some in _chunks(rows)])
+
+
+def _nearest(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of pairs [3, n] (image, other, distance) the 16 nearest of each image."""
+    pairs = pairs[:, np.lexsort((pairs[2], pairs[0]))]
+    begins = np.flatnonzero(np.diff(pairs[0], prepend=-1))
+    ranks = np.arange(pairs.shape[1]) - np.repeat(begins, np.diff(begins, append=pairs.shape[1]))
+    return pairs[:, ranks < NEIGHBOURS]
 
 
 def _checked(near: _Candidates, ours: Read, theirs: Read) -> Copies:
     """The candidates that are copies by all their pixels."""
-    import torch
-
-    from saukit.data.pair_distance import as_compared, pair_distance
-
     distances = [np.empty(0, np.float32)]
     for rows in _chunks(np.arange(len(near.index))):
-        a, b = (
-            as_compared(read(at[rows]), torch.device("cpu")) for read, at in ((ours, near.index), (theirs, near.other))
-        )
-        mirrored = torch.from_numpy(near.mirrored[rows])[:, None, None, None]
-        distances.append(pair_distance(a, torch.where(mirrored, b.flip(3), b)).numpy())
+        a, b = (read(at[rows])[0] / np.float32(255) for read, at in ((ours, near.index), (theirs, near.other)))
+        distances.append(_pair_distance(a, np.where(near.mirrored[rows, None, None, None], b[..., ::-1], b)))
     distance = np.concatenate(distances)
     close = distance < NEAR
     return Copies(near.index[close], near.other[close], distance[close])
+
+
+def _pair_distance(a: Floats, b: Floats) -> Floats:
+    """As `data.pair_distance` has it, without torch, whose import takes more memory than all the rest of `make-lt`."""
+    side = a.shape[2]
+    best = np.full(len(a), np.inf, np.float32)
+    for down, right in SHIFTS:
+        ours = a[:, :, max(down, 0) : side + min(down, 0), max(right, 0) : side + min(right, 0)]
+        theirs = b[:, :, max(-down, 0) : side + min(-down, 0), max(-right, 0) : side + min(-right, 0)]
+        difference = ours - theirs
+        change = np.maximum(np.abs(difference.mean((2, 3))) - BRIGHTNESS_SLACK, 0)
+        best = np.minimum(best, (difference.var((2, 3)) + change**2).mean(1))
+    contrast = np.sqrt((a.var((2, 3)).mean(1) + b.var((2, 3)).mean(1)) / 2)
+    distance: Floats = np.sqrt(best) / (contrast + CONTRAST_FLOOR)
+    return distance
 
 
 def _same_pixels(hashes: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> Copies:

@@ -27,7 +27,7 @@ EXTENSIONS = frozenset({
     ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })
 # fmt: on
-HEIF_EXTENSIONS = frozenset({".heic", ".heif"})  # with the extra heif
+HEIF_EXTENSIONS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})  # with the extra heif
 KINDS = "bmp gif jpeg jpg png ppm tif tiff webp ..."  # for messages
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "thumbs.db"}

@@ -10,10 +10,12 @@ asked for, so memory does not grow with their number.
 from __future__ import annotations
 
 import io
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from saukit.core.errors import CorruptArtifactError
 from saukit.core.files import open_regular
 from saukit.core.machine import in_threads
 from saukit.data.types import Images, Integers
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RAW_UP_TO = 64
 JPEG = {"quality": 95, "subsampling": 0}  # as Pillow's save takes it; all colours at full size
@@ -145,10 +150,16 @@ class Encoded:
         """uint8 [3, H, W], encoded."""
         from PIL import Image
 
-        file, flat = io.BytesIO(), image.reshape(3, -1).astype(np.int64)
+        file = io.BytesIO()
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         picture.save(file, "JPEG", **JPEG)
-        return cls(file.getvalue(), np.stack([flat.sum(1), np.einsum("cp,cp->c", flat, flat)], axis=1))
+        return cls(file.getvalue(), moments_of(picture))
+
+
+def moments_of(picture: Image.Image) -> Integers:
+    """Of each channel of an RGB picture the sum of its values and of their squares, int64 [3, 2]."""
+    values = np.arange(256)
+    return np.array(picture.histogram(), np.int64).reshape(3, 256) @ np.stack([values, values**2], axis=1)
 
 
 def save_shard(path: Path, files: Sequence[bytes], metadata: dict[str, Any], **others: np.ndarray[Any, Any]) -> None:
@@ -181,17 +192,9 @@ class Shard:
 
     @classmethod
     def of(cls, path: Path) -> Shard:
-        """The shard at `path`, whose header says where its arrays lie. Raises: CorruptArtifactError."""
-        try:
-            with open_regular(path) as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
-                begin, end = header["offsets"]["data_offsets"]
-                file.seek(8 + length + begin)
-                offsets = np.frombuffer(file.read(end - begin), "<i8").astype(np.int64)
-                return cls(path, 8 + length + header["bytes"]["data_offsets"][0], offsets)
-        except (OSError, CorruptArtifactError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-            raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
+        """The shard at `path`. Raises: CorruptArtifactError."""
+        offsets = stored_rows(path, "offsets", "<i8", slice(None)).astype(np.int64)
+        return cls(path, _place(path, "bytes")[0], offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -202,6 +205,36 @@ class Shard:
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start + begin)
             return file.read(end - begin)
+
+
+def stored_rows(path: Path, name: str, dtype: str, rows: Any) -> np.ndarray[Any, Any]:
+    """Some rows of an array of a shard, read without the others. Raises: CorruptArtifactError."""
+    start, shape = _place(path, name)
+    each = np.dtype(dtype).itemsize * math.prod(shape[1:])
+    try:
+        with open_regular(path) as file:
+            if start + shape[0] * each > os.fstat(file.fileno()).st_size:
+                raise ValueError("its end is missing")
+            chosen, content = np.arange(shape[0])[rows], bytearray()
+            edges = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # where rows that lie side by side begin
+            for first, last in zip(edges.tolist(), [*edges[1:].tolist(), len(chosen)], strict=False):
+                file.seek(start + int(chosen[first]) * each)
+                content += file.read((last - first) * each)
+        return np.frombuffer(bytes(content), dtype).reshape(-1, *shape[1:])
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
+        raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
+
+
+def _place(path: Path, name: str) -> tuple[int, list[int]]:
+    """Where an array of a shard begins in its file, and its shape, as the header says."""
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
+            shape = [int(side) for side in header[name]["shape"]]
+            return 8 + length + int(header[name]["data_offsets"][0]), shape
+    except (OSError, CorruptArtifactError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
 def _grouped(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:

@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saukit.data.fingerprints import compared_size
+
 CONTRAST_FLOOR = 0.1
 BRIGHTNESS_SLACK = 0.1
-# Larger images are averaged to 32 pixels first: one of 128 shifted by a pixel is then at 0.13, at 64 pixels it were at
-# 0.22 (90 % quantile of crops of photographs), for the half pixel that is left cannot be aligned.
-LARGEST_SIDE, AVERAGED_SIDE = 64, 32
-SMALLEST_SIDE = 4
 SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 
 
@@ -43,14 +41,6 @@ def pair_distance(a: Tensor, b: Tensor) -> Tensor:
         best = torch.minimum(best, ((square - mean.square()).clamp_min(0) + change.square()).mean(1))
     contrast = ((_contrast(a).square() + _contrast(b).square()) / 2).sqrt()
     return best.sqrt() / (contrast + CONTRAST_FLOOR)
-
-
-def compared_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which images are compared."""
-    if max(height, width) <= LARGEST_SIDE:
-        return height, width
-    shrink = AVERAGED_SIDE / max(height, width)
-    return max(SMALLEST_SIDE, round(height * shrink)), max(SMALLEST_SIDE, round(width * shrink))
 
 
 def as_compared(images: npt.NDArray[np.uint8], device: torch.device, *, mirrored: bool = False) -> Tensor:

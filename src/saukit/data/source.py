@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
+    from saukit.data.fingerprints import Hashes
     from saukit.data.source_config import SourceConfig
     from saukit.data.types import Flags, Images, Integers
 
@@ -26,13 +27,15 @@ class Pixels:
 
     read(part, positions, size) returns uint8 [n, 3, size, size] for `part` "train", and "test" and "val" where there
     are such parts. ok: which images of each part could be read, bool [N]; bad: (file, reason) of those that could not.
-    one_colour: files whose images have a single colour.
+    one_colour: files whose images have a single colour. fingerprints(part, positions): as `data.fingerprints` has them,
+    where they are there without reading the images.
     """
 
     read: Callable[[str, Integers, int], Images]
     ok: Mapping[str, Flags]
     bad: tuple[tuple[str, str], ...] = ()
     one_colour: tuple[str, ...] = ()
+    fingerprints: Callable[[str, Integers], tuple[Images, Hashes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ class Originals:
         return dict(zip(self.counts, itertools.accumulate(self.counts.values(), initial=0), strict=False))
 
     def pixels(
-        self, read: Callable[[str, Integers, int], Images], bad: Mapping[int, str], one_colour: Sequence[int]
+        self,
+        read: Callable[[str, Integers, int], Images],
+        bad: Mapping[int, str],
+        one_colour: Sequence[int],
+        fingerprints: Callable[[str, Integers], tuple[Images, Hashes]],
     ) -> Pixels:
         """What decoding found, by positions in that order."""
         import numpy as np
@@ -71,6 +78,7 @@ class Originals:
             {part: ok[starts[part] : starts[part] + count] for part, count in self.counts.items()},
             tuple((self.name(*each[position]), reason) for position, reason in bad.items()),
             tuple(self.name(*each[position]) for position in one_colour if position not in bad),
+            fingerprints,
         )
 
 
@@ -82,7 +90,7 @@ class Source:
     None if it has no validation part of its own. Each part has an order of its own.
     image_size: pixels per side that its images suggest, with the reason where that was a decision.
     fingerprint: identifies files that may change under the same name; None where the name says it all.
-    load(image_size, reporter) decodes the images.
+    load(image_size, reporter) gives the images of a source of arrays, None of one of files.
     files() names the files of each part ("train", "test", "val") relative to the root, in the part's order; None where
     images have no files. originals: the images as files, whatever holds them; None where they are arrays.
     groups: what each image of each part belongs to (a patient, a video), where a column says it.
@@ -94,7 +102,7 @@ class Source:
     train_labels: Integers
     test_labels: Integers | None
     image_size: int
-    load: Callable[[int, Reporter], Pixels]
+    load: Callable[[int, Reporter], Pixels] | None
     size_reason: str | None = None
     fingerprint: str | None = None
     val_labels: Integers | None = None

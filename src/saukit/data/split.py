@@ -26,35 +26,29 @@ from saukit.core.artifacts import (
     check_disk_space,
     load_tensors,
     read_manifest,
-    save_tensors,
-    write_manifest,
 )
-from saukit.core.config import load_saved, to_yaml
+from saukit.core.config import load_saved
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
-from saukit.core.plots import save_figure
 from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
-from saukit.core.writing import recover_folder, staged_folder, write_text
-from saukit.data.charts import counts_figure
+from saukit.core.writing import recover_folder
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import CROP, Fitting, refuse_or_warn
-from saukit.data.duplicates import DUPLICATES_NAME, Duplicates, Pool, find_duplicates, write_duplicates
-from saukit.data.encoding import EncodedFiles, encoded_arrays, statistics_of
-from saukit.data.images import RAW_UP_TO, EncodedImages, ImageStore, shard_paths, write_shards
+from saukit.data.duplicates import DUPLICATES_NAME, Duplicates, Pool, find_duplicates
+from saukit.data.encoding import StoredFiles
+from saukit.data.fingerprints import Hashes, compared_size, fingerprints
+from saukit.data.images import EncodedImages, ImageStore, shard_paths
 from saukit.data.long_tail import class_counts
-from saukit.data.part_files import write_part_files
 from saukit.data.plan import SplitPlan, plan_of, resolved_for, without
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import Channels, Pixels, Source
 from saukit.data.source_config import SourceConfig
-from saukit.data.sources.files import read_files
 from saukit.data.sources.table import TABLE, check_root, open_source
+from saukit.data.split_writing import KIND, write_split
 from saukit.data.types import Images, Integers
 
-KIND = "split"
 COMMAND = "saukit make-lt"
-CHART_NAME = "counts.png"
 STORE_NAME = ".split.images"  # in the workspace, while a split of files is made
 
 
@@ -184,9 +178,8 @@ def make_split(
             reporter.say(f"image size {resolved.image_size}: {source.size_reason} (--image-size sets another)")
         if store is not None:
             pixels = store.read(reporter)
-        elif source.originals is not None:
-            pixels = read_files(source.originals, resolved.image_size, reporter, fitting_of(resolved))
         else:
+            assert source.load is not None
             pixels = source.load(resolved.image_size, reporter)
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
@@ -198,7 +191,7 @@ def make_split(
         duplicates = _duplicates(plan, pixels, reporter)
         if resolved.drop_duplicates:
             plan = without(plan, duplicates.kept)
-        manifest = _write(workspace, plan, plan.source, pixels, store, duplicates, check_root(config.dataset, root))
+        manifest = write_split(workspace.split, plan, pixels, store, duplicates, check_root(config.dataset, root))
         if store is not None:
             store.remove()
     return SplitResult("new", resolved, manifest)
@@ -207,20 +200,24 @@ def make_split(
 def _duplicates(plan: SplitPlan, pixels: Pixels, reporter: Reporter) -> Duplicates:
     """The copies among the images of the plan, which are told."""
     source = plan.source
-    names = None if source.files is None else source.files()
+    names, size = None if source.files is None else source.files(), plan.config.image_size
 
     def pool(*parts: tuple[str, Integers]) -> Pool:
         own = [(part, *source.pool(part), positions) for part, positions in parts]
         ends = np.cumsum([len(positions) for _, positions in parts])
 
-        def read(rows: Integers) -> Images:
-            images = np.empty((len(rows), 3, plan.config.image_size, plan.config.image_size), np.uint8)
+        def read(rows: Integers) -> tuple[Images, Hashes]:
+            images = np.empty((len(rows), 3, *compared_size(size, size)), np.uint8)
+            hashes = np.empty(len(rows), np.uint64)
             which = np.searchsorted(ends, rows, side="right")
-            for index, (_, of, _, positions) in enumerate(own):
-                mine = which == index
-                places = rows[mine] - ends[index] + len(positions)
-                images[mine] = pixels.read(of, positions[places], plan.config.image_size)
-            return images
+            for index in np.unique(which).tolist():
+                (_, of, _, positions), mine = own[index], which == index
+                places = positions[rows[mine] - ends[index] + len(positions)]
+                if pixels.fingerprints is not None:
+                    images[mine], hashes[mine] = pixels.fingerprints(of, places)
+                else:
+                    images[mine], hashes[mine] = fingerprints(pixels.read(of, places, size))
+            return images, hashes
 
         return Pool(
             parts=[part for part, positions in parts for _ in positions],
@@ -244,13 +241,12 @@ def _duplicates(plan: SplitPlan, pixels: Pixels, reporter: Reporter) -> Duplicat
     return found
 
 
-def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace) -> EncodedFiles | None:
-    """Where the files of `source` are encoded first; None where it has none, or images stay raw."""
-    if source.originals is None or config.image_size <= RAW_UP_TO:
+def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace) -> StoredFiles | None:
+    """Where the files of `source` are decoded to first; None where its images are arrays."""
+    if source.originals is None:
         return None
-    folder = workspace.root / STORE_NAME
-    return EncodedFiles(
-        folder,
+    return StoredFiles(
+        workspace.root / STORE_NAME,
         source.originals,
         size=config.image_size,
         fitting=fitting_of(config),
@@ -263,83 +259,6 @@ def fitting_of(config: SourceConfig) -> Fitting:
     return Fitting(config.fit, config.background)
 
 
-def _write(
-    workspace: Workspace,
-    plan: SplitPlan,
-    source: Source,
-    pixels: Pixels,
-    store: EncodedFiles | None,
-    duplicates: Duplicates,
-    root: Path | None,
-) -> Manifest:
-    """Write the artefact beside its place, vouch for it, and swap it in."""
-    config, choice, row = plan.config, plan.choice, TABLE[plan.config.dataset]
-    encoded = config.image_size > RAW_UP_TO
-    parts = {"train": choice.train, "test": choice.test, "val": choice.val}
-    with staged_folder(workspace.split) as staging:
-        mean, std = row.mean, row.std
-        for name, positions in parts.items():
-            if name == "val" and not len(positions):
-                continue
-            of, labels = source.pool(name)
-            tensors: dict[str, np.ndarray[Any, Any]] = {
-                "labels": labels[positions],
-                "source_indices": positions.astype(np.int64),
-            }
-            if encoded:
-                images = (
-                    encoded_arrays(pixels, of, positions, config.image_size)
-                    if store is None
-                    else store.encoded(of, positions)
-                )
-                moments = write_shards(staging, name, images)
-                found = statistics_of(moments, config.image_size**2)
-            else:
-                tensors["images"] = pixels.read(of, positions, config.image_size)
-                found = _statistics(tensors["images"])
-            if mean is None or std is None:
-                mean, std = found  # the training part comes first
-            metadata: dict[str, Any] = {
-                "part": name,
-                "source": config.dataset,
-                "classes": list(plan.classes),
-                "mean": list(mean),
-                "std": list(std),
-                "flip": config.flip,
-                "fit": config.fit,
-                "background": config.background,
-                "groups_rule": plan.groups.rule,
-                "groups": {group: list(members) for group, members in plan.groups.members.items()},
-            }
-            if encoded:
-                metadata["image_size"] = config.image_size
-            save_tensors(staging / f"{name}.safetensors", tensors, metadata)
-            del tensors  # before the next part is read
-        chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
-        save_figure(chart, staging / CHART_NAME)
-        write_text(staging / CONFIG_NAME, to_yaml(config))
-        if source.files is not None:
-            names = source.files()
-            chosen = {part: (*source.pool(part), positions) for part, positions in parts.items()}
-            write_part_files(
-                staging,
-                plan.classes,
-                {part: (labels[at], [names[of][i] for i in at]) for part, (of, labels, at) in chosen.items()},
-            )
-        if not duplicates.kept.all():
-            write_duplicates(staging, duplicates, plan.classes, dropped=config.drop_duplicates)
-        summary = {
-            **plan.summary,
-            "duplicates": duplicates.summary,
-            "skipped": len(pixels.bad),
-            **{name: metadata[name] for name in ("mean", "std", "flip")},
-            "root": None if root is None else str(root),
-            "source_files": source.fingerprint,
-        }
-        files = [path.name for path in staging.iterdir()]
-        return write_manifest(staging, kind=KIND, files=files, inputs={}, summary=summary, device="cpu")
-
-
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
     tensors, metadata = load_tensors(folder / f"{name}.safetensors")  # its hash is the manifest's: all is there
     images: ImageStore
@@ -348,19 +267,6 @@ def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
     else:
         images = EncodedImages(shard_paths(folder, name), (metadata["image_size"],) * 2)
     return Part(images, tensors["labels"], tensors["source_indices"]), metadata
-
-
-def _statistics(images: Images) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel for pixels in [0, 1], in float64 from exact integer counts."""
-    means, deviations = [], []
-    values = np.arange(256) / 255
-    for channel in range(3):
-        histogram = np.bincount(images[:, channel].ravel(), minlength=256)
-        mean = float(histogram @ values / histogram.sum())
-        deviation = float(np.sqrt(histogram @ (values - mean) ** 2 / histogram.sum()))
-        means.append(mean)
-        deviations.append(deviation if deviation > 0 else 1.0)  # a channel of one value: leave its scale alone
-    return tuple(means), tuple(deviations)
 
 
 def _groups(rule: str, members: Mapping[str, Sequence[int]]) -> ShotGroups:

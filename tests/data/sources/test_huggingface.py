@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from saukit.core import extras
-from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.data.config import SplitConfig
 from saukit.data.source import Source
 from saukit.data.sources.table import open_source
+
+from ..conftest import loaded
 
 datasets: Any = pytest.importorskip("datasets")
 
@@ -52,7 +53,7 @@ def saved(tmp_path: Path, **splits: Any) -> Path:
 
 
 def first_images(source: Source, part: str, count: int) -> Any:
-    return source.load(8, Reporter(quiet=True)).read(part, np.arange(count), 8)
+    return loaded(source, 8).read(part, np.arange(count), 8)
 
 
 def expected(*indices: int) -> Any:
@@ -161,9 +162,7 @@ def test_names_of_absent_classes_are_left_out(tmp_path: Path) -> None:
 def test_an_image_that_is_missing_or_damaged_is_listed(tmp_path: Path) -> None:
     columns = {"image": [{"bytes": b"no image", "path": "x.png"}, None, picture(2)], "label": [0, 1, 2]}
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    pixels = opened(saved(tmp_path, train=datasets.Dataset.from_dict(columns, features=kinds))).load(
-        8, Reporter(quiet=True)
-    )
+    pixels = loaded(opened(saved(tmp_path, train=datasets.Dataset.from_dict(columns, features=kinds))), 8)
     assert pixels.ok["train"].tolist() == [False, False, True]
     assert pixels.bad == (
         ("image 0 of train (x.png)", "unknown image format"),

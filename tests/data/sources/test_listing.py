@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saukit.core.console import Reporter
 from saukit.core.errors import DataError, UsageError
 from saukit.data.config import SplitConfig
 from saukit.data.source import Source
 from saukit.data.sources.table import TABLE, open_source
+
+from ..conftest import loaded
 
 FILES = ("a/cat 1.png", "a/cat 2.png", "a/cat 3.png", "b/dog 1.png", "b/dog 2.png", "b/dog 3.png")
 LINES = "a/cat 1.png 0\na/cat 2.png 0\na/cat 3.png 0\nb/dog 1.png 1\nb/dog 2.png 1\nb/dog 3.png 1\n"
@@ -50,7 +51,7 @@ def test_a_list_is_read_in_its_order(root: Path) -> None:
     assert source.classes == ("0", "1") and source.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.test_labels is None and source.val_labels is None and source.image_size == 8 and not source.notes
     assert source.files is not None and list(source.files()["train"]) == list(FILES)
-    images = source.load(8, Reporter(quiet=True)).read("train", np.array([4, 0]), 8)
+    images = loaded(source, 8).read("train", np.array([4, 0]), 8)
     assert (images[0] == pixels_of(root, FILES[4])).all() and (images[1] == pixels_of(root, FILES[0])).all()
 
 
@@ -138,7 +139,7 @@ def test_parts_have_lists_of_their_own(root: Path) -> None:
     assert source.train_labels.tolist() == [0, 1]
     assert source.val_labels is not None and source.val_labels.tolist() == [0]
     assert source.test_labels is not None and source.test_labels.tolist() == [1, 1, 0]
-    read = source.load(8, Reporter(quiet=True)).read
+    read = loaded(source, 8).read
     assert (read("test", np.array([2]), 8)[0] == pixels_of(root, FILES[2])).all()
     assert (read("val", np.array([0]), 8)[0] == pixels_of(root, FILES[1])).all()
 
@@ -206,7 +207,7 @@ def test_another_root_is_suggested(root: Path) -> None:
 
 def test_missing_images_are_skipped_where_asked(root: Path) -> None:
     source = opened(root, LINES + "b/x.png 1\n", skip_bad=True)
-    pixels = source.load(8, Reporter(quiet=True))
+    pixels = loaded(source, 8)
     assert pixels.ok["train"].tolist() == [True] * 6 + [False]
     assert [file for file, _ in pixels.bad] == ["b/x.png"] and "No such file" in pixels.bad[0][1]
 

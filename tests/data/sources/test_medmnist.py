@@ -15,6 +15,8 @@ from saukit.data.sources import medmnist as room
 from saukit.data.sources.table import open_source
 from saukit.data.split import load_split, load_test, make_split
 
+from ..conftest import loaded
+
 COUNTS = {"train": 20, "val": 6, "test": 8}
 
 
@@ -42,7 +44,7 @@ def test_a_set_is_its_arrays(tmp_path: Path, shape: tuple[int, ...]) -> None:
     content = arrays(shape)
     source = opened(saved(tmp_path, content))
     assert source.classes == ("0", "1", "2") and source.image_size == shape[0] and source.files is None
-    pixels = source.load(shape[0], Reporter(quiet=True))
+    pixels = loaded(source, shape[0])
     for part, labels in (("train", source.train_labels), ("val", source.val_labels), ("test", source.test_labels)):
         assert labels is not None and labels.tolist() == content[f"{part}_labels"].ravel().tolist()
         for position in (0, 3):
@@ -136,7 +138,7 @@ def test_damage_and_too_little_memory_are_told_when_images_are_read(
     data[5000] ^= 1  # in the first array, the training images
     (tmp_path / "set.npz").write_bytes(data)
     with pytest.raises(DataError, match=r"set.npz cannot be read \(Bad CRC-32.*download it again"):
-        opened(tmp_path / "set.npz").load(28, Reporter(quiet=True))
+        loaded(opened(tmp_path / "set.npz"), 28)
     monkeypatch.setattr(room, "available_memory", lambda: 1000)
     with pytest.raises(EnvironmentFault, match=r"images of train need 46 KiB of memory, but 1000 B are free"):
-        opened(saved(tmp_path, arrays())).load(28, Reporter(quiet=True))
+        loaded(opened(saved(tmp_path, arrays())), 28)

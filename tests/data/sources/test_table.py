@@ -13,11 +13,12 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from saukit.core.console import Reporter
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
 from saukit.data.config import SplitConfig
 from saukit.data.source import Source
 from saukit.data.sources.table import TABLE, open_source
+
+from ..conftest import loaded
 
 
 def opened(dataset: str, root: Path | None = None) -> Source:
@@ -25,7 +26,7 @@ def opened(dataset: str, root: Path | None = None) -> Source:
 
 
 def read(source: Source, part: str, positions: list[int], size: int) -> np.ndarray[Any, Any]:
-    return source.load(size, Reporter()).read(part, np.array(positions), size)
+    return loaded(source, size).read(part, np.array(positions), size)
 
 
 def test_digits_are_exact() -> None:

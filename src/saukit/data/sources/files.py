@@ -9,22 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from saukit.core.errors import EnvironmentFault
-from saukit.core.machine import available_memory, in_threads
-from saukit.core.words import format_bytes
 from saukit.data.image_files import FoundFiles, is_regular, say_ignored
-from saukit.data.source import IMAGE_SIZES, Originals, Pixels, Source
+from saukit.data.source import IMAGE_SIZES, Originals, Source
 
 if TYPE_CHECKING:
     from saukit.core.console import Reporter
-    from saukit.data.decoding import Fitting
-    from saukit.data.types import Images, Integers
+    from saukit.data.types import Integers
 
 DEFAULT_SIZE, PHOTO_SIZE = 64, 224
 LEAST_PHOTO = 128  # pixels of the shorter side from which images count as photos
 SIZES_READ = 1000  # images of unequal sizes that are looked at, spread evenly
 LARGEST_NATIVE_SIZE = 224
-COPIES_IN_MEMORY = 3  # all decoded images, the part being written, and its serialised form
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def source_of_files(
         train_labels=parts["train"].labels,
         test_labels=parts["test"].labels if "test" in parts else None,
         image_size=size,
-        load=lambda image_size, reporter: read_files(originals, image_size, reporter),
+        load=None,
         size_reason=reason,
         fingerprint=fingerprint,
         val_labels=parts["val"].labels if "val" in parts else None,
@@ -141,46 +136,6 @@ def _sizes(each: Sequence[tuple[FilePart, int]]) -> Iterator[tuple[int, int]]:
         except Exception:
             continue
         yield size
-
-
-def read_files(originals: Originals, size: int, reporter: Reporter, fitting: Fitting | None = None) -> Pixels:
-    """All images of a source of files, decoded into memory."""
-    import numpy as np
-
-    from saukit.data.decoding import CROP, decode_or_reason
-
-    originals.announce(reporter)
-    each = originals.each()
-    starts = originals.starts()
-    _check_memory(len(each), size)
-    images = np.zeros((len(each), 3, size, size), np.uint8)
-
-    def decode(position: int) -> str | None:
-        image = decode_or_reason(originals.open(*each[position]), size, fitting or CROP)
-        if isinstance(image, str):
-            return image
-        images[position] = image
-        return None
-
-    with reporter.progress("decoding", len(each)) as line:
-        reasons = in_threads(decode, range(len(each)), line.update)
-
-    def read(part: str, positions: Integers, image_size: int) -> Images:
-        assert image_size == size
-        return images[positions + starts[part]]
-
-    bad = {position: reason for position, reason in enumerate(reasons) if reason is not None}
-    one_colour = (images == images[:, :, :1, :1]).all((1, 2, 3))
-    return originals.pixels(read, bad, np.flatnonzero(one_colour).tolist())
-
-
-def _check_memory(count: int, size: int) -> None:
-    needed, available = COPIES_IN_MEMORY * count * 3 * size * size, available_memory()
-    if available is not None and needed > available:
-        raise EnvironmentFault(
-            f"{count} images of {size} x {size} need about {format_bytes(needed)} of memory, but "
-            f"{format_bytes(available)} are free: give a smaller --image-size, or a smaller folder"
-        )
 
 
 def _times(size: tuple[int, int]) -> str:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.seeding import numpy_generator
+from saukit.data.fingerprints import SMALLEST_SIDE, compared_size
 from saukit.data.images import ImageStore
-from saukit.data.pair_distance import SHIFTS, SMALLEST_SIDE, as_compared, compared_size, pair_distance
+from saukit.data.pair_distance import SHIFTS, as_compared, pair_distance
 
 Pixels = npt.NDArray[np.uint8]
 
