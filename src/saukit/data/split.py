@@ -12,6 +12,7 @@ one untouched.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +193,7 @@ def make_split(
         if resolved.drop_duplicates:
             plan = without(plan, duplicates.kept)
         manifest = write_split(workspace.split, plan, pixels, store, duplicates, check_root(config.dataset, root))
-        if store is not None:
-            store.remove()
+        shutil.rmtree(workspace.root / STORE_NAME, ignore_errors=True)  # that of a split of other files too
     return SplitResult("new", resolved, manifest)
 
 
