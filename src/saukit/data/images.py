@@ -34,7 +34,7 @@ JPEG = {"quality": 95, "subsampling": 0}  # as Pillow's save takes it; all colou
 SHARD_BYTES = 64 << 20  # of encoded images; three times as much is held while a shard is written
 READ_CHUNK = 4  # images that a thread decodes at once
 CHUNK = 512  # images that work on a whole part holds at a time
-BYTES_PER_PIXEL = 0.8  # of an encoded photo, for estimates: 0.6 on average on the photos of the docs
+BYTES_PER_PIXEL = 0.5  # of an encoded photo, for estimates: 0.47 on average on the photos of the docs
 
 
 class ImageStore(Protocol):
