@@ -36,11 +36,12 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise
 from saukit.models.model_file import load_model
 from saukit.training import methods
+from saukit.training import plan as plan_room
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
 from saukit.training.config import PRESETS, TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
-from saukit.training.plan import TrainingPlan, learning_rate, plan_training
+from saukit.training.plan import TrainingPlan, learning_rate, plan_training, validation_interval
 from saukit.training.stage import TrainingResult, fit
 from saukit.training.step import build_context
 from saukit.training.trainer import Trainer
@@ -748,6 +749,40 @@ def test_select_val_keeps_the_best_step_and_never_sees_test_images(
     assert run.manifest.summary["chosen_by"] == "validation part of the real training images"
     assert validation_accuracy(val_work, run.folder) == pytest.approx(best)
     assert len(set(measured.values())) > 3
+
+
+@pytest.mark.parametrize("images", [0, 341, 1000])
+def test_few_validation_images_are_measured_each_epoch_and_ten_times(images: int) -> None:
+    for total, per_epoch, expected in ((1000, 12, 12), (40, 22, 4), (4, 22, 1), (20_000, 452, 452)):
+        for chosen_by in (False, True):
+            assert validation_interval(total, per_epoch, 64, images, chosen_by=chosen_by) == expected
+
+
+def test_many_validation_images_take_a_tenth_of_the_time() -> None:
+    """A forward pass is a third of a step's work, if the backward pass is twice the forward one."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        total, per_epoch, batch_size = (int(generator.integers(1, most)) for most in (5000, 600, 300))
+        images = int(generator.integers(1001, 30_000))
+        every, choosing = (
+            validation_interval(total, per_epoch, batch_size, images, chosen_by=chosen_by)
+            for chosen_by in (False, True)
+        )
+        assert choosing <= every <= max(total, per_epoch)
+        if every < total:
+            assert images / 3 <= every * batch_size / 10 * 1.01 + batch_size
+        assert total // choosing >= min(4, total)
+
+
+@pytest.mark.parametrize(("select", "steps"), [("last", [40]), ("val", [10, 20, 30, 40])])
+def test_a_large_validation_part_is_measured_seldom(
+    val_work: Path, monkeypatch: pytest.MonkeyPatch, select: Any, steps: list[int]
+) -> None:
+    monkeypatch.setattr(plan_room, "FEW_IMAGES", 10)
+    monkeypatch.setattr(plan_room, "VALIDATED_SHARE", 0.01)
+    run = train(val_work, tiny(select=select, steps=40, batch_size=16))
+    lines = metrics(run.folder)
+    assert [line["step"] for line in lines if "val_balanced_accuracy" in line] == steps
 
 
 def test_of_equal_steps_the_first_is_kept(val_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ class TrainConfig(Paths):
     select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
     patience: int | None = option(
         None,
-        "Early stopping: end after this many validations in a row without a new best; there are ten or more in a run.",
+        "Early stopping: end after this many validations in a row without a new best.",
         least=1,
         needs={"select": "val"},
         shown="none",

@@ -132,7 +132,7 @@ class Trainer:
         log = MetricsLog(
             folder / METRICS_NAME, keep_steps=self.step_count, digest=self.log_digest, tensorboard=tensorboard
         )
-        validate_every = max(1, min(plan.steps_per_epoch, total // 10))
+        validate_every = plan.validate_every
         preparation = self.prepare()
         if preparation:
             reporter.say(f"compiled in {format_duration(preparation)}, which the times below do not count")
