@@ -2,9 +2,9 @@
 
     python examples/soak.py --minutes 45 --out soak.json
 
-Each round works in a workspace of its own until all four stages are complete, resuming after its kill. Recorded per
-round: seconds, the largest memory of any process so far, files left outside the artefacts, and the model's SHA-256,
-which has to be the same in every round. With matplotlib the figures are drawn beside the JSON file.
+Each round works in a workspace of its own until all four stages are complete, resuming after its kill, which comes as
+in kills.py. Recorded per round: seconds, the largest memory of any process so far, files left outside the artefacts,
+and the model's SHA-256, which has to be the same in every round. With matplotlib the figures are drawn beside the JSON.
 """
 
 import argparse
@@ -13,53 +13,34 @@ import json
 import random
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from pathlib import Path
 
-STAGES = (
-    ("make-lt", "--imb", "50"),
-    ("synth", "--per-class-target", "20", "--train-steps", "40", "--no-audit", "--preflight", "0", "--amp", "off"),
-    ("train", "--method", "sau", "--steps", "60", "--batch-size", "16", "--amp", "off", "--name", "soak"),
-    ("eval", "--run", "soak"),
-)
-RESUMED = ("synth", "train")
+from kills import COMMANDS, RESUMED, call, make_small
+
+STAGES = (("make-lt", "--imb", "50"), COMMANDS["synth"], COMMANDS["train"], ("eval", "--run", "killed"))
 
 
-def call(arguments: tuple[str, ...], workspace: Path, *, kill_after: float | None = None) -> bool:
-    """Run a stage; whether it was killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "saukit", *arguments, "-w", str(workspace), "--quiet"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        _, error = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return True
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)} failed with {process.returncode}: {error}")
-    return False
-
-
-def play(root: Path, draw: random.Random) -> dict[str, object]:
-    """One round in a new workspace."""
-    workspace, began = root / "work", time.monotonic()
-    victim, moment = draw.randrange(len(STAGES)), draw.uniform(0.5, 15.0)
-    killed = False
-    for index, stage in enumerate(STAGES):
-        if index == victim and call(stage, workspace, kill_after=moment):
-            killed = True
-            begun = (workspace / {"synth": "synth", "train": "runs/soak"}.get(stage[0], "-") / "config.yaml").exists()
-            call((*stage, "--resume") if begun and stage[0] in RESUMED else stage, workspace)
-        elif index != victim:
-            call(stage, workspace)
-    model = (workspace / "runs/soak/model.safetensors").read_bytes()
+def play(root: Path, draw: random.Random, whole: dict[str, float]) -> dict[str, object]:
+    """One round in a new workspace; the first fills `whole`, the processor time of each stage, and kills nothing."""
+    workspace, began, killed = root / "work", time.monotonic(), None
+    victim, share = draw.choice(STAGES) if whole else None, draw.uniform(0.02, 0.98)
+    for stage in STAGES:
+        command, name = (*stage, "-w", str(workspace), "--quiet"), stage[0]
+        code, seconds = call(command, root / "steps", cpu_seconds=share * whole[name] if stage is victim else None)
+        if stage is victim and code == -signal.SIGPROF:
+            killed = name
+            begun = name in RESUMED and (workspace / RESUMED[name] / "config.yaml").exists()
+            code, _ = call((*command, "--resume") if begun else command, root / "steps")
+        if code != 0:
+            raise SystemExit(f"{' '.join(command)} failed with {code}")
+        whole.setdefault(name, seconds)
+    model = (workspace / "runs/killed/model.safetensors").read_bytes()
     record = {
-        "killed": STAGES[victim][0] if killed else None,
-        "after_seconds": round(moment, 2),
+        "killed": killed,
+        "at_share": round(share, 3) if killed else None,
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "files": sum(path.is_file() for path in workspace.rglob("*")),
@@ -96,9 +77,11 @@ def main() -> None:
     given = parser.parse_args()
     draw, end = random.Random(given.seed), time.monotonic() + 60 * given.minutes
     rounds: list[dict[str, object]] = []
+    whole: dict[str, float] = {}
+    make_small()
     with tempfile.TemporaryDirectory() as folder:
         while not rounds or time.monotonic() < end:
-            rounds.append(play(Path(folder), draw))
+            rounds.append(play(Path(folder), draw, whole))
             models = {record["model"] for record in rounds}
             document = {"rounds": rounds, "models": len(models), "kills": sum(bool(r["killed"]) for r in rounds)}
             given.out.write_text(json.dumps(document, indent=1) + "\n")

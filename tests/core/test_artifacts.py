@@ -454,8 +454,30 @@ def test_all_damaged_files_are_listed(tmp_path: Path) -> None:
 
 def edit_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    document.pop("sha256", None)  # as a manifest of an earlier saukit
     (folder / "manifest.json").write_text(json.dumps(document | changes))
     return document
+
+
+def test_a_flipped_bit_of_a_manifest_is_found_wherever_it_is(tmp_path: Path) -> None:
+    artifact(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        if json.loads(content) == _json_or_none(damaged):
+            continue  # the spelling of a number or a space
+        with pytest.raises((CorruptArtifactError, DataError), match=r"manifest\.json"):
+            read_manifest(tmp_path, kind="split")
+
+
+def _json_or_none(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def test_an_edited_manifest_is_found(tmp_path: Path) -> None:

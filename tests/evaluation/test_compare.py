@@ -246,6 +246,7 @@ def test_a_run_of_another_cache_is_not_used(work: Path) -> None:
     path = work / "runs" / "sau" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["inputs"]["synth"] = "0" * 64
+    del manifest["sha256"]
     path.write_text(json.dumps(manifest))
     shutil.move(work / "runs" / "sau", work / "runs" / "sau+synth")
     plan = plan_comparison(CompareConfig(methods=("sau+synth",), seeds=1, train=TINY), Workspace(work), device=CPU)
@@ -276,6 +277,7 @@ def test_a_comparison_of_runs_that_were_made_anew_says_so(compared: Path, tmp_pa
     work = shutil.copytree(compared, tmp_path / "work")
     manifest = json.loads((work / "comparisons/main/manifest.json").read_text())
     manifest["inputs"]["run ce"] = "0" * 64
+    del manifest["sha256"]
     (work / "comparisons/main/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="was made from another run ce than this workspace holds now"):
         run_compare(CONFIG, work)

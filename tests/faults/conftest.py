@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from diffusers.utils import logging
+
+logging.get_logger()  # it writes to the stderr that it first meets, which must not be a single test's
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,9 +33,8 @@ def test_a_linked_artefact_is_refused_before_anything_is_deleted(
     before, inside = tree(elsewhere), tree(work)
     outcome = cli(*command, "-w", work)
     assert tree(elsewhere) == before and tree(work) == inside
-    assert outcome.code in (3, 5) and "Traceback" not in outcome.err
-    if not dangling:
-        assert outcome.code == 5 and f"{link} is a link to {elsewhere}, and saukit writes only inside" in outcome.error
+    target = "nowhere" if dangling else elsewhere
+    assert outcome.code == 5 and f"{link} is a link to {target}, and saukit writes only inside" in outcome.error
 
 
 def test_a_workspace_may_be_a_link(cli: Cli, split_work: Path, tmp_path: Path) -> None:
@@ -58,7 +55,8 @@ def test_a_linked_lock_changes_nothing(cli: Cli, split_work: Path, tmp_path: Pat
 def test_a_file_in_the_place_of_a_folder(cli: Cli, tmp_path: Path, split_work: Path) -> None:
     (tmp_path / "file").touch()
     assert cli("make-lt", "-w", tmp_path / "file").code == 2
-    assert cli("make-lt", "-w", tmp_path / "file" / "below").code in (2, 5)
+    outcome = cli("make-lt", "-w", tmp_path / "file" / "below")
+    assert outcome.code == 5 and f"cannot write to {tmp_path / 'file' / 'below'}: Not a directory" in outcome.error
     (split_work / "runs").touch()
     outcome = cli(*TRAIN, "--name", "a", "-w", split_work)
     assert outcome.code == 5 and "runs" in outcome.error and "Traceback" not in outcome.err
@@ -71,16 +69,29 @@ def started(*arguments: str, cwd: Path | None = None, code: str = "") -> subproc
     )
 
 
-@pytest.mark.parametrize("delay", [0.15, 0.4])
-def test_ctrl_c_while_the_program_loads_is_no_traceback(tmp_path: Path, delay: float) -> None:
-    process = started("make-lt", "-w", str(tmp_path / "work"), code="print('on', flush=True)")
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
-    assert process.returncode in (130, 0) and (process.returncode == 130 or "KeyboardInterrupt" not in err)
+LOADING = """
+import os, signal, sys
+class CtrlC:
+    def find_spec(self, name, path, target=None):
+        if name == {moment!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+"""
+
+
+STOPPED = "error: stopped and saved; continue with: saukit make-lt -w work\n"
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [*((name, "") for name in ("saukit.cli.main", "typer", "rich.console", "saukit.cli.train")), ("torch", STOPPED)],
+)
+def test_ctrl_c_while_the_program_loads_is_130_without_a_traceback(tmp_path: Path, moment: str, told: str) -> None:
+    """As each of these is imported, the last one by the command itself."""
+    process = started("make-lt", "-w", "work", cwd=tmp_path, code=LOADING.format(moment=moment))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", told)
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:

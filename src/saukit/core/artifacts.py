@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.documents import START_OVER, parse_json, read_json
+from saukit.core.documents import REMAKE, START_OVER, parse_json, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.files import check_regular
 from saukit.core.stamps import Stamps
@@ -46,6 +46,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
 MANIFEST_NAME = "manifest.json"
 METADATA_KEY = "saukit"
+SEAL = "sha256"  # of a manifest, in it
 VERSIONED_PACKAGES = (
     "saukit",
     "torch",
@@ -220,14 +221,18 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
     if not os.path.lexists(path):
         return None
     document = read_json(path)
-    _check_format(document.pop("format_version", None), path)
+    _check_format(document.get("format_version"), path)
+    seal = document.pop(SEAL, None)
+    if seal is not None and seal != _seal(document):  # one of an earlier saukit has none
+        raise CorruptArtifactError(f"{path} was changed after it was written: {REMAKE}")
+    del document["format_version"]
     try:
         manifest = Manifest(**document)
         for record in manifest.files.values():
             if not isinstance(record["sha256"], str) or not isinstance(record["bytes"], int):
                 raise ValueError("a file's record lacks its hash or size")
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CorruptArtifactError(f"{path} is damaged: {error}; remake the artefact with --force") from None
+        raise CorruptArtifactError(f"{path} is damaged: {error}; {REMAKE}") from None
     if manifest.kind != kind:
         raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")
     if verify:
@@ -237,7 +242,7 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         if not bad and _content_digest(manifest.files) != manifest.digest:
             bad = [f"{MANIFEST_NAME} (its digest does not fit its files)"]
         if bad:
-            raise CorruptArtifactError(f"{folder} is damaged: {', '.join(bad)}; remake the artefact with --force")
+            raise CorruptArtifactError(f"{folder} is damaged: {', '.join(bad)}; {REMAKE}")
     return manifest
 
 
@@ -262,7 +267,13 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / MANIFEST_NAME, {"format_version": FORMAT_VERSION, **manifest.__dict__})
+    document = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest.__dict__}))
+    write_json(folder / MANIFEST_NAME, {**document, SEAL: _seal(document)})
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """The hash of all else that a manifest says."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _file_record(path: Path) -> dict[str, Any]:

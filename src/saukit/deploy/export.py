@@ -37,16 +37,22 @@ from saukit.core.locks import hold
 from saukit.core.options import check
 from saukit.core.version import __version__
 from saukit.core.workspace import Workspace
-from saukit.core.writing import staged_folder
+from saukit.core.writing import sha256_file, staged_folder
 from saukit.data.images import JPEG, RAW_UP_TO
 from saukit.deploy.config import ExportConfig, Format
 from saukit.deploy.hub import readme
 from saukit.deploy.prepared import Prepared
 from saukit.deploy.timm_checkpoint import require_timm_form, write_checkpoint
-from saukit.models.classifier import HUB_CONFIG_NAME, ImageClassifier, load_classifier, locate_model, split_of
+from saukit.models.classifier import (
+    CLASSES_NAME,
+    HUB_CONFIG_NAME,
+    ImageClassifier,
+    load_classifier,
+    locate_model,
+    split_of,
+)
 from saukit.models.model_file import MODEL_NAME, preparation
 
-CLASSES_NAME = "classes.json"
 TORCH_NAME = "model.pt2"
 ONNX_NAME = "model.onnx"
 README_NAME = "README.md"
@@ -121,8 +127,10 @@ def export(
                     f"at most {TOLERANCE:g} is allowed; nothing was written, and the other formats may do"
                 )
             checks.append(Check(name, difference))
-        write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on))
-        files = tuple(sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()))
+        written = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+        hashes = {file.relative_to(staging).as_posix(): sha256_file(file) for file in written}
+        write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on) | {"sha256": hashes})
+        files = tuple(sorted([*hashes, CLASSES_NAME]))
     return ExportResult(folder, path, files, tuple(checks), checked_on)
 
 

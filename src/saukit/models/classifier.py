@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest
 from saukit.core.config import from_mapping
+from saukit.core.documents import read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.options import at_home
 from saukit.core.words import name_problem
 from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
 HUB_CONFIG_NAME = "config.json"
+EXPORT_AGAIN = "export it again with --force"
+CLASSES_NAME = "classes.json"  # of an export, with the SHA-256 of its files
 
 
 class ImageClassifier(
@@ -168,6 +173,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     if (folder / MANIFEST_NAME).exists() or (folder / CONFIG_NAME).exists():
         require(folder, kind="run", command="saukit train")
         return ImageClassifier.from_model(*load_model(folder / MODEL_NAME))
+    _check_export(folder)
     if (folder / HUB_CONFIG_NAME).exists():
         return _load_pretrained(folder)
     file = folder / MODEL_NAME if path.is_dir() else path
@@ -176,6 +182,16 @@ def load_classifier(path: str | Path) -> ImageClassifier:
             f"{path} holds no {MODEL_NAME}: give a run, its folder, or what `saukit export --format hub` made"
         )
     return ImageClassifier.from_model(*load_model(file))
+
+
+def _check_export(folder: Path) -> None:
+    """Raises: CorruptArtifactError for a file that is not as `saukit export` wrote it, if that made the folder."""
+    if not os.path.lexists(folder / CLASSES_NAME):
+        return
+    noted = read_json(folder / CLASSES_NAME, remedy=EXPORT_AGAIN).get("sha256", {})
+    for name in (HUB_CONFIG_NAME, MODEL_NAME):
+        if name in noted and not ((folder / name).is_file() and sha256_file(folder / name) == noted[name]):
+            raise CorruptArtifactError(f"{folder / name} is missing or was changed after its export: {EXPORT_AGAIN}")
 
 
 def _load_pretrained(folder: Path) -> ImageClassifier:
