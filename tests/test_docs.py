@@ -40,7 +40,7 @@ def commands(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text]
     for line in "\n".join(blocks).splitlines():
-        if match := re.match(r"[#\s]*(saukit\s.*)", line):
+        if match := re.match(r"[#\s]*(?:torchrun .*-m )?(saukit\s.*)", line):
             yield match[1]
 
 

@@ -31,6 +31,7 @@ from saukit.models.classifier import load_classifier
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.training.config import TrainConfig
+from saukit.training.distributed import joined
 from saukit.training.stage import TrainingResult, fit
 
 __all__ = ["compare", "evaluate", "load_classifier", "make_lt", "predict", "synth", "train"]
@@ -78,16 +79,17 @@ def train(
 ) -> TrainingResult:
     """`saukit train`: train a network. `name` is the run's; None is made from the configuration."""
     where, reporter = open_device(device), _reporter(verbose)
-    return fit(
-        config,
-        _workspace(workspace),
-        name=name,
-        device=where,
-        force=force,
-        resume=resume,
-        reporter=reporter,
-        tensorboard=tensorboard,
-    )
+    with joined(where):
+        return fit(
+            config,
+            _workspace(workspace),
+            name=name,
+            device=where,
+            force=force,
+            resume=resume,
+            reporter=reporter,
+            tensorboard=tensorboard,
+        )
 
 
 def evaluate(

@@ -119,6 +119,7 @@ CHANGED = [
         patience=5,
         amp="off",
         compile=True,
+        sync_batchnorm=True,
         cuda_graph=True,
         seed=9,
     ),

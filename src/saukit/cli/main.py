@@ -13,9 +13,10 @@ from rich.markup import escape
 
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.cli.help import Command, Group
-from saukit.cli.streams import shell_streams
+from saukit.cli.streams import shell_streams, voice
 from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.interrupts import typed_command
+from saukit.core.ranks import exit_code_of_job, has_spoken, may_speak
 from saukit.core.version import __version__
 from saukit.core.words import printable, shown
 
@@ -72,18 +73,30 @@ def run() -> None:
         except (MemoryError, OSError, RuntimeError) as error:
             fault = _environment_fault(error)
             if fault is None:
+                _leave_unless_first(1)
                 raise
             _fail(fault)
+        except Exception:
+            _leave_unless_first(1)
+            raise
+
+
+def _leave_unless_first(exit_code: int) -> None:
+    """End in silence a process of a job of which another one says why it fails."""
+    if not may_speak(exit_code):
+        sys.exit(exit_code_of_job(exit_code))
 
 
 def _fail(error: SaukitError) -> NoReturn:
+    _leave_unless_first(error.exit_code)
     if "--debug" in sys.argv:
         import traceback
 
         traceback.print_exc()
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console = Console(file=voice(), highlight=False, emoji=False, soft_wrap=True)
     message = printable(shown(str(error), limit=LONGEST_MESSAGE, quotes=False))
     console.print(f"[bold red]error:[/bold red] {escape(message)}")
+    has_spoken()
     sys.exit(error.exit_code)
 
 

@@ -17,6 +17,7 @@ from saukit.core.config import from_mapping, load_config
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import Option, at_home, displaced, options_of, without_effect
+from saukit.core.ranks import job_rank
 from saukit.core.words import DEFAULT_WORKSPACE
 
 if TYPE_CHECKING:
@@ -107,12 +108,17 @@ class Call:
 
 
 def stage_command(
-    config_type: Any = None, *, without: Collection[str] = (), others: Sequence[inspect.Parameter] = ()
+    config_type: Any = None,
+    *,
+    without: Collection[str] = (),
+    others: Sequence[inspect.Parameter] = (),
+    every_process: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function `(call, [config,] own options...)`.
 
     The options are the function's own, in its order, with the fields of `config_type` where its parameter `config`
-    stands, then `others`, which `call.given` reads, and the common ones but `without`.
+    stands, then `others`, which `call.given` reads, and the common ones but `without`. Under torchrun the first process
+    does the work, and the others end, unless it is a command of `every_process`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -141,6 +147,8 @@ def stage_command(
             extra = {name: value for name, value in given.items() if name in own and name not in ("call", "config")}
             if config_type is not None:
                 extra["config"] = build_config(config_type, call.given(config_type), call.file)
+            if job_rank() > 0 and not (every_process and not call.dry_run):
+                return
             with StopRequest(at_once="the same command"):
                 function(call, **extra)
 

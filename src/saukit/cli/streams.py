@@ -9,9 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from saukit.core.errors import EnvironmentFault
+from saukit.core.ranks import job_rank
+
+_voice: list[TextIO | None] = []
 
 
 class _ReaderGone(BaseException):
@@ -52,7 +56,8 @@ class _Stream:
 def shell_streams() -> Iterator[None]:
     """While entered, a character that a terminal cannot show becomes its number, and a closed pipe ends the process.
 
-    That is by SIGPIPE, with exit code 141 in the shell, as it ends cat.
+    That is by SIGPIPE, with exit code 141 in the shell, as it ends cat. Of the processes of a job the first one speaks,
+    and the others only of a failure (`voice`).
     """
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -61,6 +66,9 @@ def shell_streams() -> Iterator[None]:
     sys.stdout = cast(TextIO, _Stream(sys.stdout, "stdout"))
     if sys.stderr is not None:
         sys.stderr = cast(TextIO, _Stream(sys.stderr, "stderr"))
+    _voice[:] = [sys.stderr]
+    if job_rank() > 0:
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
     try:
         try:
             yield
@@ -70,6 +78,11 @@ def shell_streams() -> Iterator[None]:
         _end()
     finally:
         sys.stdout, sys.stderr = before
+
+
+def voice() -> TextIO:
+    """Where the message of a failure goes, also from a process that is silent otherwise."""
+    return (_voice[0] if _voice else None) or sys.stderr
 
 
 def _end() -> NoReturn:

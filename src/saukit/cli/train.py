@@ -12,7 +12,7 @@ from saukit.core.words import format_duration
 from saukit.training.config import TrainConfig
 
 
-@stage_command(TrainConfig)
+@stage_command(TrainConfig, every_process=True)
 def command(
     call: Call,
     name: Annotated[
@@ -38,8 +38,11 @@ def command(
       saukit train --method sau --prior-correction 1 --real-finish 0.5
 
       saukit train --config saukit_work/runs/ce/config.yaml --seed 1
+
+      torchrun --nproc-per-node 8 -m saukit train --sync-batchnorm
     """
     from saukit.cli.show import show_run
+    from saukit.training.distributed import joined
     from saukit.training.estimate import estimate_seconds
     from saukit.training.plan import plan_training
     from saukit.training.stage import fit
@@ -57,15 +60,16 @@ def command(
         }
         call.show_plan("train", plan.config, facts)
         return
-    result = fit(
-        config,
-        call.workspace,
-        name=name,
-        device=call.device,
-        force=call.force,
-        resume=resume,
-        reporter=call.reporter,
-        tensorboard=tensorboard,
-        advise=call.file is None and not call.was_given("method"),
-    )
+    with joined(call.device):
+        result = fit(
+            config,
+            call.workspace,
+            name=name,
+            device=call.device,
+            force=call.force,
+            resume=resume,
+            reporter=call.reporter,
+            tensorboard=tensorboard,
+            advise=call.file is None and not call.was_given("method"),
+        )
     show_run(result, call.reporter)

@@ -17,6 +17,7 @@ import torch
 from saukit.core.config import Amp
 from saukit.core.errors import EnvironmentFault, UsageError
 from saukit.core.machine import usable_cores
+from saukit.core.ranks import local_rank
 
 # Dense fp16 peaks of the tensor cores in TFLOP/s, accumulating in float32, from NVIDIA's data sheets and white papers
 # (half of the sheet's figure where that is with sparsity); bf16 has the same, where there is bf16. By the name that
@@ -47,20 +48,23 @@ _WITHOUT_BF16 = ("V100-SXM2", "V100-PCIE", "T4")
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device if there is one, else the CPU; otherwise `cpu`, `cuda` or `cuda:1`.
+    """`auto` is `cuda` where there is one, else `cpu`; `cuda` is the first device, under torchrun each process's own.
 
     Raises: UsageError for another name, EnvironmentFault for a CUDA device that is not there.
     """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if name != "cpu" and (kind != "cuda" or not (index.isdigit() or name == "cuda")):
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:0")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
+        own = int(index or local_rank())
+        if own >= count and not index and count:
+            raise EnvironmentFault(f"process {own} has no GPU, here are {count}: use --nproc-per-node {count}")
+        if own >= count:
             raise EnvironmentFault(f"device {name} asked for, but {count} CUDA devices are here: use --device cpu")
-        return torch.device("cuda", int(index or 0))
+        return torch.device("cuda", own)
     return torch.device("cpu")
 
 

@@ -53,6 +53,23 @@ class ImageStore(Protocol):
     def __getitem__(self, rows: Any, /) -> Images: ...
 
 
+class RowsOf:
+    """Rows of other images, next to each other, that are read when they are asked for."""
+
+    def __init__(self, images: ImageStore, rows: slice) -> None:
+        self._images, self._start = images, int(rows.start)
+        self._count = int(rows.stop) - self._start
+        self.shape = (self._count, *images.shape[1:])
+        self.nbytes = images.nbytes * self._count // max(1, len(images))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rows: slice, /) -> Images:
+        first, end, _ = rows.indices(self._count)
+        return self._images[self._start + first : self._start + end]
+
+
 class EncodedImages:
     """Images in the shards of a part, decoded when they are asked for, in threads; it may be used by several threads.
 

@@ -200,6 +200,11 @@ class TrainConfig(Paths):
     )
     amp: Amp = option("auto", "Precision of the forward passes.")
     compile: bool = option(False, "Compile the network with torch.compile.")
+    sync_batchnorm: bool = option(
+        False,
+        "Under torchrun: BatchNorm's statistics over the whole batch, as one process has them, not over each share.",
+        needs=LEARNING,
+    )
     cuda_graph: bool = option(
         False,
         "Launch a whole step as one CUDA graph.",

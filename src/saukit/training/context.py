@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from saukit.core.device import Precision
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.config import ResolvedTrainConfig
+from saukit.training.distributed import Share, total
 from saukit.training.training_set import StoredImages
 from saukit.training.views import Views
 
@@ -25,7 +26,8 @@ class StepContext:
 
     `logit_offsets` are added to the logits that the classification losses see. `second_stage`: the last part of a
     method with two stages has begun. `done`: the share of the steps before this one. `metrics` takes 0-d tensors for
-    the log.
+    the log. `share` is this process's part of the batch, None for all of it: views are of its images, while logits and
+    embeddings are those of all b samples.
 
     Shapes: done float32 []; class_counts and logit_offsets float32 [K], the counts those of the whole training set;
         prototypes: two of [K, d], or None for a method without.
@@ -41,6 +43,7 @@ class StepContext:
     prototypes: tuple[Tensor, Tensor] | None = None
     second_stage: bool = False
     done: Tensor = field(default_factory=lambda: torch.zeros(()))
+    share: Share | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -51,12 +54,34 @@ class StepContext:
             if self.config.as_published and self.network.projection is not None:
                 with torch.no_grad():  # for BatchNorm's statistics: the authors' network computes both heads each time
                     self.network.projection(features)
-        return logits.float() + self.logit_offsets
+        return self._of_batch(logits.float()) + self.logit_offsets
 
     def embeddings(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Forward passes of backbone and projection in autocast, one per view; L2-normalised float32 [b, d] each."""
         with self.precision.autocast():
-            return self.network.project_views(*views)
+            embeddings = self.network.project_views(*views)
+        return tuple(map(self._of_batch, embeddings))
+
+    def last_layer_logits(self, images: Tensor) -> Tensor:
+        """As `logits`, without the offsets, and the classifier alone learns."""
+        with self.precision.autocast():
+            logits = self.network.frozen_logits(images)
+        return self._of_batch(logits.float())
+
+    def mixture_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The network's outputs of that name for all b samples, from one forward pass in autocast."""
+        with self.precision.autocast():
+            outputs = self.network.mixture_outputs(images)
+        return tuple(map(self._of_batch, outputs))
+
+    def class_embeddings(self) -> Tensor:
+        """One embedding per class, from the classifier's weights; L2-normalised float32 [K, d]."""
+        with self.precision.autocast():
+            embeddings = self.network.project_classes()
+        return embeddings if self.share is None else self.share.replicated(embeddings)
+
+    def _of_batch(self, mine: Tensor) -> Tensor:
+        return mine if self.share is None else self.share.gather(mine)
 
     def weights(self, synthetic: Tensor, of_class: Tensor | None = None) -> Tensor | None:
         """What each image weighs in the classification losses: bool [b] to float32 [b]; `of_class` [b] are factors.
@@ -80,16 +105,20 @@ def class_prototypes(
     Shapes: images uint8 [n, 3, H, W], on the labels' device, in host memory or on disk; labels int64 [N] of the first N
         of them, every class at least once; returns two of [K, d].
     """
-    total: Tensor | int = 0
+    sums: Tensor | int = 0
     # On an accelerator a large batch, or the launches of its kernels would take longer than the kernels.
     batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // math.prod(images.shape[2:])))
     for start in range(0, len(labels), batch_size):
-        chunk = images[start : min(start + batch_size, len(labels))].to(labels.device, non_blocking=True)
-        both = torch.cat((context.views.autoaugment(chunk, generator), context.views.simclr(chunk, generator)))
+        end, views = min(start + batch_size, len(labels)), context.views
+        mine = slice(start, end)
+        if (share := Share.of(end - start)) is not None:
+            mine, views = slice(start + share.rows.start, start + share.rows.stop), replace(views, share=share)
+        chunk = images[mine].to(labels.device, non_blocking=True)
+        both = torch.cat((views.autoaugment(chunk, generator), views.simclr(chunk, generator)))
         with context.network.inference(), context.precision.autocast():
             embeddings = context.network.project(both)
-        one_hot = F.one_hot(labels[start : start + batch_size], len(context.class_counts)).float()
-        total = total + one_hot.T @ embeddings.float().view(2, len(chunk), -1)
+        one_hot = F.one_hot(labels[mine], len(context.class_counts)).float()
+        sums = sums + one_hot.T @ embeddings.float().view(2, len(chunk), -1)
     # The mean's direction is the sum's: the count cancels in the normalisation.
-    z2, z3 = F.normalize(torch.as_tensor(total), dim=2)
+    z2, z3 = F.normalize(total(torch.as_tensor(sums)), dim=2)
     return z2, z3

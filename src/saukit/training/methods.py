@@ -102,10 +102,9 @@ def synaug_step(batch: Batch, context: StepContext) -> Losses:
 
 def _last_layer_cross_entropy(batch: Batch, context: StepContext) -> Tensor:
     view = context.views.crop_flip(batch.images, context.generator)
-    with context.precision.autocast():
-        logits = context.network.frozen_logits(view)
+    logits = context.last_layer_logits(view)
     weights, smoothing = context.weights(batch.synthetic), context.config.label_smoothing
-    return cross_entropy(logits.float(), batch.labels, weights=weights, smoothing=smoothing)
+    return cross_entropy(logits, batch.labels, weights=weights, smoothing=smoothing)
 
 
 def bcl_step(batch: Batch, context: StepContext) -> Losses:
@@ -120,8 +119,7 @@ def bcl_step(batch: Batch, context: StepContext) -> Losses:
     yield "balanced_softmax", BCL_CLASSIFICATION_WEIGHT * loss
 
     z1, z2 = context.embeddings(views.simclr(batch.images, generator), views.simclr(batch.images, generator))
-    with context.precision.autocast():
-        prototypes = context.network.project_classes()
+    prototypes = context.class_embeddings()
     labels, temperature = torch.cat((batch.labels, batch.labels)), context.config.temperature
     loss = balanced_contrastive_loss(torch.cat((z1, z2)), labels, prototypes, temperature=temperature)
     yield "contrastive", BCL_CONTRASTIVE_WEIGHT * loss
@@ -178,9 +176,8 @@ def glmc_step(batch: Batch, context: StepContext) -> Losses:
     mixed = mixup(first, second, lam)
     first, second = (views.crop_flip(images, generator) for images in (batch.images, batch.partner_images))
     box, kept_share = draw_cutmix_box(first.shape[2], first.shape[3], lam, generator=generator)
-    with context.precision.autocast():
-        of_mixup = context.network.mixture_outputs(mixed)
-        of_cutmix = context.network.mixture_outputs(cutmix(first, second, box))
+    of_mixup = context.mixture_outputs(mixed)
+    of_cutmix = context.mixture_outputs(cutmix(first, second, box))
     late = context.done**2
     of_class = inverse_frequency_weights(context.class_counts, power=GLMC_LABEL_POWER)
     loss = torch.zeros_like(late)

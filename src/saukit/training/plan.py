@@ -103,6 +103,12 @@ class TrainingPlan:
             return copies * 4 * count_parameters(self.model_spec.build_network())
 
     @property
+    def drops_synthetic(self) -> bool:
+        """Whether some steps have batches of real images alone."""
+        stage = self.method.second_stage
+        return self.config.real_finish > 0 or (stage is not None and stage.real_only)
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         if self.config.epochs is not None:

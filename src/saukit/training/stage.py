@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import torch
 from saukit.core.artifacts import MANIFEST_NAME, Manifest, check_disk_space
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device, reset_peak_memory, suited_threads, using_threads
+from saukit.core.errors import UsageError
 from saukit.core.extras import require_extra
+from saukit.core.ranks import restarts
 from saukit.core.state import remove_states
 from saukit.core.workspace import State, Workspace, prepare, require
 from saukit.models.backbones import count_parameters
 from saukit.training.advice import starting_method
 from saukit.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, lower_learning_rate, made_from
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
+from saukit.training.distributed import first_before_others, from_first, is_first, require_same, size
 from saukit.training.features import frozen_features
-from saukit.training.plan import plan_training
+from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
 
 
@@ -48,23 +52,24 @@ def fit(
     """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
 
     `tensorboard` writes the log as TensorBoard events too; they are not part of the run. `advise` says which method to
-    start with.
+    start with. Of several processes (`distributed.joined`) all compute and the first one writes; a job that torchrun
+    has restarted continues by itself.
     Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
     """
     if tensorboard:
         require_extra("tensorboard", purpose="--tensorboard")  # before a folder is made
+    resume, force = resume or restarts() > 0, force and not restarts()
     plan = plan_training(config, workspace, name=name, device=device)
     folder = workspace.run(plan.name)
-    with workspace.lock(folder):
-        trainer = None
-        if force or not (folder / MANIFEST_NAME).exists():
-            check_disk_space(folder, plan.disk_bytes)
-            reset_peak_memory(device)
-            with using_threads(suited_threads(plan.split.image_size, device)):
-                trainer = Trainer(plan)  # first: pretrained weights that are out of reach cost no earlier run
+    origin = made_from(plan.config, plan.inputs)
+    if size() > 1:
+        require_same("configurations or inputs", origin)
+        _check_shares(plan)
+
+    def prepared() -> State:
         if resume and not force and config.lr is not None:
             lower_learning_rate(folder, plan.config, reporter)
-        state = prepare(
+        return prepare(
             folder,
             plan.config,
             kind="run",
@@ -73,9 +78,19 @@ def fit(
             another="another --name",
             inputs=plan.inputs,
         )
+
+    with workspace.lock(folder) if is_first() else contextlib.nullcontext():
+        trainer = None
+        if from_first(lambda: force or not (folder / MANIFEST_NAME).exists()):
+            check_disk_space(folder, plan.disk_bytes)
+            reset_peak_memory(device)
+            with using_threads(suited_threads(plan.split.image_size, device)):
+                trainer = Trainer(plan)  # first: pretrained weights that are out of reach cost no earlier run
+        state = from_first(prepared)
         if trainer is None:
             manifest = read_complete(folder)
-            remove_states(folder / CHECKPOINT_NAME)  # a kill may have come just after the manifest
+            if is_first():
+                remove_states(folder / CHECKPOINT_NAME)  # a kill may have come just after the manifest
         else:
             with using_threads(suited_threads(plan.split.image_size, device)):
                 _announce(trainer, reporter)
@@ -83,14 +98,35 @@ def fit(
                     passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
                     reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":
-                    trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
-                origin = made_from(plan.config, plan.inputs)
+                    network = trainer.network
+                    trainer.use_features(
+                        first_before_others(lambda: frozen_features(plan, network, workspace, reporter))
+                    )
                 saved = load_checkpoint(folder / CHECKPOINT_NAME, device, made_from=origin, warn=reporter.warn)
+                require_same("checkpoints", None if saved is None else saved.step)
                 if saved is not None:
                     trainer.restore(saved)
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
                 manifest = trainer.run(folder, reporter, tensorboard=tensorboard)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
+
+
+def _check_shares(plan: TrainingPlan) -> None:
+    """Raises: UsageError for what several processes cannot do."""
+    config, least = plan.config, 2 * size()
+    if config.cuda_graph:
+        raise UsageError(f"cuda_graph records the step of one process, these are {size()}: use --no-cuda-graph")
+    if config.compile and config.sync_batchnorm:
+        raise UsageError("compile has no sync_batchnorm under torchrun: use --no-compile or --no-sync-batchnorm")
+    counts = [plan.training_images, *([len(plan.split.train.labels)] if plan.drops_synthetic else [])]
+    for count in counts:
+        batch = min(config.batch_size, count)
+        rest = 0 if config.drop_last else count % batch
+        if batch < least or 1 < rest < least:
+            raise UsageError(
+                f"a batch of {batch if batch < least else rest} images leaves one of {size()} processes fewer than "
+                "two, which BatchNorm needs: use fewer processes, another --batch-size, or --drop-last"
+            )
 
 
 def _announce(trainer: Trainer, reporter: Reporter) -> None:
@@ -112,13 +148,14 @@ def _announce(trainer: Trainer, reporter: Reporter) -> None:
             f"{config.method} counts the training set, whose classes all have {plan.class_counts[0]:,} images: "
             "this is cross entropy; `--method ce --prior-correction 1` counts the real images"
         )
+    processes = f"{size()} processes, each on " if size() > 1 else ""
     real, views = trainer.training_set.real_count, trainer.method.views_per_step
     reporter.say(
         f"training {plan.name}: {loss}, preset {config.preset}, {config.backbone} "
         f"({count_parameters(trainer.network) / 1e6:.2f} M parameters), {real:,} real + "
         f"{len(trainer.training_set) - real:,} synthetic images, {plan.total_steps:,} steps of {plan.batch_size} "
         f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs, {views} view{'s'[: views > 1]} per image), "
-        f"{config.amp if config.amp != 'off' else 'float32'} on {describe_device(plan.device)}, "
+        f"{config.amp if config.amp != 'off' else 'float32'} on {processes}{describe_device(plan.device)}, "
         f"{trainer.training_set.describe()}"
     )
 

@@ -20,7 +20,9 @@ from saukit.core.seeding import derive_seed
 from saukit.models.backbones import BACKBONES, initialise_fan_in
 from saukit.models.lora import add_lora
 from saukit.models.pretrained import load_pretrained, load_weights
+from saukit.training.batch_norm import synchronise_batch_norm
 from saukit.training.context import StepContext
+from saukit.training.distributed import Share, copy_from_first, size, sum_gradients
 from saukit.training.methods import MethodEntry, logit_offsets
 from saukit.training.optimizers import build_optimizer, set_learning_rate, set_training_mode
 from saukit.training.plan import TrainingPlan
@@ -117,11 +119,14 @@ class TrainingStep:
     def _compute(self, batch: StepBatch) -> Metrics:
         metrics: Metrics = {}
         context = replace(self.context, prototypes=batch.prototypes, second_stage=batch.second_stage, metrics=metrics)
+        if (share := Share.of(len(batch.samples.labels))) is not None:
+            context = replace(context, share=share, views=replace(context.views, share=share))
         set_training_mode(self.network, context.config, head_only=batch.head_only)
         self.optimizer.zero_grad(set_to_none=True)
         for name, loss in self.method.step(batch.samples, context):
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             metrics[name] = loss.detach()
+        sum_gradients(self.network)
         if context.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), context.config.clip_norm)
@@ -183,6 +188,9 @@ def build_context(plan: TrainingPlan) -> StepContext:
             torch.manual_seed(derive_seed(config.seed, "low-rank updates"))
             add_lora(network, config.lora_rank, name=config.backbone)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.sync_batchnorm and size() > 1:
+        synchronise_batch_norm(network, without="class_projection")
+    copy_from_first(network)
     if config.compile:
         network.compile_backbone()
     kind = FeatureViews if config.tune == "head" else PhotoViews if config.views == "photo" else Views

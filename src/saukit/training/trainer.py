@@ -28,6 +28,7 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, remove_states
 from saukit.core.words import format_duration
+from saukit.data.images import RowsOf
 from saukit.data.split import Part
 from saukit.models import dual_branch
 from saukit.models.backbones import count_parameters
@@ -43,6 +44,7 @@ from saukit.training.checkpoint import (
     save_checkpoint,
 )
 from saukit.training.context import class_prototypes
+from saukit.training.distributed import Share, from_first, is_first, largest, seconds_waited, size, wait_for_all
 from saukit.training.features import FrozenFeatures
 from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
@@ -127,11 +129,16 @@ class Trainer:
             self.meters[name] = self.meters.get(name, 0) + value.double()
 
     def run(self, folder: Path, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
-        """Train to the end, with log, checkpoints and validation, and complete the run's folder."""
+        """Train to the end, with log, checkpoints and validation, and complete the run's folder.
+
+        Of several processes the first one writes.
+        """
         plan, total = self.plan, self.plan.total_steps
-        log = MetricsLog(
-            folder / METRICS_NAME, keep_steps=self.step_count, digest=self.log_digest, tensorboard=tensorboard
-        )
+        log = None
+        if is_first():
+            log = MetricsLog(
+                folder / METRICS_NAME, keep_steps=self.step_count, digest=self.log_digest, tensorboard=tensorboard
+            )
         validate_every = plan.validate_every
         preparation = self.prepare()
         if preparation:
@@ -156,7 +163,8 @@ class Trainer:
                     now = time.monotonic()
                     self.seconds = seconds_before + now - started
                     rate = (plan.images_of(done) - plan.images_of(first_step)) / (now - started)
-                    log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
+                    if log is not None:
+                        log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
                     note = f"{describe_line(line)}  {rate:,.0f} images/s"
                     if (share := self._share_of_peak(rate)) is not None:
                         note += f"  {100 * share:.0f}% of peak"
@@ -164,7 +172,8 @@ class Trainer:
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
                     warned = True
                     reporter.warn(self._long_run_warning(progress.eta_seconds or 0.0))
-                if not last and (stop.requested or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                stopping = not last and self._all_stop(stop)
+                if not last and log is not None and (stopping or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.seconds = seconds_before + time.monotonic() - started
                     log.sync()
                     state = replace(self.state(), log_digest=log.digest)
@@ -172,16 +181,26 @@ class Trainer:
                     save_checkpoint(folder / CHECKPOINT_NAME, state, made_from=made_from(plan.config, plan.inputs))
                     self.saved_step = done
                     saved = time.monotonic()
-                    if stop.requested:
+                if stopping:
+                    wait_for_all()  # until the state is saved
+                    if log is not None:
                         log.close()
-                        raise stop.interrupted()
-        log.close()
+                    raise stop.interrupted()
+        if log is not None:
+            log.close()
         if self.trusted_share is not None and self.trusted_share < LITTLE_TRUST:
             reporter.warn(
                 f"the label check trusts {100 * self.trusted_share:.1f} % of the synthetic images at the end, and "
                 "takes the others for noise: train for more steps, or with `--method mixup-cutmix`, which has none"
             )
-        return self._complete(folder, preparation)
+        return from_first(lambda: self._complete(folder, preparation))
+
+    def _all_stop(self, stop: StopRequest) -> bool:
+        """Whether a process was asked to stop; all of them answer alike, and on a GPU where they wait anyway."""
+        if size() > 1 and (self.plan.device.type == "cpu" or self.step_count % LOG_EVERY_STEPS == 0):
+            stop.signal_number = largest(stop.signal_number or 0) or None
+            return stop.requested
+        return stop.requested and size() == 1
 
     def state(self) -> TrainingState:
         """All that `restore` needs."""
@@ -294,10 +313,16 @@ class Trainer:
         """Balanced accuracy on the split's validation part: the mean over its classes of their accuracy."""
         plan = self.plan
         images = part.images if self.features is None or self.features.val is None else self.features.val
+        share = Share.of(len(images))
         found = predict(
-            self._learned, plan.model_spec, images, device=plan.device, precision=self.step.context.precision
+            self._learned,
+            plan.model_spec,
+            images if share is None else RowsOf(images, share.rows),
+            device=plan.device,
+            precision=self.step.context.precision,
         )
-        correct = (found.logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
+        logits = found.logits if share is None else share.exchange(torch.from_numpy(found.logits)).numpy()
+        correct = (logits + self._post_hoc_adjustment().cpu().numpy()).argmax(1) == part.labels
         accuracy = float(np.mean([correct[part.labels == label].mean() for label in np.unique(part.labels)]))
         if self.plan.config.select == "val" and (self.best is None or accuracy > self.best[0]):
             state = {name: value.detach().cpu().clone() for name, value in self._learned.state_dict().items()}
@@ -388,6 +413,7 @@ class Trainer:
                 "share_of_peak": self._share_of_peak(rate),
                 "peak_memory_bytes": peak_memory(plan.device),
                 **({"lowered_lr": self.lowered} if self.lowered else {}),
+                **({"processes": size(), "exchange_seconds": round(seconds_waited(), 1)} if size() > 1 else {}),
             },
             device=describe_device(plan.device),
         )

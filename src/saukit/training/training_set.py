@@ -20,6 +20,7 @@ from saukit.core.words import format_bytes
 from saukit.data.images import ImageStore
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
+from saukit.training.distributed import Share
 
 Residence = Literal["device", "host", "disk"]
 
@@ -88,6 +89,7 @@ class Batch:
     """Two batches A and B of b samples from two independent shuffles of D, on the device.
 
     The images of B are absent ([0, 3, H, W]) where they would have to be decoded and the method does not read them.
+    Of several processes each has the images of its share; labels and flags are those of all b samples.
     """
 
     images: Tensor
@@ -201,18 +203,23 @@ class BatchOrder:
         data = self.training_set
         a, b = self._rows(step)[1]
         if self._feed is None:
-            images, partner_images = data.images[a], data.images[b]
+            images, partner_images = (data.images[rows[_mine(len(rows))]] for rows in (a, b))
         else:
-            images, partner_images = self._fetch(step, self._feed).tensor_split([len(a)])
+            images, partner_images = self._fetch(step, self._feed).tensor_split([len(a[_mine(len(a))])])
         return Batch(images, data.labels[a], data.synthetic[a], partner_images, data.labels[b], data.synthetic[b])
 
     def _fetch(self, step: int, feed: _HostFeed | _DiskFeed) -> Tensor:
         """The images of A, then those of B; what was sent ahead is used only if it is what is asked for."""
         if self._sent is None or self._sent[0] != step:
-            self._sent = (step, feed.send(self._rows(step)[0][: self._batches]))
+            self._sent = (step, feed.send(self._own_rows(step)))
         images = self._sent[1].receive()
-        self._sent = (step + 1, feed.send(self._rows(step + 1)[0][: self._batches]))
+        self._sent = (step + 1, feed.send(self._own_rows(step + 1)))
         return images
+
+    def _own_rows(self, step: int) -> Tensor:
+        """The samples whose images this process needs, int64 [1 or 2, n], in host memory."""
+        rows = self._rows(step)[0][: self._batches]
+        return rows[:, _mine(rows.shape[1])]
 
     def _rows(self, step: int) -> tuple[Tensor, Tensor]:
         """The samples of A and of B, int64 [2, b], in host memory and on the device."""
@@ -234,6 +241,11 @@ class BatchOrder:
             else:
                 order.copy_(_sample_classes_evenly(self._labels, generator))
         return orders
+
+
+def _mine(count: int) -> slice:
+    """This process's rows of a batch of `count`."""
+    return slice(None) if (share := Share.of(count)) is None else share.rows
 
 
 def _sample_classes_evenly(labels: Tensor, generator: torch.Generator) -> Tensor:

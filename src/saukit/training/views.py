@@ -23,7 +23,9 @@ Shapes: b samples, height H, width W.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from torch import Tensor
 from saukit.models.inference import normalise
 from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment, draw_randaugment
 from saukit.training.blur import gaussian_blur, pil_gaussian_blur, separable
+from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
 
 # Colour jitter's operations, as torchvision numbers them.
@@ -83,6 +86,7 @@ class Views:
     and v2 have a resized crop of at least that share of the area instead, as is usual for photos.
     `as_published`: v2 and v3 as in the code of SAU's authors. AutoAugment fills with grey (128), shears bicubically and
     turns one way; Cutout is black, before the normalisation; the blur is PIL's GaussianBlur.
+    `share`: the images are this share of a batch, for all of which the parameters are drawn.
     Raises (each view): ValueError if the images are not uint8 [b, 3, H, W].
     """
 
@@ -91,6 +95,7 @@ class Views:
     flip: bool
     crop_scale: float | None = None
     as_published: bool = False
+    share: Share | None = None
 
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
@@ -99,10 +104,10 @@ class Views:
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
         images = self._crop_flip(images, generator)
-        batch, _, height, width = images.shape
-        parameters = draw_autoaugment(batch, device=images.device, generator=generator)
+        height, width = images.shape[2:]
+        parameters = self._draw(draw_autoaugment, images, generator)
         images = autoaugment(images, parameters, as_published=self.as_published)
-        centres = draw_cutout(batch, height, width, device=images.device, generator=generator)
+        centres = self._draw(draw_cutout, images, generator, height, width)
         mask = cutout_mask(*centres, min(height, width) // 2, height, width)
         if self.as_published:
             return _channels_last(normalise(images * mask, self.mean, self.std))
@@ -115,14 +120,13 @@ class Views:
         about a tenth of the shorter side (`blur_kernel_size`).
         """
         _check_images(images)
-        batch, _, height, width = images.shape
-        device = images.device
-        crop = draw_resized_crop(batch, height, width, device=device, generator=generator)
-        flips = draw_chosen(batch, 0.5 if self.flip else 0.0, device=device, generator=generator)
-        jitter = draw_jitter(batch, device=device, generator=generator)
-        is_gray = draw_chosen(batch, GRAY_PROBABILITY, device=device, generator=generator)
-        is_blurred = draw_chosen(batch, BLUR_PROBABILITY, device=device, generator=generator)
-        sigma = draw_uniform(batch, *BLUR_SIGMA, device=device, generator=generator)
+        height, width = images.shape[2:]
+        crop = self._draw(draw_resized_crop, images, generator, height, width)
+        flips = self._draw(draw_chosen, images, generator, 0.5 if self.flip else 0.0)
+        jitter = self._draw(draw_jitter, images, generator)
+        is_gray = self._draw(draw_chosen, images, generator, GRAY_PROBABILITY)
+        is_blurred = self._draw(draw_chosen, images, generator, BLUR_PROBABILITY)
+        sigma = self._draw(draw_uniform, images, generator, *BLUR_SIGMA)
 
         pixels = resized_crop(images, crop, flips)
         pixels = colour_jitter(pixels, jitter)
@@ -134,23 +138,26 @@ class Views:
     def _normalised(self, pixels: Tensor) -> Tensor:
         return _channels_last(pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
 
+    def _draw(self, draw: Callable[..., Drawn], images: Tensor, generator: torch.Generator, *numbers: float) -> Drawn:
+        """`draw`'s parameters of each image: those of the whole batch are drawn, and of a share its own are kept."""
+        count = len(images) if self.share is None else self.share.count
+        drawn = draw(count, *numbers, device=images.device, generator=generator)
+        return drawn if self.share is None else self.share.take(drawn)
+
     def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         _check_images(images)
         if self.crop_scale is not None:
             return self._resized(images, self.crop_scale, generator).mul_(255).round_().to(torch.uint8)
         padding = max(1, min(images.shape[-2:]) // 8)
-        images = random_crop(
-            images, *draw_crop(len(images), padding, device=images.device, generator=generator), padding
-        )
+        images = random_crop(images, *self._draw(draw_crop, images, generator, padding), padding)
         if not self.flip:
             return images
-        return horizontal_flip(images, draw_chosen(len(images), 0.5, device=images.device, generator=generator))
+        return horizontal_flip(images, self._draw(draw_chosen, images, generator, 0.5))
 
     def _resized(self, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-        batch, _, height, width = images.shape
-        device = images.device
-        crop = draw_resized_crop(batch, height, width, scale=(scale, 1.0), device=device, generator=generator)
-        flips = draw_chosen(batch, 0.5 if self.flip else 0.0, device=device, generator=generator)
+        height, width = images.shape[2:]
+        crop = self._draw(partial(draw_resized_crop, scale=(scale, 1.0)), images, generator, height, width)
+        flips = self._draw(draw_chosen, images, generator, 0.5 if self.flip else 0.0)
         return resized_crop(images, crop, flips)
 
 
@@ -164,10 +171,10 @@ class PhotoViews(Views):
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1: resized crop, flip, jitter, RandAugment."""
         pixels = self._cropped(images, generator)
-        batch, device = len(images), images.device
-        jitter = draw_jitter(batch, device=device, generator=generator, strengths=(0.4, 0.4, 0.4), probability=1.0)
+        draw = partial(draw_jitter, strengths=(0.4, 0.4, 0.4), probability=1.0)
+        jitter = self._draw(draw, images, generator)
         levels = colour_jitter(pixels, jitter).mul_(255).round_().to(torch.uint8)
-        levels = autoaugment(levels, draw_randaugment(batch, device=device, generator=generator))
+        levels = autoaugment(levels, self._draw(draw_randaugment, images, generator))
         return _channels_last(normalise(levels, self.mean, self.std))
 
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -177,8 +184,8 @@ class PhotoViews(Views):
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3: resized crop, flip, jitter, grey."""
         pixels = self._cropped(images, generator)
-        pixels = colour_jitter(pixels, draw_jitter(len(images), device=images.device, generator=generator))
-        is_gray = draw_chosen(len(images), GRAY_PROBABILITY, device=images.device, generator=generator)
+        pixels = colour_jitter(pixels, self._draw(draw_jitter, images, generator))
+        is_gray = self._draw(draw_chosen, images, generator, GRAY_PROBABILITY)
         return self._normalised(apply_to_rows(is_gray, pixels, grayscale))
 
     def _cropped(self, images: Tensor, generator: torch.Generator) -> Tensor:

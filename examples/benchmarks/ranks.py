@@ -1,0 +1,198 @@
+"""One process against two that torchrun starts: the same losses and weights, and what the exchange costs.
+
+    python examples/benchmarks/ranks.py equality --dataset digits --imb 50 --steps 200 --out ranks_digits.json
+    python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --steps 200 --out ...
+    python examples/benchmarks/ranks.py speed --out ranks_speed.json
+
+`equality` trains each method in float32 with one thread: in one process, and in two with --sync-batchnorm, which share
+the batch. `speed` times two processes of one thread and one process of two threads in turn, on random images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saukit.core.artifacts import package_versions, write_json
+from saukit.core.console import Reporter
+from saukit.core.device import keep_freed_memory, limit_threads
+from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
+from saukit.data.split import make_split
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.stage import synthesize
+from saukit.training.config import TrainConfig
+from saukit.training.distributed import is_first, joined, seconds_waited, size
+from saukit.training.methods import METHODS
+from saukit.training.plan import TrainingPlan, plan_training
+from saukit.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+QUIET = Reporter(quiet=True)
+PROCESSES = 2
+# (name, pixels, configuration) of what `speed` times; the backbones start from random weights.
+SPEED: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("resnet32-w16, 32 px", 32, {"backbone": "resnet32-w16", "batch_size": 64}),
+    ("resnet32-w64, 32 px", 32, {"backbone": "resnet32-w64", "batch_size": 16}),
+    ("EfficientNet-Lite0, 224 px, fine-tuned", 224, {"backbone": "timm/tf_efficientnet_lite0", "batch_size": 8}),
+)
+SPEED_STEPS = 5
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("equality", "speed", "work"))
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--root", type=Path, help="folder that holds the data set")
+    parser.add_argument("--imb", type=float, default=50)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # of `work`: what a process is to do
+    options = parser.parse_args(arguments)
+    if options.what == "work":
+        work(options.job if isinstance(options.job, list) else [options.job])
+        return {}
+    started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory() as folder:
+        found = equality(options, Path(folder)) if options.what == "equality" else speed(Path(folder))
+    document = {
+        "command": shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]),
+        **found,
+        "seconds": round(time.monotonic() - started),
+        "load_before": load,
+        "processor": platform.processor() or platform.machine(),
+        "versions": package_versions(),
+    }
+    print(json.dumps(document, indent=2))
+    if options.out:
+        write_json(options.out, document)
+    return document
+
+
+def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Largest differences of losses and weights between one process and two, method by method."""
+    workspace = Workspace(root / "work")
+    given = {} if options.image_size is None else {"image_size": options.image_size}
+    split = SplitConfig(dataset=options.dataset, imb=options.imb, **given)
+    make_split(split, workspace, root=options.root, force=False, reporter=QUIET)
+    few = SynthConfig(
+        preset="tiny",
+        per_class_target=60,
+        train_steps=20,
+        train_batch_size=8,
+        sampler_steps=2,
+        preflight=0,
+        audit=False,
+    )
+    synthesize(few, workspace, device=CPU, force=False, resume=False, reporter=QUIET)
+    rows = {}
+    for method in options.methods.split(","):
+        config = {"method": method, "steps": options.steps, "batch_size": options.batch_size}
+        config |= {"preset": "small", "synthetic": True, "amp": "off", "sync_batchnorm": True}
+        job = {"workspace": str(workspace.root), "config": config, "out": str(root / "run.pt")}
+        one, two = (run(job, processes=n) for n in (1, PROCESSES))
+        losses = [abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)]
+        weights = {name: float((value - two["weights"][name]).abs().max()) for name, value in one["weights"].items()}
+        rows[method] = {
+            "loss": {"first step": losses[0], "largest": max(losses), "last of one process": one["losses"][-1]},
+            "weights": {"largest": max(weights.values()), "of": max(weights, key=lambda name: weights[name])},
+            "largest_weight": max(float(value.abs().max()) for value in one["weights"].values()),
+            "bits_equal_in_both_processes": two["equal"],
+        }
+        print(method, rows[method], flush=True, file=sys.stderr)
+    return {"processes": PROCESSES, "batch_size": options.batch_size, "steps": options.steps, "methods": rows}
+
+
+def speed(root: Path) -> dict[str, Any]:
+    """Images/s of two processes of one thread and of one of two threads, and the share of time in exchanges."""
+    rows = []
+    for name, side, given in SPEED:
+        workspace = Workspace(root / f"{side}")
+        if not workspace.split.exists():
+            split = SplitConfig(dataset="digits", imb=50, image_size=side)
+            make_split(split, workspace, root=None, force=False, reporter=QUIET)
+        config = {"method": "ce", "preset": "small", "steps": SPEED_STEPS + 2, "amp": "off", "weights": "none", **given}
+        job = {"workspace": str(workspace.root), "config": config, "out": str(root / "speed.pt")}
+        turns = [(run(job, processes=1, threads=2), run(job, processes=2)) for _ in range(2)]
+        one, two = (max((turn[i] for turn in turns), key=lambda found: found["rate"]) for i in (0, 1))
+        rows.append(
+            {
+                "what": name,
+                "batch_size": given["batch_size"],
+                "images_per_second": {"one process, two threads": one["rate"], "two processes": two["rate"]},
+                "ratio": round(two["rate"] / one["rate"], 2),
+                "share_of_time_in_exchanges": two["waited"],
+            }
+        )
+        print(rows[-1], flush=True, file=sys.stderr)
+    return {"rows": rows, "about": "the quicker of two turns each; an exchange's time includes waiting for the other"}
+
+
+def run(job: dict[str, Any], *, processes: int, threads: int = 1) -> dict[str, Any]:
+    """What `work` leaves, from one process or several."""
+    program = [str(Path(__file__).resolve()), "work", "--job", json.dumps(job)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    found: dict[str, Any] = torch.load(job["out"], weights_only=True)
+    return found
+
+
+def work(jobs: list[dict[str, Any]]) -> None:
+    """Train as each job's configuration says; the first process writes losses, weights and times."""
+    limit_threads()
+    keep_freed_memory()
+    with joined(CPU):
+        for job in jobs:
+            workspace = Workspace(Path(job["workspace"]))
+            found = train(plan_training(TrainConfig(**job["config"]), workspace, name=None, device=CPU))
+            if is_first():
+                torch.save(found, job["out"])
+
+
+def train(plan: TrainingPlan) -> dict[str, Any]:
+    """Losses step by step, the weights, images/s and the share of time in exchanges without the first two steps."""
+    trainer = Trainer(plan)
+    losses, times = [], []
+    for _ in range(plan.total_steps):
+        times.append((time.perf_counter(), seconds_waited()))
+        trainer.meters = {}
+        trainer.advance()
+        losses.append(sum(float(v) for k, v in trainer.meters.items() if k != "steps" and "images" not in k))
+    seconds, waited = (end - start for start, end in zip(times[2], times[-1], strict=True))
+    weights = trainer.network.state_dict()
+    return {
+        "losses": losses,
+        "weights": weights,
+        "rate": round((len(times) - 3) * plan.batch_size / seconds, 1),
+        "waited": round(waited / seconds, 3),
+        "equal": _equal_everywhere(weights),
+    }
+
+
+def _equal_everywhere(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether all processes have the same bits."""
+    if size() == 1:
+        return True
+    flat = torch.cat([value.double().flatten() for value in weights.values()])
+    parts = [torch.empty_like(flat) for _ in range(size())]
+    torch.distributed.all_gather(parts, flat)
+    return all(torch.equal(part, flat) for part in parts)
+
+
+if __name__ == "__main__":
+    main()

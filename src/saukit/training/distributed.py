@@ -1,0 +1,279 @@
+"""Several processes that train as one: torchrun starts them, gloo connects processors, NCCL GPUs.
+
+What is computed does not depend on their number. Each process has a share of a batch's images and draws the random
+parameters of the whole batch; logits and embeddings are gathered, so that each loss sees the whole batch and is the
+same number in every process; its gradient with respect to the parameters is the sum of what the shares contribute.
+With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from saukit.core import ranks
+from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
+
+TIMEOUT = timedelta(hours=1)  # for the others while one process reads, verifies or writes
+BUCKET = 2**23  # numbers that are summed over the processes at once: 32 MiB
+
+Value = TypeVar("Value")
+Drawn = TypeVar("Drawn", bound=Tensor | tuple[Tensor, ...])
+
+_waited = 0.0
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """While entered, the processes that torchrun started work together; nothing without torchrun.
+
+    Raises: UsageError for one GPU for all of them; EnvironmentFault for fewer GPUs than processes, or if the processes
+    do not find each other.
+    """
+    size = ranks.job_size()
+    if size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        if device.index != ranks.local_rank():
+            raise UsageError(f"--device {device} is one GPU, and each of the {size} processes needs its own: use cuda")
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UsageError(f"several processes work on CPUs or CUDA devices, this is {device}: use one process")
+    try:
+        kept, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+        store = dist.PrefixStore(f"attempt {_attempt(kept, size)}", kept)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EnvironmentFault(f"the {size} processes of this job do not find each other ({reason})") from error
+    ranks.meet(store)
+    yield
+    dist.destroy_process_group()  # after an error the process ends, and with it what waits for the others
+
+
+def _attempt(store: dist.Store, size: int) -> int:
+    """How often the job was begun before; torchrun's store still has the addresses of processes that have ended.
+
+    Of several machines only the one that lost a process counts a restart, so there it is every `size` arrivals.
+    """
+    if ranks.is_one_machine():
+        return ranks.restarts()
+    return int((store.add("arrivals", 1) - 1) // size)
+
+
+def size() -> int:
+    """Processes that work together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return size() == 1 or dist.get_rank() == 0
+
+
+def seconds_waited() -> float:
+    """Seconds that this process has spent in exchanges with the others, waiting for them included.
+
+    On a GPU those of the host, which does not wait for the device.
+    """
+    return _waited
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a batch of `count` samples that belong to process `rank` of `size`."""
+
+    count: int
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, count: int) -> Share | None:
+        """This process's share; None where it has all."""
+        return None if size() == 1 else cls(count, dist.get_rank(), size())
+
+    @property
+    def rows(self) -> slice:
+        """The rows, next to each other."""
+        return slice(*self._bounds(self.rank))
+
+    def _bounds(self, rank: int) -> tuple[int, int]:
+        return rank * self.count // self.size, (rank + 1) * self.count // self.size
+
+    def take(self, drawn: Drawn) -> Drawn:
+        """What was drawn for the whole batch, [count, ...] each, for this share: a tensor, or a tuple of tensors."""
+        mine: Any
+        if isinstance(drawn, Tensor):
+            mine = drawn[self.rows]
+        else:
+            parts = tuple(part[self.rows] for part in drawn)
+            mine = drawn._make(parts) if hasattr(drawn, "_make") else parts
+        return cast(Drawn, mine)
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """The rows of all shares, [count, ...]; each process's gradient is that of its own rows.
+
+        Right for a loss that every process computes from all rows, and whose parameters' gradients are then summed.
+        """
+        gathered: Tensor = _Gather.apply(mine, self)
+        return gathered
+
+    def replicated(self, same: Tensor) -> Tensor:
+        """What every process computes from parameters alone: its gradient, which all of them sum, is divided."""
+        divided: Tensor = _Divide.apply(same, self.size)
+        return divided
+
+    def exchange(self, mine: Tensor) -> Tensor:
+        """As `gather`, without a gradient."""
+        sizes = [end - start for start, end in map(self._bounds, range(self.size))]
+        largest = max(sizes)
+        padded = torch.cat((mine, mine.new_zeros(largest - len(mine), *mine.shape[1:]))).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with _exchanging():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, sizes, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, share: Share) -> Tensor:
+        ctx.rows = share.rows
+        return share.exchange(mine)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.rows].contiguous(), None
+
+
+class _Divide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, same: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return same.view_as(same)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] / ctx.size, None
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if size() > 1:
+        with _exchanging():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(network: nn.Module) -> None:
+    """Sum the parameters' gradients over the processes, and average BatchNorm's statistics where they are local.
+
+    So parameters and statistics are the same in every process after each step.
+    """
+    if size() == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    statistics = list(_local_statistics(network))
+    for buffer in statistics:
+        buffer.div_(size())
+    buckets = list(_buckets([*gradients, *statistics]))
+    flat = [torch.cat([tensor.reshape(-1) for tensor in bucket]) for bucket in buckets]
+    with _exchanging():
+        for work in [dist.all_reduce(numbers, async_op=True) for numbers in flat]:
+            work.wait()
+    for bucket, numbers in zip(buckets, flat, strict=True):
+        for tensor, part in zip(bucket, torch.split(numbers, [each.numel() for each in bucket]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _local_statistics(network: nn.Module) -> Iterator[Tensor]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not hasattr(module, "synced"):
+            yield from (buffer for buffer in module.buffers() if buffer.is_floating_point())
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    yield bucket
+
+
+def copy_from_first(network: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if size() > 1:
+        with _exchanging(), torch.no_grad():
+            for tensor in [*network.parameters(), *network.buffers()]:
+                dist.broadcast(tensor, 0)
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make` returns in the first process, which alone calls it."""
+    if size() == 1:
+        return make()
+    box = [make() if is_first() else None]
+    with _exchanging():
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+    return box[0]  # type: ignore[return-value]
+
+
+def first_before_others(make: Callable[[], Value]) -> Value:
+    """What `make` returns in each process; the others call it when the first one has."""
+    made = [make()] if is_first() else []
+    wait_for_all()
+    return made[0] if made else make()
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if size() == 1:
+        return number
+    box = torch.tensor(number)
+    with _exchanging():
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    largest(0)
+
+
+def require_same(what: str, value: object) -> None:
+    """Raises: SaukitError if `value` is not the same in every process."""
+    first = from_first(lambda: value)
+    if largest(int(first != value)):
+        differing = f"here {value}, in the first process {first}" if first != value else "see another process"
+        raise SaukitError(
+            f"the processes of this job have different {what} ({differing}): give all machines the same command and "
+            "one workspace that they share"
+        )
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """An exchange with the other processes, timed. Raises: SaukitError if one of them is gone."""
+    global _waited
+    started = time.perf_counter()
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        raise SaukitError(
+            f"another process of this job has ended ({reason}): torchrun's report says which; continue with --resume, "
+            "or have torchrun do so with --max-restarts"
+        ) from error
+    finally:
+        _waited += time.perf_counter() - started

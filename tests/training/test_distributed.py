@@ -1,0 +1,228 @@
+"""Several processes compute what one computes. Those that torchrun starts are slow to start, so one job does much."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from support import metrics, tiny
+from torch import Tensor, nn
+
+from saukit.core import ranks
+from saukit.core.errors import SaukitError, UsageError
+from saukit.core.workspace import Workspace
+from saukit.data.images import RowsOf
+from saukit.training import distributed, stage
+from saukit.training.batch_norm import synchronise_batch_norm
+from saukit.training.config import TrainConfig
+from saukit.training.distributed import Share, joined
+from saukit.training.methods import METHODS
+from saukit.training.plan import TrainingPlan, plan_training
+from saukit.training.views import Views, draw_jitter
+
+TESTS = Path(__file__).parents[1]
+RANKS = TESTS.parent / "examples" / "benchmarks" / "ranks.py"
+
+
+def job(*command: str | Path, processes: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script, or a module after -m, in one process or under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher += [f"--max-restarts={restarts}"]
+    line = [sys.executable, *(launcher if processes > 1 else []), *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def fit_job(root: Path, name: str, fault: str, config: Any, **how: int) -> subprocess.CompletedProcess[str]:
+    given = json.dumps({key: value for key, value in asdict(config).items() if value is not None})
+    return job(TESTS / "rank_worker.py", root, name, fault, given, **how)
+
+
+def weights(run: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return load_file(run / "model.safetensors")
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = weights(one), weights(other)
+    return max(float(np.abs(a[name].astype(float) - b[name]).max()) for name in a)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "size"), [(16, 2), (17, 2), (5, 3), (1, 4), (128, 8)])
+def test_shares_are_the_batch(count: int, size: int) -> None:
+    drawn = draw_jitter(count, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    parts = [Share(count, rank, size).take(drawn) for rank in range(size)]
+    assert all(type(part) is type(drawn) for part in parts)
+    for name in drawn._fields:
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(drawn, name))
+    lengths = [len(part.hue) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("crop_scale", [None, 0.3])
+@pytest.mark.parametrize("view", ["crop_flip", "autoaugment", "simclr"])
+def test_a_view_of_a_share_is_the_share_of_the_view(view: str, crop_scale: float | None) -> None:
+    images = torch.randint(256, (7, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = torch.full((2, 3), 0.5)
+
+    def made(share: Share | None, of: Tensor) -> Tensor:
+        views = Views(mean, std, flip=True, crop_scale=crop_scale, share=share)
+        result: Tensor = getattr(views, view)(of, torch.Generator().manual_seed(2))
+        return result
+
+    whole = made(None, images)
+    shares = [Share(7, rank, 9) for rank in range(9)]  # two of them have nothing
+    parts = torch.cat([made(share, images[share.rows]) for share in shares])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5, 3)])
+def test_batch_norm_in_one_process_is_torchs(shape: tuple[int, ...]) -> None:
+    own, torchs = (nn.Sequential((nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(4)).double() for _ in range(2))
+    synchronise_batch_norm(own, without="nothing")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        x, gradient = torch.randn((2, *shape), dtype=torch.float64, generator=generator)
+        results = []
+        for network in (own, torchs):
+            given = x.clone().requires_grad_()
+            y = network(given)
+            y.backward(gradient)
+            results.append([y, given.grad, network[0].weight.grad, network[0].bias.grad, *network.buffers()])
+        for mine, reference in zip(*results, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(own.eval()(x), torchs.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_rows_of_other_images() -> None:
+    images = np.arange(10 * 3, dtype=np.uint8).reshape(10, 3, 1, 1)
+    some = RowsOf(images, slice(3, 8))
+    assert (len(some), some.shape, some.nbytes) == (5, (5, 3, 1, 1), 15)
+    assert np.array_equal(some[1:3], images[4:6]) and np.array_equal(some[3:99], images[6:8])
+
+
+def test_one_process_speaks_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import HashStore
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert (ranks.job_size(), ranks.job_rank(), ranks.local_rank(), ranks.may_speak(2)) == (2, 1, 0, False)
+    monkeypatch.setattr(ranks, "_store", HashStore())
+    assert ranks.may_speak(3)
+    ranks.has_spoken()
+    assert not ranks.may_speak(1)
+    assert ranks.exit_code_of_job(1) == 3
+
+
+def test_what_several_processes_refuse(shared_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "--device cuda:1 is one GPU, and each of the 2 processes needs its own"
+    with pytest.raises(UsageError, match=message), joined(torch.device("cuda", 1)):
+        pass
+
+    def plan_of(config: TrainConfig) -> TrainingPlan:
+        return plan_training(config, Workspace(shared_work), name=None, device=torch.device("cpu"))
+
+    monkeypatch.setattr(stage, "size", lambda: 9)
+    with pytest.raises(UsageError, match="a batch of 16 images leaves one of 9 processes fewer than two"):
+        stage._check_shares(plan_of(tiny(synthetic=False)))
+    monkeypatch.setattr(stage, "size", lambda: 5)
+    with pytest.raises(UsageError, match=r"a batch of 8 images leaves one of 5 .* or --drop-last"):
+        stage._check_shares(plan_of(tiny(synthetic=False, batch_size=64, drop_last=False)))  # 392 images
+    stage._check_shares(plan_of(tiny(synthetic=False, batch_size=64)))
+
+
+def test_an_exchange_that_breaks_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"another process of this job has ended \(reset by peer\): .* continue with --resume"
+    with pytest.raises(SaukitError, match=message), distributed._exchanging():
+        raise RuntimeError("[../gloo/pair.cc:1] reset by peer\nmore")
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def trained(root: Path, folder: Path, methods: Sequence[str], processes: int, **fields: Any) -> list[dict[str, Any]]:
+    """Steps of each method by the benchmark's worker; an uneven batch, real and synthetic images.
+
+    Few, and with a small learning rate: each step multiplies the rounding errors of the ones before.
+    """
+    jobs = []
+    for method in methods:
+        config = {"preset": "small", "method": method, "steps": 4, "batch_size": 33, "synthetic": True, "amp": "off"}
+        config |= {"lr": 0.002, "schedule": "cosine-step", "warmup": 0.0}
+        jobs.append({"workspace": str(root), "config": {**config, **fields}, "out": str(folder / f"{method}.pt")})
+    done = job(RANKS, "work", "--job", json.dumps(jobs), processes=processes)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(str(each["out"]), weights_only=True) for each in jobs]
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_computes(shared_work: Path, tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    one = trained(shared_work, tmp_path, tuple(METHODS), 1)
+    two = trained(shared_work, tmp_path, tuple(METHODS), 2, sync_batchnorm=True)
+    for method, alone, together in zip(METHODS, one, two, strict=True):
+        assert together["equal"], method
+        assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5), method
+        for name, value in alone["weights"].items():
+            torch.testing.assert_close(together["weights"][name], value, rtol=1e-4, atol=2e-5, msg=f"{method} {name}")
+    # And it is seen where it does not hold: statistics of each share by itself.
+    (local,) = trained(shared_work, tmp_path / "local", ["ce"], 2)
+    assert local["equal"]
+    alone = one[list(METHODS).index("ce")]
+    assert max(float((local["weights"][name] - value).abs().max()) for name, value in alone["weights"].items()) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_with_another_number_of_processes(split_work: Path) -> None:
+    config = tiny(steps=9, batch_size=32, sync_batchnorm=True)
+    assert fit_job(split_work, "whole", "none", config, processes=1).returncode == 0
+    for processes, fault in ((2, "stop:3"), (1, "stop:6"), (2, "none")):
+        done = fit_job(split_work, "parts", fault, config, processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout.count("stopped and saved"), fault != "none") in ((0, False), (processes, True))
+    assert "resuming parts at step 7 of 9" in done.stderr
+    assert difference(split_work / "runs/whole", split_work / "runs/parts") < 1e-5
+    assert metrics(split_work / "runs/parts")[-1]["losses"]["ce"] == pytest.approx(
+        metrics(split_work / "runs/whole")[-1]["losses"]["ce"], rel=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_restarted_to_the_same_bits(split_work: Path) -> None:
+    config = tiny(steps=6, batch_size=32)
+    assert fit_job(split_work, "whole", "none", config).returncode == 0
+    done = fit_job(split_work, "killed", "kill:4", config, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "resuming killed at step 4 of 6" in done.stderr
+    assert difference(split_work / "runs/whole", split_work / "runs/killed") == 0
+
+
+@pytest.mark.slow
+def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None:
+    missing = job("-m", "saukit", "train", "-w", tmp_path / "nothing")
+    assert missing.returncode != 0
+    assert missing.stderr.count("error: the split in") == 1
+    assert "exitcode  : 3" in missing.stderr and "RuntimeError" not in missing.stderr
+    # The first process alone finds what is wrong; the other one waits for it.
+    (split_work / "runs" / "taken").mkdir(parents=True)
+    (split_work / "runs" / "taken" / "notes.txt").write_text("mine")
+    steps = ("--method", "ce", "--steps", "2", "--batch-size", "16", "-w", split_work)
+    taken = job("-m", "saukit", "train", "--name", "taken", *steps)
+    assert taken.stderr.count("exists but saukit did not write it") == 1
+    assert "exitcode  : 2" in taken.stderr and "RuntimeError" not in taken.stderr
+    # A command of one process.
+    evaluated = job("-m", "saukit", "doctor")
+    assert evaluated.returncode == 0 and evaluated.stdout.count("saukit doctor") == 1
