@@ -467,7 +467,7 @@ def test_a_flipped_bit_of_a_manifest_is_found_wherever_it_is(tmp_path: Path) -> 
         damaged = bytearray(content)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        if json.loads(content) == _json_or_none(damaged):
+        if json.loads(content) == _json_or_none(bytes(damaged)):
             continue  # the spelling of a number or a space
         with pytest.raises((CorruptArtifactError, DataError), match=r"manifest\.json"):
             read_manifest(tmp_path, kind="split")

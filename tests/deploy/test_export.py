@@ -107,9 +107,9 @@ def test_every_format_gives_the_networks_probabilities(tmp_path: Path, change: d
     # ONNX takes pictures of any size, and resizes them as a folder's are.
     for width, height in ((16, 40), (61, 23), (9, 16)):
         pictures = np.random.default_rng(width).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-        squares = np.stack([fitted(Image.fromarray(picture), 16, CROP) for picture in pictures]).transpose(0, 3, 1, 2)
+        squares = np.stack([np.asarray(fitted(Image.fromarray(picture), 16, CROP)) for picture in pictures])
         found = session.run(["logits"], {"images": pictures.transpose(0, 3, 1, 2)})[0]
-        by_hand = predict(network, spec, squares, device=CPU).probabilities
+        by_hand = predict(network, spec, squares.transpose(0, 3, 1, 2), device=CPU).probabilities
         np.testing.assert_allclose(softmax(found), by_hand, rtol=0, atol=2e-5)
 
 

@@ -52,8 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / "pictures" / part / name
             folder.mkdir(parents=True)
             for index in range(count):
-                end = ("jpg", "png")[index % 2]
-                photo(draw, label).save(folder / f"{index}.{end}", **({"quality": 80} if end == "jpg" else {}))
+                photo(draw, label).save(folder / f"{index}.{('jpg', 'png')[index % 2]}", quality=80)
     torch.manual_seed(0)
     save_file(timm.create_model(BACKBONE).state_dict(), root / "weights.safetensors")
     workspace = Workspace(root / "work")

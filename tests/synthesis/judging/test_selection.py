@@ -20,10 +20,9 @@ GRID = [
 ]
 
 
-def loop(
-    labels: list[int], wanted: list[int], confidence: Any, clip: Any, brightest: Any, rules: Rules, is_copy: Any
-) -> list[str]:
+def loop(labels: list[int], wanted: list[int], scores: dict[str, Any], rules: Rules, is_copy: Any) -> list[str]:
     """The reasons by the rules as they are documented, one candidate and one class at a time."""
+    confidence, clip, brightest = (scores[name] for name in ("confidence", "clip", "brightest"))
     reasons = ["kept"] * len(labels)
     used = [confidence] if rules.min_confidence is not None else []
     used += [clip] if rules.min_clip is not None else []
@@ -60,7 +59,7 @@ def test_a_plain_loop_decides_the_same(rules: Rules, seed: int) -> None:
     is_copy = rng.random(n) < 0.2
     scores["brightest"] = np.where(rng.random(n) < 0.2, 0, rng.integers(1, 256, n)).astype(np.float32)
     selection = select(labels, wanted, scores, rules, is_copy=is_copy)
-    expected = loop(labels.tolist(), wanted.tolist(), *scores.values(), rules, is_copy.tolist())
+    expected = loop(labels.tolist(), wanted.tolist(), scores, rules, is_copy.tolist())
     assert [REASONS[code] for code in selection.reasons] == expected
     assert selection.kept.tolist() == [reason == "kept" for reason in expected]
     assert (selection.reasons.dtype, selection.kept.dtype) == (np.uint8, np.bool_)
