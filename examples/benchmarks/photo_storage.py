@@ -1,7 +1,12 @@
 """Memory and time of `make-lt` on folders of 2,000 to 50,000 photos, one process each: peak resident memory over N.
 
 The photos are 500 generated JPEGs of unequal sizes under as many names as wanted (hard links), so that all are decoded,
-fitted, encoded and written, and only the disk's cache is kinder than with as many files.
+fitted, encoded and written, and only the disk's cache is kinder than with as many files. `resumed`: the largest folder
+again, killed (SIGKILL) once half of its shards are decoded, and the same command after that: how many images it found,
+and whether its split is byte for byte that of the first time.
+
+`--list`: make-lt, 20 steps of training and eval on a list with the class counts of ImageNet-LT (1,000 classes, 115,846
+images, 1,280 to 5, 20 and 50 a class to validate and test on) of generated JPEGs of 32 pixels, one command each.
 """
 
 from __future__ import annotations
@@ -12,15 +17,19 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from measure import Bar, Document, begin, device_parser, finish
 from PIL import Image
 
 from saukit.core.seeding import numpy_generator
 from saukit.core.words import format_bytes
+from saukit.data.encoding import FILES_PER_SHARD
+from saukit.data.split import STORE_NAME
 
 COUNTS = (2_000, 10_000, 50_000)
 QUICK_COUNTS = (500, 2_000)
@@ -39,29 +48,56 @@ root, workspace = Path(sys.argv[1]), Workspace(Path(sys.argv[2]))
 made = make_split(config, workspace, root=root, force=False, reporter=Reporter(quiet=True))
 stored = sum(record["bytes"] for record in made.manifest.files.values())
 peak = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024
-print(json.dumps([time.perf_counter() - started, peak, stored]))
+print(json.dumps([time.perf_counter() - started, peak, stored, made.manifest.digest]))
 """
+# One of saukit's commands, its time and its peak.
+COMMAND = """
+import json, sys, time
+started = time.perf_counter()
+from saukit.cli.main import run
+try:
+    run()
+except SystemExit as ended:
+    if ended.code: raise
+peak = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024
+spent = time.process_time()
+print(json.dumps([time.perf_counter() - started, spent, peak]), file=sys.stderr)
+"""
+# ImageNet-LT (Liu et al. 2019): a Pareto law with power 6; these counts have its size, its largest and its least class.
+LIST_CLASSES, LIST_IMAGES, LIST_LARGEST, LIST_LEAST, LIST_SIZE = 1000, 115_846, 1280, 5, 32
+LIST_OTHERS = {"val": 20, "test": 50}
 
 
 def main(arguments: Sequence[str] | None = None) -> Document:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = device_parser(__doc__.splitlines()[0])
     parser.add_argument("--counts", type=_counts, help="numbers of images, such as 2000,10000")
+    parser.add_argument("--list", action="store_true", help="the list with the class counts of ImageNet-LT instead")
     options = parser.parse_args(arguments)
     device = begin(options)
+    if options.list:
+        return commands_on_a_list(options, arguments, device)
     counts = options.counts or (QUICK_COUNTS if options.quick else COUNTS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         photos = make_photos(Path(folder) / "photos")
         for count in counts:
             root = link_photos(photos, Path(folder) / f"root-{count}", count)
-            seconds, peak, stored = measured(root, Path(folder) / f"work-{count}")
+            seconds, peak, stored, digest = measured(root, Path(folder) / f"work-{count}")
             rows.append({"images": count, "seconds": round(seconds, 1), "peak_bytes": peak, "stored_bytes": stored})
             print(f"{count:,} photos: {seconds:.1f} s, peak {format_bytes(peak)}, stored {format_bytes(stored)}")
+            if count == counts[-1]:
+                resumed = killed_and_resumed(root, Path(folder) / "killed", count, digest)
+                print(f"killed and resumed: {resumed}")
     return finish(
         "photo_storage",
         {"ratio": round(rows[-1]["peak_bytes"] / rows[0]["peak_bytes"], 3), "peak_bytes": rows[-1]["peak_bytes"]},
-        {"images": f"{DISTINCT} generated JPEGs of 256 to 600 pixels, linked", "image_size": SIZE, "counts": rows},
+        {
+            "images": f"{DISTINCT} generated JPEGs of 256 to 600 pixels, linked",
+            "image_size": SIZE,
+            "counts": rows,
+            "resumed": resumed,
+        },
         {
             "peak resident MB of make-lt over the number of photos": [
                 Bar(f"{row['images']:,}", row["peak_bytes"] / 1e6, format_bytes(row["peak_bytes"]), "saukit")
@@ -98,12 +134,126 @@ def link_photos(photos: Sequence[Path], root: Path, count: int) -> Path:
     return root
 
 
-def measured(root: Path, workspace: Path) -> tuple[float, int, int]:
-    """Seconds, peak resident bytes and stored bytes of one process."""
-    command = [sys.executable, "-c", WORK, str(root), str(workspace), str(SIZE)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, peak, stored = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak, stored
+def measured(root: Path, workspace: Path) -> tuple[float, int, int, str]:
+    """Seconds, peak resident bytes, stored bytes and the split's digest of one process."""
+    done = subprocess.run(_make(root, workspace), check=True, capture_output=True, text=True)
+    seconds, peak, stored, digest = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak, stored, digest
+
+
+def killed_and_resumed(root: Path, workspace: Path, count: int, digest: str) -> Document:
+    """What the second of two processes found, the first one having been killed in the middle."""
+    store, half = workspace / STORE_NAME, max(1, count // FILES_PER_SHARD // 2)
+    with subprocess.Popen(_make(root, workspace), stdout=subprocess.DEVNULL) as first:
+        while first.poll() is None and sum(1 for _ in store.glob("[0-9]*.safetensors")) < half:
+            time.sleep(0.02)
+        first.kill()
+    kept = {path.name: path.stat().st_mtime_ns for path in store.glob("[0-9]*.safetensors")}
+    with subprocess.Popen(_make(root, workspace), stdout=subprocess.PIPE, text=True) as second:
+        reused = 0
+        while second.poll() is None:  # a shard that is made again is another file
+            there = {path.name: _modified(path) for path in store.glob("[0-9]*.safetensors")}
+            reused = sum(there.get(name) == when for name, when in kept.items()) or reused
+            time.sleep(0.2)
+        assert second.stdout is not None
+        seconds, _, _, again = json.loads(second.stdout.read().splitlines()[-1])
+    return {
+        "images": count,
+        "killed_after_shards": len(kept),
+        "shards_reused": reused,
+        "seconds": round(seconds, 1),
+        "equal_bytes": again == digest,
+    }
+
+
+def commands_on_a_list(options: argparse.Namespace, arguments: Sequence[str], device: torch.device) -> Document:
+    """make-lt, train and eval, each a process of its own."""
+    divisor = 50 if options.quick else 1
+    counts = list_counts(LIST_CLASSES // divisor, LIST_IMAGES // divisor)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root, work = Path(folder) / "images", str(Path(folder) / "work")
+        make_list(root, counts)
+        lists = [part for name in ("train", *LIST_OTHERS) for part in (f"--{name}-list", f"{name}.txt")]
+        for command in (
+            ("make-lt", "--dataset", "list", "--root", str(root), *lists, "--image-size", str(LIST_SIZE)),
+            ("train", "--method", "balanced-softmax", "--no-synthetic", "--steps", "20", "--batch-size", "256"),
+            ("eval",),
+        ):
+            line = [sys.executable, "-c", COMMAND, *command, "-w", work, "--device", device.type]
+            done = subprocess.run(line, check=True, capture_output=True, text=True)
+            seconds, spent, peak = json.loads(done.stderr.splitlines()[-1])
+            rows.append(
+                {
+                    "command": command[0],
+                    "seconds": round(seconds, 1),
+                    "processor_seconds": round(spent, 1),
+                    "peak_bytes": peak,
+                }
+            )
+            print(f"{command[0]}: {seconds:.1f} s ({spent:.1f} s of processor time), peak {format_bytes(peak)}")
+    return finish(
+        "photo_list",
+        {"peak_bytes": max(row["peak_bytes"] for row in rows)},
+        {
+            "images": f"generated JPEGs of {LIST_SIZE} pixels in a list, {max(counts):,} to {min(counts)} per class",
+            "classes": len(counts),
+            "training_images": sum(counts),
+            "other_images": {name: each * len(counts) for name, each in LIST_OTHERS.items()},
+            "commands": rows,
+        },
+        {
+            "peak resident MB": [
+                Bar(row["command"], row["peak_bytes"] / 1e6, format_bytes(row["peak_bytes"]), "saukit") for row in rows
+            ]
+        },
+        options=options,
+        arguments=arguments,
+        device=device,
+    )
+
+
+def list_counts(classes: int, images: int) -> list[int]:
+    """Images per class from the largest to the least, falling by a power of the rank that gives so many in all."""
+    ranks = np.linspace(0, 1, classes)
+
+    def counts(power: float) -> list[int]:
+        return [int(LIST_LEAST + (LIST_LARGEST - LIST_LEAST) * (1 - rank) ** power) for rank in ranks.tolist()]
+
+    low, high = 1.0, 100.0
+    for _ in range(60):
+        power = (low + high) / 2
+        low, high = (power, high) if sum(counts(power)) > images else (low, power)
+    found = counts(high)
+    for index in range(images - sum(found)):  # what rounding down has left
+        found[1 + index % (classes - 2)] += 1
+    return found
+
+
+def make_list(root: Path, counts: Sequence[int]) -> None:
+    """Small JPEGs of smooth colours, no two alike, and the lists of their paths and labels."""
+    generator = numpy_generator(0, "benchmark-list")
+    for name, each in {"train": None, **LIST_OTHERS}.items():
+        lines = []
+        for label, count in enumerate(counts):
+            folder = root / name / f"{label:04}"
+            folder.mkdir(parents=True)
+            for index in range(count if each is None else each):
+                coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                coarse.resize((LIST_SIZE,) * 2, Image.Resampling.BICUBIC).save(folder / f"{index}.jpg", quality=90)
+                lines.append(f"{name}/{label:04}/{index}.jpg {label}\n")
+        (root / f"{name}.txt").write_text("".join(lines))
+
+
+def _make(root: Path, workspace: Path) -> list[str]:
+    return [sys.executable, "-c", WORK, str(root), str(workspace), str(SIZE)]
+
+
+def _modified(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # removed since it was listed
+        return None
 
 
 def _counts(text: str) -> tuple[int, ...]:
