@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # of `work`: what a process is to do
+    parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)  # of `work`: what a process is to do
     options = parser.parse_args(arguments)
     if options.what == "work":
-        work(options.job if isinstance(options.job, list) else [options.job])
+        work(options.jobs)
         return {}
     started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
@@ -99,22 +99,28 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         audit=False,
     )
     synthesize(few, workspace, device=CPU, force=False, resume=False, reporter=QUIET)
-    rows = {}
-    for method in options.methods.split(","):
-        config = {"method": method, "steps": options.steps, "batch_size": options.batch_size}
-        config |= {"preset": "small", "synthetic": True, "amp": "off", "sync_batchnorm": True}
-        job = {"workspace": str(workspace.root), "config": config, "out": str(root / "run.pt")}
-        one, two = (run(job, processes=n) for n in (1, PROCESSES))
-        losses = [abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)]
-        weights = {name: float((value - two["weights"][name]).abs().max()) for name, value in one["weights"].items()}
-        rows[method] = {
-            "loss": {"first step": losses[0], "largest": max(losses), "last of one process": one["losses"][-1]},
-            "weights": {"largest": max(weights.values()), "of": max(weights, key=lambda name: weights[name])},
-            "largest_weight": max(float(value.abs().max()) for value in one["weights"].values()),
-            "bits_equal_in_both_processes": two["equal"],
-        }
-        print(method, rows[method], flush=True, file=sys.stderr)
+    methods = options.methods.split(",")
+    given = {"steps": options.steps, "batch_size": options.batch_size, "preset": "small", "synthetic": True}
+    given |= {"amp": "off", "sync_batchnorm": True}
+    jobs = [
+        {"workspace": str(workspace.root), "config": {**given, "method": method}, "out": str(root / f"{method}.pt")}
+        for method in methods
+    ]
+    alone, together = (run(jobs, processes=n) for n in (1, PROCESSES))
+    rows = {name: compared(one, two) for name, one, two in zip(methods, alone, together, strict=True)}
     return {"processes": PROCESSES, "batch_size": options.batch_size, "steps": options.steps, "methods": rows}
+
+
+def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Differences between a run of one process and one of several."""
+    losses = [abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)]
+    weights = {name: float((value - two["weights"][name]).abs().max()) for name, value in one["weights"].items()}
+    return {
+        "loss": {"first step": losses[0], "largest": max(losses), "last of one process": one["losses"][-1]},
+        "weights": {"largest": max(weights.values()), "of": max(weights, key=lambda name: weights[name])},
+        "largest_weight": max(float(value.abs().max()) for value in one["weights"].values()),
+        "bits_equal_in_both_processes": two["equal"],
+    }
 
 
 def speed(root: Path) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def speed(root: Path) -> dict[str, Any]:
             make_split(split, workspace, root=None, force=False, reporter=QUIET)
         config = {"method": "ce", "preset": "small", "steps": SPEED_STEPS + 2, "amp": "off", "weights": "none", **given}
         job = {"workspace": str(workspace.root), "config": config, "out": str(root / "speed.pt")}
-        turns = [(run(job, processes=1, threads=2), run(job, processes=2)) for _ in range(2)]
+        turns = [(run([job], processes=1, threads=2)[0], run([job], processes=2)[0]) for _ in range(2)]
         one, two = (max((turn[i] for turn in turns), key=lambda found: found["rate"]) for i in (0, 1))
         rows.append(
             {
@@ -142,14 +148,13 @@ def speed(root: Path) -> dict[str, Any]:
     return {"rows": rows, "about": "the quicker of two turns each; an exchange's time includes waiting for the other"}
 
 
-def run(job: dict[str, Any], *, processes: int, threads: int = 1) -> dict[str, Any]:
-    """What `work` leaves, from one process or several."""
-    program = [str(Path(__file__).resolve()), "work", "--job", json.dumps(job)]
+def run(jobs: list[dict[str, Any]], *, processes: int, threads: int = 1) -> list[dict[str, Any]]:
+    """What `work` leaves of each job, from one process or several."""
+    program = [str(Path(__file__).resolve()), "work", "--jobs", json.dumps(jobs)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), *program]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-    found: dict[str, Any] = torch.load(job["out"], weights_only=True)
-    return found
+    return [torch.load(job["out"], weights_only=True) for job in jobs]
 
 
 def work(jobs: list[dict[str, Any]]) -> None:

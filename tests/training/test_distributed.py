@@ -163,7 +163,7 @@ def trained(root: Path, folder: Path, methods: Sequence[str], processes: int, **
         config = {"preset": "small", "method": method, "steps": 4, "batch_size": 33, "synthetic": True, "amp": "off"}
         config |= {"lr": 0.002, "schedule": "cosine-step", "warmup": 0.0}
         jobs.append({"workspace": str(root), "config": {**config, **fields}, "out": str(folder / f"{method}.pt")})
-    done = job(RANKS, "work", "--job", json.dumps(jobs), processes=processes)
+    done = job(RANKS, "work", "--jobs", json.dumps(jobs), processes=processes)
     assert done.returncode == 0, done.stderr
     return [torch.load(str(each["out"]), weights_only=True) for each in jobs]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from saukit.cli.options import Call, stage_command
 from saukit.core.errors import UsageError
-from saukit.core.words import format_duration
+from saukit.core.ranks import job_size
+from saukit.core.words import format_bytes, format_duration
 from saukit.training.config import TrainConfig
 
 
@@ -42,6 +44,7 @@ def command(
       torchrun --nproc-per-node 8 -m saukit train --sync-batchnorm
     """
     from saukit.cli.show import show_run
+    from saukit.training.costs import run_costs
     from saukit.training.distributed import joined
     from saukit.training.estimate import estimate_seconds
     from saukit.training.plan import plan_training
@@ -51,14 +54,23 @@ def command(
         raise UsageError("--measure has no effect without --dry-run: add --dry-run, or leave --measure out")
     if call.dry_run:
         plan = plan_training(config, call.workspace, name=name, device=call.device)
+        processes, seconds = job_size(), estimate_seconds(plan, measure=measure)
+        costs = run_costs(plan, processes=processes)
         facts = {
             "name": plan.name,
             "training_images": plan.training_images,
             "steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "estimated_time": format_duration(estimate_seconds(plan, measure=measure)),
+            "image_passes": f"{costs.image_passes:,}",
+            "operations": f"{costs.flops:.3g}",
+            "images_stored": format_bytes(costs.image_bytes),
+            "memory_per_process": f"about {format_bytes(costs.memory_bytes)}",
+            "disk": f"at most {format_bytes(costs.disk_bytes)}",
+            "processes": processes,
+            "estimated_time": format_duration(seconds / processes),
         }
-        call.show_plan("train", plan.config, facts)
+        details = {"costs": asdict(costs), "estimated_seconds": seconds / processes, "device_hours": seconds / 3600}
+        call.show_plan("train", plan.config, facts, details=details)
         return
     with joined(call.device):
         result = fit(

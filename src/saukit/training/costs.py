@@ -1,0 +1,96 @@
+"""What a training run costs besides its time, from shapes alone: operations, bytes, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saukit.models.backbones import count_parameters
+from saukit.models.dual_branch import DualBranchNet
+from saukit.training.flops import step_flops
+from saukit.training.plan import TrainingPlan
+
+FORWARD_SHARE = 1 / 3  # of the operations of forward and backward pass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`image_passes`: images that go through the backbone. `flops` as `step_flops` counts them, of all processes.
+    `image_bytes`: the images as they are stored; `disk_bytes`: the run's folder at most. `memory_bytes`, of each
+    process, about: weights, gradients, the optimizer's moments, what a backward pass needs, and resident images.
+    """
+
+    image_passes: int
+    flops: int
+    image_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+def run_costs(plan: TrainingPlan, *, processes: int = 1) -> Costs:
+    """The costs of a run, shared by some processes. Nothing is computed, and no image is read."""
+    config, method = plan.config, plan.method
+    stored = plan.split.train.images.nbytes + (0 if plan.cache is None else plan.cache.images.nbytes)
+    real, seen = len(plan.split.train.labels), plan.images_of(plan.total_steps)
+
+    def flops(classifier: int, projection: int) -> float:
+        """Of one image, forward and backward."""
+        spec = plan.model_spec
+        passes = {"classifier_passes": classifier, "projection_passes": projection}
+        return step_flops(config.backbone, plan.split.num_classes, spec.image_size, 2, **passes) / 2
+
+    if config.tune == "head":
+        passes = plan.training_images * plan.model_spec.crops
+        operations = passes * flops(1, 0) * FORWARD_SHARE
+    else:
+        prototypes = 2 * real * math.ceil(plan.total_steps / plan.steps_per_epoch) if method.prototypes else 0
+        passes = seen * method.views_per_step + prototypes
+        operations = seen * flops(method.classifier_passes, method.projection_passes)
+        operations += prototypes * flops(0, 1) * FORWARD_SHARE if prototypes else 0
+    resident = stored if isinstance(plan.split.train.images, np.ndarray) else 0
+    return Costs(
+        image_passes=passes,
+        flops=round(operations),
+        image_bytes=stored,
+        disk_bytes=plan.disk_bytes,
+        memory_bytes=_state_bytes(plan) + _activation_bytes(plan, math.ceil(plan.batch_size / processes)) + resident,
+    )
+
+
+def _network(plan: TrainingPlan) -> DualBranchNet:
+    with torch.device("meta"):
+        return plan.model_spec.build_network()
+
+
+def _state_bytes(plan: TrainingPlan) -> int:
+    """Weights, an average of them, and for those that learn a gradient and the optimizer's moments."""
+    network, config = _network(plan), plan.config
+    every = count_parameters(network)
+    learning = every if config.tune == "all" else every - count_parameters(network.backbone)
+    moments = 1 if config.optimizer == "sgd" else 2
+    return 4 * (every * (1 + (config.average is not None)) + learning * (1 + moments))
+
+
+def _activation_bytes(plan: TrainingPlan, images: int) -> int:
+    """What the passes that go backward together keep for it: one into the classifier, or both views' projections."""
+    network, kept = _network(plan), dict[int, Tensor]()
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    network.train()
+    head = plan.config.tune == "head"
+    shape = (network.classifier.in_features,) if head else (3, *plan.split.image_size)
+    x = torch.empty(images, *shape, device="meta")
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor  # held, or another tensor's storage would get its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    views = 2 if plan.method.projection_passes else 1
+    return round(views * size * (1.0 if plan.config.amp == "off" else 0.5))
