@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -500,3 +501,76 @@ def test_variants_reuse_what_is_there_and_end_with_a_line_of_json(
     with pytest.raises(SystemExit):
         variants.main([*options, "--kinds", "plainn"])
     assert "unknown: plainn; known are base, steps150" in capsys.readouterr().err
+
+
+DETAIL_METRICS = {
+    "initialisation": {"mixup", "cutmix", "contrastive"},
+    "blur": {"contrastive"},
+    "cutout": {"contrastive"},
+    "autoaugment": {"contrastive"},
+    "shares": {"cutmix"},
+    "statistics": set(),
+}
+
+
+@pytest.fixture
+def sau_plan() -> Any:
+    inputs = load("inputs")
+    images = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    return inputs.mixed_plan(images, 4, inputs.paper_config("convnet-small", 16, "off"), CPU)
+
+
+def first_step(plan: Any, details: set[str] | None = None, start: Any = None) -> tuple[dict[str, float], Any]:
+    """Losses of the first step, and the network after it; from other weights than its own with `start`."""
+    room = load("sau_details")
+    trainer = room.VariedTrainer(plan, set())
+    with contextlib.nullcontext() if details is None else room.patched(details, trainer):
+        if start is not None:
+            trainer.network.load_state_dict(start)
+        trainer.advance()
+    return {name: float(trainer.meters[name]) for name in ("mixup", "cutmix", "contrastive")}, trainer.network
+
+
+def test_all_details_are_those_of_as_published(sau_plan: Any) -> None:
+    room = load("sau_details")
+    published = dataclasses.replace(sau_plan, config=dataclasses.replace(sau_plan.config, as_published=True))
+    start = room.VariedTrainer(published, set()).network.state_dict()
+    (losses, network), (found, patched) = (
+        first_step(published),
+        first_step(sau_plan, set(room.DETAILS), start=start),
+    )
+    assert found == losses
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, patched.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("detail", DETAIL_METRICS)
+def test_each_detail_changes_what_it_is_about_and_nothing_else(sau_plan: Any, detail: str) -> None:
+    (own, network), (found, other) = first_step(sau_plan), first_step(sau_plan, {detail})
+    assert first_step(sau_plan, set())[0] == own
+    changed = {name for name in own if own[name] != found[name]}
+    # A detail that is met before another one in the step moves what is sampled after it.
+    assert changed == DETAIL_METRICS[detail] | ({"contrastive"} if detail == "shares" else set())
+    assert load("sau_details").DETAILS.keys() == DETAIL_METRICS.keys()
+    counts = [int(net.projection[1].num_batches_tracked) for net in (network, other)]
+    assert counts == [2, 4 if detail == "statistics" else 2]
+
+
+def test_prototypes_of_the_batchs_statistics_leave_the_network_as_it_was(sau_plan: Any) -> None:
+    room = load("sau_details")
+    plain, batch = (room.VariedTrainer(sau_plan, way) for way in (set(), {"batch"}))
+    before = {name: value.clone() for name, value in batch.network.state_dict().items()}
+    (one, _), (other, _) = (trainer._prototypes(0, begun=True) for trainer in (plain, batch))
+    assert all(torch.equal(value, before[name]) for name, value in batch.network.state_dict().items())
+    # An untrained network in eval mode maps all classes near one point; with a batch's statistics it does not.
+    assert float((one @ one.T).min()) > float((other @ other.T).min())
+
+
+def test_the_held_out_images_are_no_part_of_the_split(shared_work: Path) -> None:
+    room, workspace = load("sau_details"), Workspace(shared_work)
+    config = room.SplitConfig(dataset="digits", imb=50.0)
+    found = room.held_out_images(workspace, config, None, None)
+    split, test = load_split(workspace), room.load_test(workspace)
+    taken = {image.tobytes() for part in (split.train, test) for image in np.asarray(part.images)}
+    assert not taken & {image.tobytes() for image in found.images}
+    assert np.bincount(found.labels, minlength=10)[9] > 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -260,3 +261,12 @@ def test_a_compiled_network_computes_the_same_step() -> None:
         eager.network.load_state_dict(compiled.network.state_dict())
     with eager.network.inference():
         assert torch.equal(eager.network(pixels), seen)  # the uncompiled network on both sides
+
+
+def test_a_step_knows_how_far_the_run_is() -> None:
+    """GLMC's loss is linear in the square of the share of the steps that is done."""
+    step = training_step(METHODS["glmc"], cuda_graph=False)
+    given = step_batch(1, projection=False)
+    start, half, end = (float(step(replace(given, done=done), 0.0)["glmc"]) for done in (0.0, 0.5, 1.0))
+    assert start != end
+    assert half == pytest.approx(0.75 * start + 0.25 * end, rel=1e-4)

@@ -168,6 +168,15 @@ def test_prototypes_see_the_real_training_images_of_the_split_and_nothing_else(
     assert split.class_counts.tolist()[-1] == 2  # not the 140 and more images of that class outside the split
 
 
+def test_each_step_is_told_the_share_of_the_steps_before_it(shared_work: Path) -> None:
+    trainer = Trainer(plan_of(shared_work, tiny(method="glmc", steps=5)))
+    found = []
+    for _ in range(5):
+        trainer.advance()
+        found.append(float(trainer.step.context.done))
+    assert found == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+
+
 def test_the_label_check_begins_with_prototypes_of_its_first_step(shared_work: Path) -> None:
     config = tiny(method="sau", synthetic=True, batch_size=128, steps=10, check_after=0.4)
     trainer, logged = Trainer(plan_of(shared_work, config)), []
