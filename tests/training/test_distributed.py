@@ -175,14 +175,15 @@ def test_two_processes_compute_what_one_computes(shared_work: Path, tmp_path: Pa
     two = trained(shared_work, tmp_path, tuple(METHODS), 2, sync_batchnorm=True)
     for method, alone, together in zip(METHODS, one, two, strict=True):
         assert together["equal"], method
-        assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5), method
+        assert together["losses"] == pytest.approx(alone["losses"], rel=2e-5), method
         for name, value in alone["weights"].items():
-            torch.testing.assert_close(together["weights"][name], value, rtol=1e-4, atol=2e-5, msg=f"{method} {name}")
+            atol = 1e-3 if "running" in name else 1e-4  # the deepest layers' statistics are hundreds of times larger
+            torch.testing.assert_close(together["weights"][name], value, rtol=1e-4, atol=atol, msg=f"{method} {name}")
     # And it is seen where it does not hold: statistics of each share by itself.
     (local,) = trained(shared_work, tmp_path / "local", ["ce"], 2)
     assert local["equal"]
     alone = one[list(METHODS).index("ce")]
-    assert max(float((local["weights"][name] - value).abs().max()) for name, value in alone["weights"].items()) > 1e-3
+    assert max(float((local["weights"][name] - value).abs().max()) for name, value in alone["weights"].items()) > 5e-3
 
 
 @pytest.mark.slow
