@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandAugment, RandomResized
 from torchvision.transforms import functional as TF
 from torchvision.transforms.autoaugment import _apply_op
 
-from saukit.training import autoaugment, blur
+from saukit.training import autoaugment, blur, crops
 from saukit.training import views as augment
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.views import PhotoViews, Views
@@ -129,7 +129,7 @@ def test_with_a_crop_scale_the_first_view_is_torchvisions_resized_crop() -> None
     found = augment.Views(mean, std, flip=True, crop_scale=0.5).crop_flip(images, generator(7))
 
     again = generator(7)
-    crop = augment.draw_resized_crop(40, 24, 36, scale=(0.5, 1.0), device=CPU, generator=again)
+    crop = crops.draw_resized_crop(40, 24, 36, scale=(0.5, 1.0), device=CPU, generator=again)
     flips = augment.draw_chosen(40, 0.5, device=CPU, generator=again)
     shares = crop.height * crop.width / (24 * 36)
     assert 0.48 < float(shares.min()) < 0.6 and float(shares.max()) > 0.8  # of an image of 3:2
@@ -141,12 +141,12 @@ def test_with_a_crop_scale_the_first_view_is_torchvisions_resized_crop() -> None
         assert float((view - expected).abs().max()) < 0.52 / 255 / 0.2  # the rounding to 256 levels
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (80, 96), (224, 224)])
 def test_resized_crop_equals_torchvision(height: int, width: int) -> None:
     images = photographs(height, width, 24)
-    crop = augment.draw_resized_crop(24, height, width, device=CPU, generator=generator(1))
+    crop = crops.draw_resized_crop(24, height, width, device=CPU, generator=generator(1))
     flip = torch.arange(24) % 2 == 1
-    result = augment.resized_crop(images, crop, flip)
+    result = crops.resized_crop(images, crop, flip)
     for i, image in enumerate(as_float(images)):
         box = [int(side[i]) for side in crop]
         expected = TF.resized_crop(image, *box, [height, width], InterpolationMode.BILINEAR, antialias=True)
@@ -155,8 +155,8 @@ def test_resized_crop_equals_torchvision(height: int, width: int) -> None:
 
 def test_tiny_crop_is_enlarged_as_torchvision_does() -> None:
     images = photographs(32, 32, 1)
-    crop = augment.ResizedCropParameters(*(torch.tensor([side]) for side in (30, 3, 2, 1)))
-    result = augment.resized_crop(images, crop, torch.tensor([False]))
+    crop = crops.ResizedCropParameters(*(torch.tensor([side]) for side in (30, 3, 2, 1)))
+    result = crops.resized_crop(images, crop, torch.tensor([False]))
     expected = TF.resized_crop(as_float(images), 30, 3, 2, 1, [32, 32], antialias=True)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
@@ -169,7 +169,7 @@ def test_crop_parameters_are_distributed_as_torchvisions(height: int, width: int
     reference = torch.tensor(
         [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)], dtype=torch.float64
     )
-    crop = augment.draw_resized_crop(count, height, width, device=CPU, generator=generator())
+    crop = crops.draw_resized_crop(count, height, width, device=CPU, generator=generator())
     ours = torch.stack(crop, dim=1).double()
     for column in range(4):
         # Two-sample Kolmogorov-Smirnov statistic; 1.95 sqrt(2 / n) is its 0.1 % point.
@@ -183,7 +183,7 @@ def test_crop_parameters_are_distributed_as_torchvisions(height: int, width: int
 @pytest.mark.parametrize(("height", "width"), [(4, 400), (400, 4), (12, 13)])
 def test_crop_falls_back_to_the_centre(height: int, width: int) -> None:
     none_fits = (9.0, 9.5)
-    crop = augment.draw_resized_crop(5, height, width, scale=none_fits, device=CPU, generator=generator())
+    crop = crops.draw_resized_crop(5, height, width, scale=none_fits, device=CPU, generator=generator())
     expected = RandomResizedCrop.get_params(torch.zeros(3, height, width), [9.0, 9.5], [3 / 4, 4 / 3])
     assert torch.stack(crop, dim=1).tolist() == [list(expected)] * 5
 
@@ -307,8 +307,8 @@ def test_jitter_lies_within_a_level_of_torchvision_on_pil(operation: int) -> Non
 
 def test_crop_grey_and_blur_lie_within_a_level_of_torchvision_on_pil() -> None:
     images = photographs(32, 32, 24)
-    crop = augment.draw_resized_crop(24, 32, 32, device=CPU, generator=generator(1))
-    cropped = 255 * augment.resized_crop(images, crop, torch.zeros(24, dtype=torch.bool))
+    crop = crops.draw_resized_crop(24, 32, 32, device=CPU, generator=generator(1))
+    cropped = 255 * crops.resized_crop(images, crop, torch.zeros(24, dtype=torch.bool))
     for i in range(24):
         expected = on_pil(TF.resized_crop, images[i : i + 1], *(int(side[i]) for side in crop), [32, 32])
         assert (cropped[i] - expected[0]).abs().max() < 1.01
@@ -404,7 +404,7 @@ def test_simclr_view_equals_its_steps_in_torchvision() -> None:
     """The whole of v3 for each sample alone, with parameters drawn in the view's order."""
     images, draws = photographs(32, 32, 24), generator(7)
     result = view("v3", images, 7)
-    crop = augment.draw_resized_crop(24, 32, 32, device=CPU, generator=draws)
+    crop = crops.draw_resized_crop(24, 32, 32, device=CPU, generator=draws)
     flip = augment.draw_chosen(24, 0.5, device=CPU, generator=draws)
     jitter = augment.draw_jitter(24, device=CPU, generator=draws)
     gray = augment.draw_chosen(24, 0.2, device=CPU, generator=draws)
@@ -427,7 +427,7 @@ def test_second_and_third_photo_views_are_their_steps_in_torchvision(name: str, 
     images, draws = photographs(48, 48, 24), generator(7)
     views = PhotoViews(MEAN, STD, True, crop_scale=least)
     result = (views.autoaugment if name == "photo v2" else views.simclr)(images, generator(7))
-    crop = augment.draw_resized_crop(24, 48, 48, scale=(least or 0.08, 1.0), device=CPU, generator=draws)
+    crop = crops.draw_resized_crop(24, 48, 48, scale=(least or 0.08, 1.0), device=CPU, generator=draws)
     flip = augment.draw_chosen(24, 0.5, device=CPU, generator=draws)
     jitter = augment.draw_jitter(24, device=CPU, generator=draws)
     gray = augment.draw_chosen(24, 0.2, device=CPU, generator=draws)
@@ -446,7 +446,7 @@ def test_the_first_photo_view_is_its_steps_in_torchvision() -> None:
     """On whole levels, as PIL has them, from RandAugment on; a level more or less may cross one of its thresholds."""
     images, draws = photographs(48, 48, 60), generator(7)
     result = PhotoViews(torch.zeros(3), torch.ones(3), True).crop_flip(images, generator(7))
-    crop = augment.draw_resized_crop(60, 48, 48, scale=(0.08, 1.0), device=CPU, generator=draws)
+    crop = crops.draw_resized_crop(60, 48, 48, scale=(0.08, 1.0), device=CPU, generator=draws)
     flip = augment.draw_chosen(60, 0.5, device=CPU, generator=draws)
     order = torch.rand((60, 3), generator=draws).argsort(dim=1)
     factors = 1 + 0.4 * (2 * torch.rand((3, 60), generator=draws) - 1)

@@ -1,0 +1,116 @@
+"""Resized crops of whole batches, a crop of its own for each sample. Shapes: b samples, sides H and W."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saukit.training.blur import DENSE_UP_TO, separable
+
+CROP_SCALE = (0.2, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+
+
+class ResizedCropParameters(NamedTuple):
+    """Where each sample's crop lies, in pixels: int64 [b] each."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+
+def draw_resized_crop(
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float] = CROP_SCALE,
+    device: torch.device,
+    generator: torch.Generator,
+) -> ResizedCropParameters:
+    """Draw crops of a share of the area uniform in `scale` and an aspect ratio log-uniform in (3/4, 4/3).
+
+    As torchvision's RandomResizedCrop: the first of ten candidates that fits into the image, otherwise the largest
+    centred crop of an allowed ratio. The ten are drawn at once and a mask finds the first.
+
+    Shapes: int64 [b] each.
+    """
+    draws = torch.rand((batch, CROP_ATTEMPTS, 4), device=device, generator=generator)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    log_low, log_high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    ratio = (log_low + (log_high - log_low) * draws[..., 1]).exp()
+    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    # rand() stays below 1, but its product may round up to the bound.
+    tops = torch.minimum((draws[..., 2] * (height - heights + 1)).floor(), height - heights)
+    lefts = torch.minimum((draws[..., 3] * (width - widths + 1)).floor(), width - widths)
+
+    attempt = torch.arange(CROP_ATTEMPTS, device=device)
+    first = torch.where(fits, attempt, CROP_ATTEMPTS).amin(dim=1, keepdim=True)
+    candidates = torch.stack((tops, lefts, heights, widths)).to(torch.int64)
+    index = first.clamp(max=CROP_ATTEMPTS - 1).expand(4, -1, -1)
+    chosen = candidates.gather(2, index).squeeze(2).unbind(0)
+    found = first.squeeze(1) < CROP_ATTEMPTS
+    # Numbers, not a tensor made of them: copying that to an accelerator would stall the host.
+    fallback = _fallback_crop(height, width)
+    return ResizedCropParameters(
+        *(torch.where(found, side, number) for side, number in zip(chosen, fallback, strict=True))
+    )
+
+
+def _fallback_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    crop_height, crop_width = height, width
+    if width / height < CROP_RATIO[0]:
+        crop_height = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        crop_width = round(height * CROP_RATIO[1])
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resized_crop(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> Tensor:
+    """Resize each sample's crop back to the full size, bilinear with antialiasing, and mirror the chosen ones.
+
+    The triangle filter of torchvision's `resize(..., antialias=True)` as two dense matrices a sample, one an axis; on a
+    CPU, where a sample can have a call of its own, photos are read at the two pixels that the triangle covers.
+
+    Shapes: images uint8 [b, 3, H, W]; flip bool [b]; returns float32 [b, 3, H, W] in [0, 1].
+    """
+    height, width = images.shape[-2:]
+    if images.device.type == "cpu" and min(height, width) > DENSE_UP_TO:
+        return _resized_one_by_one(images, crop, flip).div_(255)
+    rows = _resize_matrix(crop.top, crop.height, torch.arange(height, device=images.device)[None])
+    columns = torch.arange(width, device=images.device)[None]
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    return separable(images.to(torch.float32), rows, _resize_matrix(crop.left, crop.width, columns)).div_(255)
+
+
+def _resized_one_by_one(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> Tensor:
+    """Float32 [b, 3, H, W] of 0 to 255. A crop is never shrunk, so there is nothing to smooth against aliasing."""
+    resized = torch.empty(images.shape)
+    boxes = zip(*(side.tolist() for side in crop), strict=True)
+    for index, (mirrored, (top, left, height, width)) in enumerate(zip(flip.tolist(), boxes, strict=True)):
+        part = images[index : index + 1, :, top : top + height, left : left + width].float()
+        part = part.flip(3) if mirrored else part
+        resized[index] = F.interpolate(part, images.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return resized
+
+
+def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:
+    """Matrix [b, S, S]: row o takes output pixel output[o] from the `length` source pixels at `start`, resized to S.
+
+    Shapes: start, length int64 [b]; output int64 [b, S] or [1, S].
+    """
+    size = output.shape[1]
+    scale = (length.to(torch.float32) / size)[:, None]
+    source = torch.arange(size, dtype=torch.float32, device=start.device) - start[:, None]
+    in_crop = ((source >= 0) & (source < length[:, None])).to(torch.float32)
+    centre = scale * (output + 0.5)
+    # The triangle is as wide as an output pixel where the crop shrinks, and as a source pixel where it grows.
+    slope = -1 / scale.clamp(min=1)
+    weight = ((source + 0.5)[:, None, :] - centre[:, :, None]).abs_().mul_(slope[:, :, None]).add_(1).clamp_(min=0)
+    weight = weight.mul_(in_crop[:, None, :])
+    return weight.div_(weight.sum(dim=2, keepdim=True))
