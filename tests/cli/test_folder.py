@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import Cli, tree
 
 from saukit.core.workspace import Workspace
@@ -126,3 +127,24 @@ def test_a_tilde_is_the_home_folder(
     monkeypatch.setenv("SAUKIT_DATA", "~/pictures")
     assert "nothing to do" in cli(*FOLDER).out
     assert not Path("~").exists()
+
+
+def test_12_bits_in_files_of_16_keep_one_range_from_split_to_prediction(cli: Cli, tmp_path: Path) -> None:
+    root, work = tmp_path / "pictures", tmp_path / "w"
+    for name, top in (("dark", 1000), ("bright", 4000)):
+        (root / name).mkdir(parents=True)
+        for index in range(6):
+            values = np.random.default_rng(index).integers(top // 2, top, (8, 8)).astype(np.uint16)
+            Image.fromarray(values).save(root / name / f"{index}.png")
+    assert "would" in cli(*FOLDER, "--root", root, "-w", work, "--dry-run").out
+    made = cli(*FOLDER, "--root", root, "-w", work)
+    assert "16-bit images: 4,095 is white in all of them; --white-level sets another value" in made.error
+    split = load_split(Workspace(work))
+    means = [split.train.images[split.train.labels == label].mean() for label in (0, 1)]
+    assert means == pytest.approx([0.75 * 4000 / 4095 * 255, 0.75 * 1000 / 4095 * 255], rel=0.05)
+    assert "nothing to do" in cli(*FOLDER, "--root", root, "-w", work).out
+    assert cli("train", "--method", "ce", "--steps", "30", "--batch-size", "8", "-w", work, "-q").code == 0
+    found = cli("predict", "ce", root, "-w", work, "--json").document["images"]
+    assert {entry["predictions"][0]["class"] == Path(entry["image"]).parent.name for entry in found} == {True}
+    asked = cli(*FOLDER, "--root", root, "-w", tmp_path / "v", "--white-level", "65535", "--json")
+    assert asked.document["config"]["white_level"] == 65535

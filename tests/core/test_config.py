@@ -36,6 +36,7 @@ CHANGED = [
         group_by=r"/(p\d+)_: #",
         fit="pad",
         background="0,0,0",
+        white_level=4095,
         class_depth="leaf",
         min_images=3,
         drop_duplicates=True,

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from saukit.data import decoding as room
-from saukit.data.decoding import Fitting, decode_image, decode_or_reason
+from saukit.data.config import SplitConfig
+from saukit.data.decoding import Fitting, common_white_level, decode_image, decode_or_reason
 from saukit.data.source_config import Fit, colour_problems, parse_colour
+from saukit.data.sources.folder import open_folder
 
 GREY = (np.arange(64).reshape(8, 8) * 4).astype(np.uint8)
 COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -80,6 +82,34 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> N
     assert (decoded(tmp_path, Image.fromarray(values), suffix) == in_three_channels(expected)).all()
     dark = np.full((8, 8), 200, np.uint16)  # a dark 16-bit image stays dark
     assert (decoded(tmp_path, Image.fromarray(dark), suffix) == 1).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize(("largest", "white"), [(255, 255), (256, 1023), (3000, 4095), (4095, 4095), (9000, 16383)])
+def test_a_set_of_16_bit_images_has_one_white(tmp_path: Path, suffix: str, largest: int, white: int) -> None:
+    root = tmp_path / "set"
+    for name, top in (("cat/dark", 100), ("cat/rgb", None), ("dog/bright", largest), ("dog/damaged", None)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (8, 8), (9, 80, 200))
+        if top is not None:
+            picture = Image.fromarray(np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16))
+        picture.save((root / name).with_suffix(".png" if top is None else suffix))
+    (root / "dog/damaged.png").write_bytes(b"no image")
+    source = open_folder(SplitConfig(dataset="folder"), root)
+    assert source.originals is not None and common_white_level(source.originals) == white
+    for name, top in (("cat/dark", 100), ("dog/bright", largest)):
+        values = np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16)
+        found = decode_image((root / name).with_suffix(suffix), 8, Fitting(white_level=white))
+        assert (found == in_three_channels(np.round(values / white * 255))).all()
+    assert decode_image(root / "cat/rgb.png", 8, Fitting(white_level=white)).max() == 200  # 8 bits are as they are
+
+
+def test_other_sets_have_no_white_level(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), 3).save(tmp_path / name / "a.png")
+    source = open_folder(SplitConfig(dataset="folder"), tmp_path)
+    assert source.originals is not None and common_white_level(source.originals) is None
 
 
 @pytest.mark.parametrize(

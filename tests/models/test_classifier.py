@@ -114,6 +114,7 @@ def test_what_is_saved_is_a_hub_model(saved: Path) -> None:
         "method": "sau",
         "standardize": False,
         "std": [0.1, 1 / 3, 0.3],
+        "white_level": None,
     }
     front = yaml.safe_load((saved / "README.md").read_text().split("---")[1])
     assert (front["library_name"], front["pipeline_tag"]) == ("saukit", "image-classification")

@@ -4,7 +4,7 @@
     palette                      the palette's colours
     any transparency             composited on the background, white by default
     CMYK, YCbCr, HSV             as Pillow converts them
-    16-bit grey                  value / 257, rounded (0..65535 to 0..255), never clipped
+    16-bit grey                  255 times the value / the white level, which is one for the whole set, rounded
     16-bit colour                the high byte, as Pillow reads it
     32-bit integer, float        by the range of the image's values: 0..1 (float only) times 255, 0..255 as it is,
                                  0..65535 / 257; anything else, NaN and infinity among it, counts as unreadable
@@ -31,6 +31,7 @@ import numpy.typing as npt
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.extras import missing_packages
+from saukit.core.machine import in_threads
 from saukit.core.words import shortened
 from saukit.data.image_files import is_regular
 from saukit.data.source_config import Fit, parse_colour
@@ -39,17 +40,24 @@ from saukit.data.types import Images
 if TYPE_CHECKING:
     from PIL import Image
 
+    from saukit.data.source import Originals
+
 MOST_PIXELS = 100_000_000  # of a picture as it is decoded, after the reduction of large JPEGs
+MOST_VALUE = 65535  # of 16 bits
+WHITE_LEVELS = (255, 1023, 4095, 16383, MOST_VALUE)  # of 8, 10, 12, 14 and 16 bits
+LOOKED_AT = 100  # images whose headers say whether a set has 16 bits
 NOISES = (b"\xa5\x3c\x96\xe7" * 128, b"\x6d\xdb\xb6" * 170)
 REDUCING_GAP = 2.0  # Pillow's own choice for thumbnails: reduce to this multiple of the size first, then filter
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How pictures become squares, and what lies behind transparent and padded ones."""
+    """How pictures become squares, what lies behind transparent and padded ones, and which value of 16 bits is white;
+    None is 65535."""
 
     fit: Fit = "crop"
     background: str = "white"
+    white_level: int | None = None
 
 
 CROP = Fitting()
@@ -110,7 +118,7 @@ def _decoded(file: Path | BinaryIO, size: int, fitting: Fitting) -> Image.Image:
                 f"million ({3 * MOST_PIXELS / 1e6:.0f} MB in each decoding thread): make it smaller"
             )
         opened.load()
-        return _to_rgb(_upright(opened), fitting.background)
+        return _to_rgb(_upright(opened), fitting)
 
 
 def _without_end_marker(file: Path | BinaryIO, size: int, fitting: Fitting, error: OSError) -> Image.Image:
@@ -181,18 +189,52 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+def _to_rgb(image: Image.Image, fitting: Fitting) -> Image.Image:
     from PIL import Image
 
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return _from_values(np.asarray(image).astype(np.float64) / 257)
+    if _has_16_bits(image):
+        return _from_values(np.asarray(image).astype(np.float64) * (255 / (fitting.white_level or MOST_VALUE)))
     if image.mode in ("I", "F"):
         return _from_values(_by_range(np.asarray(image).astype(np.float64), is_float=image.mode == "F"))
     if image.has_transparency_data:
         layered = image.convert("RGBA")
-        behind = Image.new("RGBA", layered.size, parse_colour(background))
+        behind = Image.new("RGBA", layered.size, parse_colour(fitting.background))
         return Image.alpha_composite(behind, layered).convert("RGB")
     return image.convert("RGB")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def common_white_level(originals: Originals) -> int | None:
+    """The white level of a set of 16-bit images: the first of `WHITE_LEVELS` that is not below any of their values.
+
+    None where none of the images looked at, spread evenly, has 16 bits. Reads all images if one has.
+    """
+    each = originals.each()
+    if not any(_largest_value(originals, *which, header=True) for which in each[:: max(1, len(each) // LOOKED_AT)]):
+        return None
+    largest = max(in_threads(lambda which: _largest_value(originals, *which), each))
+    return next(level for level in WHITE_LEVELS if level >= largest)
+
+
+def _largest_value(originals: Originals, part: str, index: int, *, header: bool = False) -> int:
+    """The largest value of a 16-bit image, or 1 by its `header` alone; 0 for other images, and unreadable ones."""
+    from PIL import Image
+
+    try:
+        file = originals.open(part, index)
+        if isinstance(file, Path) and not is_regular(file):
+            return 0
+        with Image.open(file) as opened:
+            if not _has_16_bits(opened):
+                return 0
+            return 1 if header else int(np.asarray(opened).max())
+    except MemoryError:
+        raise
+    except Exception:  # decoding will list it
+        return 0
 
 
 def _from_values(values: npt.NDArray[np.float64]) -> Image.Image:

@@ -79,7 +79,7 @@ class StoredFiles:
     ) -> None:
         self._store, self._originals, self._size, self._fitting = store, originals, size, fitting
         self._each, self._starts = originals.each(), originals.starts()
-        facts = [fingerprint, originals.counts, size, fitting.fit, fitting.background, VERSION]
+        facts = [fingerprint, originals.counts, size, fitting.fit, fitting.background, fitting.white_level, VERSION]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._paths = [store / f"{number:05d}.safetensors" for number in range(-(-len(self._each) // FILES_PER_SHARD))]
         self._stored: EncodedImages | None = None

@@ -11,6 +11,7 @@ import numpy as np
 from saukit.core.errors import DataError
 from saukit.core.words import shortened
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
+from saukit.data.decoding import common_white_level
 from saukit.data.groups import KEEP_APART, group_keys, grouped_part
 from saukit.data.images import stored_bytes
 from saukit.data.long_tail import (
@@ -89,7 +90,7 @@ class SplitPlan:
 
 
 def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
-    """What `make_split` would write; opens the source but decodes no image and writes nothing.
+    """What `make_split` would write; opens the source, decodes no image but those of 16 bits, and writes nothing.
 
     Raises: UsageError or DataError, as `make_split` would, except for images that only decoding shows to be bad.
     """
@@ -105,6 +106,8 @@ def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:
         found = named_classes(config.counts, source.classes)
         named = {source.classes[index]: config.counts[key] for key, index in sorted(found.items(), key=lambda i: i[1])}
         config = replace(config, counts=named)
+    if config.white_level is None and source.originals is not None:
+        config = replace(config, white_level=common_white_level(source.originals))
     return resolve(
         config,
         image_size=source.image_size,
@@ -232,6 +235,8 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         notes.append(
             f"the centre square keeps {100 * share:.0f} % of the pictures on average; --fit pad keeps all of them"
         )
+    if config.white_level is not None:
+        notes.append(f"16-bit images: {config.white_level:,} is white in all of them; --white-level sets another value")
     if (keys := group_keys(source, config.group_by)) is not None:
         notes += (f"{len(set().union(*keys.values()))} groups, each in one part",)
     return SplitPlan(

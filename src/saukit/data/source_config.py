@@ -85,6 +85,15 @@ class SourceConfig(Paths):
         needs={"dataset.own_files": True},
         metavar="COLOUR",
     )
+    white_level: int | None = option(
+        None,
+        "Value that is white in images of 16 bits; 4095 for 12 bits.",
+        panel=PANEL,
+        shown="by the set's largest",
+        least=1,
+        most=65535,
+        needs={"dataset.own_files": True},
+    )
     test_dir: str | None = option(
         None,
         "Folder or split of --root that is the test set, such as val.",

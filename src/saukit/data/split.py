@@ -142,7 +142,7 @@ def load_split(workspace: Workspace) -> Split:
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
         flip=metadata["flip"],
-        fitting=Fitting(metadata.get("fit", "crop"), metadata.get("background", "white")),
+        fitting=Fitting(metadata.get("fit", "crop"), metadata.get("background", "white"), metadata.get("white_level")),
         groups=_groups(metadata["groups_rule"], metadata["groups"]),
         manifest=manifest,
     )
@@ -256,7 +256,7 @@ def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace)
 
 def fitting_of(config: SourceConfig) -> Fitting:
     """How the configuration has pictures made square."""
-    return Fitting(config.fit, config.background)
+    return Fitting(config.fit, config.background, config.white_level)
 
 
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:

@@ -66,6 +66,7 @@ def write_split(
                 "flip": config.flip,
                 "fit": config.fit,
                 "background": config.background,
+                "white_level": config.white_level,
                 "groups_rule": plan.groups.rule,
                 "groups": {group: list(members) for group, members in plan.groups.members.items()},
             }

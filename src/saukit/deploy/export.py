@@ -249,6 +249,7 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
             "preparation": preparation(classifier.spec),
             "fit": classifier.spec.fit,
             "background": classifier.spec.background,
+            "white_level": classifier.spec.white_level,
             # What Pillow's save takes: a split stores its images so, and what is read back is evaluated.
             "stored_as": {"format": "JPEG", **JPEG} if max(height, width) > RAW_UP_TO else None,
         },

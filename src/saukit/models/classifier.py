@@ -60,6 +60,7 @@ class ImageClassifier(
         crops: int = 1,
         fit: str = "crop",
         background: str = "white",
+        white_level: int | None = None,
     ) -> None:
         super().__init__()
         fields = {
@@ -75,6 +76,7 @@ class ImageClassifier(
             "crops": crops,
             "fit": fit,
             "background": background,
+            "white_level": white_level,
         }
         self.spec = from_mapping(ModelSpec, fields, where="the classifier")
         self.network = self.spec.build_network()
@@ -98,6 +100,7 @@ class ImageClassifier(
             crops=spec.crops,
             fit=spec.fit,
             background=spec.background,
+            white_level=spec.white_level,
         )
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})

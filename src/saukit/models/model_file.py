@@ -12,7 +12,7 @@ from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
 from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.core.words import shown
-from saukit.data.decoding import Fitting
+from saukit.data.decoding import MOST_VALUE, Fitting
 from saukit.data.source import IMAGE_SIZES
 from saukit.data.source_config import Fit
 from saukit.models.backbones import BACKBONES
@@ -39,11 +39,12 @@ class ModelSpec:
     crops: Crops = 1
     fit: Fit = "crop"
     background: str = "white"
+    white_level: int | None = None
 
     @property
     def fitting(self) -> Fitting:
         """How pictures become its images."""
-        return Fitting(self.fit, self.background)
+        return Fitting(self.fit, self.background, self.white_level)
 
     def __post_init__(self) -> None:
         """Raises: UsageError for what no network has; a file may say anything."""
@@ -52,6 +53,8 @@ class ModelSpec:
             *(["classes must be names, each once"] if not 0 < len(set(self.classes)) == len(self.classes) else []),
             *([] if len(sizes) == 2 and all(least <= side <= most for side in sizes) else
               [f"image_size must be two sides of {least} to {most} pixels, got {shown(sizes)}"]),
+            *([] if self.white_level is None or 0 < self.white_level <= MOST_VALUE else
+              [f"white_level must be from 1 to {MOST_VALUE}, got {shown(self.white_level)}"]),
             *(f"{name} must be three numbers{' above 0' if positive else ''}, got {shown(values)}"
               for name, values, positive in (("mean", self.mean, False), ("std", self.std, True))
               if len(values) != 3 or not all(map(math.isfinite, values)) or (positive and min(values) <= 0)),
@@ -83,7 +86,8 @@ def preparation(spec: ModelSpec) -> str:
         "pad": f"the whole of it, padded to a square on {spec.background}",
         "stretch": "the whole of it, stretched to a square",
     }
-    return f"{what[spec.fit]}, resized to {height} x {width} pixels, bicubic with antialiasing"
+    levels = "" if spec.white_level is None else f"; {spec.white_level:,} is white in 16-bit images"
+    return f"{what[spec.fit]}, resized to {height} x {width} pixels, bicubic with antialiasing{levels}"
 
 
 def save_model(path: Path, state: dict[str, torch.Tensor], spec: ModelSpec) -> None:

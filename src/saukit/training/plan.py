@@ -92,6 +92,7 @@ class TrainingPlan:
             crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
             fit=self.split.fitting.fit,
             background=self.split.fitting.background,
+            white_level=self.split.fitting.white_level,
         )
 
     @property
