@@ -204,7 +204,7 @@ def _to_rgb(image: Image.Image, fitting: Fitting) -> Image.Image:
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def common_white_level(originals: Originals) -> int | None:
