@@ -148,3 +148,15 @@ def test_12_bits_in_files_of_16_keep_one_range_from_split_to_prediction(cli: Cli
     assert {entry["predictions"][0]["class"] == Path(entry["image"]).parent.name for entry in found} == {True}
     asked = cli(*FOLDER, "--root", root, "-w", tmp_path / "v", "--white-level", "65535", "--json")
     assert asked.document["config"]["white_level"] == 65535
+
+
+def test_01_and_1_are_two_classes_and_unquoted_in_yaml_is_told(cli: Cli, pictures: Pictures, tmp_path: Path) -> None:
+    root, work = pictures({"01": 8, "1": 6}), tmp_path / "w"
+    made = cli(*FOLDER, "--root", root, "-w", work, "--counts", "01=4", "1=2", "--json").document
+    assert (made["classes"], made["counts"]) == (["01", "1"], [4, 2])
+    again = cli("make-lt", "--config", work / "split/config.yaml", "--root", root, "-w", work)
+    assert "nothing to do" in again.out
+    config = tmp_path / "config.yaml"
+    config.write_text("dataset: folder\nprofile: counts\ncounts: {01: 4, 1: 2}\n")
+    refused = cli("make-lt", "--config", config, "--root", root, "-w", tmp_path / "v")
+    assert refused.code == 2 and "text that looks like a number or yes needs quotes: YAML reads 01" in refused.error

@@ -174,7 +174,45 @@ UNDERSTOOD = {
         ("train/ and test/ are taken as classes, like bus/ beside them",),
     ),
     "classes whose names are words of one part": Case("dev1:2 dev2:1", {"train": {"dev1": 2, "dev2": 1}}),
-    "a class called train": Case("bus:2 train:2", {"train": {"bus": 2, "train": 2}}),
+    "a class called train": Case(
+        "bus:2 train:2", {"train": {"bus": 2, "train": 2}}, ("train/ is taken as a class, like bus/ beside it",)
+    ),
+    "a class called test": Case(
+        "cat:2 dog:1 test:3",
+        {"train": {"cat": 2, "dog": 1, "test": 3}},
+        ("test/ is taken as a class, like cat/, dog/ beside",),
+    ),
+    "a class called test in both parts": Case(
+        "train/test:2 train/dog:1 test/test:1", {"train": {"dog": 1, "test": 2}, "test": {"test": 1}}
+    ),
+    "sets, with two words": Case(
+        "training_set/training_set/cat:2 training_set/training_set/dog:1 test_set/test_set/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+    ),
+    "numbered parts": Case(
+        "1-train/cat:2 1-train/dog:1 2-val/cat:1 3-test/dog:1",
+        {"train": CAT_DOG, "val": {"cat": 1}, "test": {"dog": 1}},
+    ),
+    "images in each part, of YOLO with classes": Case(
+        "train/images/cat:2 train/images/dog:1 train/labels/a.txt valid/images/cat:1 test/images/cat:1 data.yaml",
+        {"train": CAT_DOG, "val": {"cat": 1}, "test": {"cat": 1}},
+    ),
+    "masks beside the images": Case(
+        "train/cat:2 train/dog:1 train_masks/cat:2 test/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        ("are left out: train_masks/ (2 images)",),
+    ),
+    "files of systems and archives": Case(
+        "cat:2 dog:1 .DS_Store cat/.DS_Store cat/Thumbs.db dog/desktop.ini archive.zip cat.tar.gz", {"train": CAT_DOG}
+    ),
+    "folds of the same classes": Case(
+        "fold1/cat:2 fold1/dog:1 fold2/cat:1 fold2/dog:1",
+        {"train": {"fold1": 3, "fold2": 2}},
+        ("fold1/ and fold2/ have the same folders inside (cat, dog) and are taken as classes: if those inside are",),
+    ),
+    "classes that differ in case": Case(
+        "Cat:2 cat:1", {"train": {"Cat": 2, "cat": 1}}, ("classes whose names differ in case alone: Cat, cat",)
+    ),
     "a class called train with folders in it": Case(
         "bus/red:2 train/fast:2 plane:1", {"train": {"bus": 2, "plane": 1, "train": 2}}, ("bus/red, train/fast",)
     ),
@@ -232,6 +270,30 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
         "train/cat:2 train/dog:1",
         r"has train/ but no test set: --test-fraction 0.2 takes a test part off train/; or add test/$",
         {},
+    ),
+    "another name beside train": (
+        "train/cat:2 train/dog:1 holdout/cat:1",
+        r"has holdout/, train/ but no test set: --test-dir holdout tests on holdout/; --test-fraction 0.2",
+        {},
+    ),
+    "a class in another case": (
+        "train/Cat:2 train/dog:1 test/cat:1",
+        r"without a training image: cat \(only in test/, where train has Cat\); fill",
+        {},
+    ),
+    "archives alone": ("train.zip test.zip", r"it has 0 and 2 .zip: unpack what is packed first$", {}),
+    "images of YOLO": (
+        "train/images/a.png train/images/b.png train/labels/a.txt valid/images/c.png data.yaml",
+        r"train/ and valid/ of .* hold images, such as a.png, but no class folders",
+        {},
+    ),
+    "parts in a folder of images, labels beside it": (
+        "images/train/cat:1 images/train/dog:1 images/val/cat:1 labels/train/x.txt",
+        r"has parts in images/: did you mean --root .*/tree/images\?$",
+        {},
+    ),
+    "two names of one part in other cases": (
+        "train/cat:1 train/dog:1 Val/cat:1 VALID/cat:1 test/cat:1", r"all look like the validation part: rename", {}
     ),
     "no train": ("test/cat:2 test/dog:1 val/cat:1", r"has test/, val/ but no train/: add or rename one, or give", {}),
     "images with their labels in the names": (

@@ -58,7 +58,7 @@ def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[
         try:
             values[name] = _coerce(value, hints[name])
         except (TypeError, ValueError, OverflowError):
-            problems.append(f"{name}: {shown(value)} is not {_describe(hints[name])}")
+            problems.append(f"{name}: {shown(value)} is not {_describe(hints[name])}{_quotes(value, hints[name])}")
     return values, problems
 
 
@@ -141,6 +141,17 @@ def _coerce(value: Any, hint: Any) -> Any:
     if (hint is bool or not isinstance(value, bool)) and isinstance(value, hint):
         return value
     raise TypeError
+
+
+def _quotes(value: Any, hint: Any) -> str:
+    """The fix where YAML made something else of what was to be text."""
+    parts = [*value] if isinstance(value, dict | list) else [value]
+    of_text = "a mapping of text" if isinstance(value, dict) else "a list, each text"
+    if not isinstance(value, dict | list):
+        of_text = "text"
+    if not _describe(hint).startswith(of_text) or not any(isinstance(part, int | float) for part in parts):
+        return ""
+    return "; text that looks like a number or yes needs quotes: YAML reads 01 without them as 1"
 
 
 def _describe(hint: Any) -> str:

@@ -30,6 +30,7 @@ ROLE_OF = {word: role for role, words in ROLES.items() for word in words}
 # What may stand beside such a word and says nothing more: train_images, TestSet, val-split.
 FILLERS = frozenset({"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part", "samples"})
 WORD = re.compile(rf"({'|'.join(sorted(ROLE_OF, key=len, reverse=True))})({'|'.join(sorted(FILLERS))})?")
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"})
 Key = tuple[str, ...]
 
 
@@ -112,8 +113,13 @@ class _Reader:
         test, val = (
             self._only(part, self._fitting(roles.get(part, []), train), _key(train)) for part in ("test", "val")
         )
-        beside = [name for name, folder in self.root.folders.items() if folder.count and role_of(name) is None]
-        if test is None and val is None and beside:
+        beside = [f for name, f in self.root.folders.items() if f.count and role_of(name) is None]
+        if (
+            test is None
+            and val is None
+            and beside
+            and not any(_shares_classes(_inner(f), _inner(train)) for f in beside)
+        ):
             return None  # a class called train
         found = {"train": _inner(train)}
         self._tell_unused([folder for folder in (train, test, val) if folder is not None])
@@ -212,13 +218,15 @@ class _Reader:
         first = train or (named[0] if named else None)
         if first is None or _classes_in(_inner(first)) or len({_key(folder) for folder in named}) > 1:
             return  # train_station/ and test_tube/ are classes
-        if train is None and len(roles) < 2:
+        bare = any(folder.path.name.lower() in ROLE_OF for folder in named)
+        if train is None and len(roles) < 2 and not (bare and other):
             return  # so are dev1/ and dev2/
         if not other:
             self._refuse_unlabelled([folder for folder in named if _inner(folder).found.images])
-        elif len(roles) > 1:
+        elif len(roles) > 1 or bare:
             names = " and ".join(f"{self._name(folder)}/" for folder in named)
-            self.warnings.append(f"{names} are taken as classes, like {shortened(other, limit=5)} beside them")
+            as_classes = "are taken as classes" if len(named) > 1 else "is taken as a class"
+            self.warnings.append(f"{names} {as_classes}, like {shortened(other, limit=5)} beside them")
 
     def _refuse_unlabelled(self, folders: list[Folder]) -> None:
         images = [path for folder in folders for path in _inner(folder).found.images]
@@ -305,7 +313,11 @@ class _Reader:
             if part == "train":
                 self._tell_nested(folder)
         if len(members) < 2 and part == "train":
-            raise DataError(f"{folder.path} needs at least two subfolders, one per class; it has {len(members)}")
+            packed = [f"{count} {kind}" for kind, count in folder.found.ignored.items() if kind in ARCHIVES]
+            unpack = f" and {', '.join(packed)}: unpack what is packed first" if packed else ""
+            raise DataError(
+                f"{folder.path} needs at least two subfolders, one per class; it has {len(members)}{unpack}"
+            )
         loose, inside = len(folder.found.images), sum(map(len, members.values()))
         if loose > inside:
             raise DataError(
@@ -322,7 +334,15 @@ class _Reader:
             for inner, grandchild in child.folders.items()
             if grandchild.count
         ]
-        if nested:
+        same = [_classes_in(child) for child in folder.folders.values() if child.count]
+        if len(same) > 1 and len(same[0]) > 1 and all(inside == same[0] for inside in same):
+            first, *others = [name for name, child in folder.folders.items() if child.count]
+            self.warnings.append(
+                f"{first}/ and {shortened([f'{name}/' for name in others], limit=3)} have the same folders inside "
+                f"({shortened(sorted(same[0]), limit=3)}) and are taken as classes: if those inside are the classes, "
+                f"give --root {folder.path / first}"
+            )
+        elif nested:
             self.notes.append(
                 f"folders inside class folders count as their class ({shortened(nested, limit=4)}): "
                 "--class-depth leaf makes each a class of its own"
@@ -336,6 +356,9 @@ class _Reader:
         if odd:
             raise DataError(f"folder names that are not UTF-8 cannot name classes: {', '.join(odd)}; rename them")
         train = classes["train"]
+        spelled = Counter(name.casefold() for name in names)
+        if alike := [name for name in names if spelled[name.casefold()] > 1]:
+            self.warnings.append(f"classes whose names differ in case alone: {shortened(alike)}")
         empty = [name + self._where(name, classes, found) for name in names if not train.get(name)]
         if empty and not self.config.min_images:
             alone = all(name in train for name in names)
@@ -349,7 +372,9 @@ class _Reader:
     def _where(self, name: str, classes: Mapping[str, Mapping[str, list[Path]]], found: Mapping[str, Folder]) -> str:
         if name in classes["train"]:
             return ""
-        return f" (only in {', '.join(self._name(found[part]) + '/' for part in classes if name in classes[part])})"
+        parts = ", ".join(f"{self._name(found[part])}/" for part in classes if name in classes[part])
+        alike = [other for other in classes["train"] if other.casefold() == name.casefold()]
+        return f" (only in {parts}{f', where train has {alike[0]}' if alike else ''})"
 
     def _name(self, folder: Folder) -> str:
         """A folder relative to the root, as it is named in messages."""

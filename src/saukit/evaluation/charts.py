@@ -45,7 +45,10 @@ def per_class_figure(
     named = len(order) <= MOST_ROWS
     rows = np.arange(len(order))
     figure, (axes,) = new_figure(0.8 + 0.25 * len(order) if named else 3.2)
-    series = {label: [100 * (values[c] or 0) for c in order] for label, values in accuracies.items()}
+    absent = 0.0 if len(accuracies) == 1 else np.nan  # a bar without length and a dash, or no dot
+    series = {
+        label: [absent if values[c] is None else 100 * values[c] for c in order] for label, values in accuracies.items()
+    }
     if len(series) == 1:
         (values,) = series.values()
         for name in members:
@@ -68,7 +71,7 @@ def per_class_figure(
         axes.set_yticks([])
         axes.set_ylabel("classes, the most frequent on top")
     axes.set_ylim(len(order) - 0.4, -0.6)
-    lowest = min(min(values) for values in series.values())
+    lowest = np.nanmin(list(series.values()))
     axes.set_xlim(0 if len(series) == 1 else 20 * ((lowest - 1) // 20), 109 if len(series) == 1 else 102)
     axes.set_xlabel("accuracy, %")
     add_legend(figure, axes.get_legend_handles_labels()[0], title=title)
