@@ -118,7 +118,7 @@ def _decoded(file: Path | BinaryIO, size: int, fitting: Fitting) -> Image.Image:
                 f"million ({3 * MOST_PIXELS / 1e6:.0f} MB in each decoding thread): make it smaller"
             )
         opened.load()
-        return _to_rgb(_upright(opened), fitting)
+        return _to_rgb(_upright(opened), fitting, has_16_bits=_has_16_bits(opened))
 
 
 def _without_end_marker(file: Path | BinaryIO, size: int, fitting: Fitting, error: OSError) -> Image.Image:
@@ -189,10 +189,10 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, fitting: Fitting) -> Image.Image:
+def _to_rgb(image: Image.Image, fitting: Fitting, *, has_16_bits: bool) -> Image.Image:
     from PIL import Image
 
-    if _has_16_bits(image):
+    if has_16_bits:  # an upright copy has lost its format
         return _from_values(np.asarray(image).astype(np.float64) * (255 / (fitting.white_level or MOST_VALUE)))
     if image.mode in ("I", "F"):
         return _from_values(_by_range(np.asarray(image).astype(np.float64), is_float=image.mode == "F"))
