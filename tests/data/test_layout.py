@@ -180,10 +180,11 @@ UNDERSTOOD = {
     "a class called test": Case(
         "cat:2 dog:1 test:3",
         {"train": {"cat": 2, "dog": 1, "test": 3}},
-        ("test/ is taken as a class, like cat/, dog/ beside",),
+        ("test/ is taken as a class, like cat/, dog/ beside it",),
     ),
     "a class called test in both parts": Case(
-        "train/test:2 train/dog:1 test/test:1", {"train": {"dog": 1, "test": 2}, "test": {"test": 1}}
+        "train/test:2 train/dog:1 test/test:1 test/dog:1",
+        {"train": {"dog": 1, "test": 2}, "test": {"dog": 1, "test": 1}},
     ),
     "sets, with two words": Case(
         "training_set/training_set/cat:2 training_set/training_set/dog:1 test_set/test_set/cat:1",
@@ -277,7 +278,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
         {},
     ),
     "a class in another case": (
-        "train/Cat:2 train/dog:1 test/cat:1",
+        "train/Cat:2 train/dog:1 test/cat:1 test/dog:1",
         r"without a training image: cat \(only in test/, where train has Cat\); fill",
         {},
     ),

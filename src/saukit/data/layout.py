@@ -225,8 +225,11 @@ class _Reader:
             self._refuse_unlabelled([folder for folder in named if _inner(folder).found.images])
         elif len(roles) > 1 or bare:
             names = " and ".join(f"{self._name(folder)}/" for folder in named)
-            as_classes = "are taken as classes" if len(named) > 1 else "is taken as a class"
-            self.warnings.append(f"{names} {as_classes}, like {shortened(other, limit=5)} beside them")
+            many = len(named) > 1
+            as_classes = f"{'are' if many else 'is'} taken as {'classes' if many else 'a class'}"
+            self.warnings.append(
+                f"{names} {as_classes}, like {shortened(other, limit=5)} beside {'them' if many else 'it'}"
+            )
 
     def _refuse_unlabelled(self, folders: list[Folder]) -> None:
         images = [path for folder in folders for path in _inner(folder).found.images]
