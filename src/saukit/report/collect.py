@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
-from saukit.evaluation.errors import ERRORS_PICTURE
 from saukit.evaluation.evaluate import RESULTS_NAME
 from saukit.evaluation.summary import method_entry, with_every_measure
-from saukit.evaluation.suspects import SUSPECTS_NAME
 from saukit.report.config import ReportConfig
 from saukit.synthesis.outcome import AUDIT, CLOSEST
 from saukit.training.trainer import METRICS_NAME
@@ -41,16 +38,13 @@ class Cache:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json; the PNG of its
-    most confident mistakes, and the rows of its suspects.csv if `saukit eval --suspects` made one."""
+    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json."""
 
     name: str
     manifest: Manifest
     config: Document
     log: list[Document]
     results: Document
-    errors: bytes | None = None
-    suspects: tuple[Mapping[str, str], ...] | None = None
 
     @property
     def seed(self) -> int:
@@ -215,12 +209,7 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
             f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
             f"re-run `saukit eval --run {name}`"
         )
-    files, suspects = manifest.files, None
-    if SUSPECTS_NAME in files:
-        with (folder / SUSPECTS_NAME).open(encoding="utf-8", newline="") as file:
-            suspects = tuple(csv.DictReader(file))
-    errors = (folder / ERRORS_PICTURE).read_bytes() if ERRORS_PICTURE in files else None
-    return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results, errors, suspects)
+    return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results)
 
 
 def _methods(runs: Sequence[Run], comparison: Comparison | None) -> tuple[tuple[Method, ...], tuple[Method, ...]]:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MOST_SAMPLED, SAMPLES = 20, 6
 MOST_CARDS, AT_FIRST = 8, 2  # methods with figures of their own, and those of them that are open
 MOST_CONFUSIONS = 5
-MOST_SUSPECTS = 20  # images; suspects.csv has all
 MOST_SCORED = 100  # classes of a method's table of precision, recall and F1
 SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 MOST_DOTS = 3  # methods of the figure of accuracies per class
@@ -170,9 +169,7 @@ def models_section(contents: Contents) -> Document | None:
     if not methods:
         return None
     return {
-        "cards": [
-            _card(method, contents, errors=place < AT_FIRST) for place, method in enumerate(methods[:MOST_CARDS])
-        ],
+        "cards": [_card(method, contents) for method in methods[:MOST_CARDS]],
         "left": [method.label for method in methods[MOST_CARDS:]],
         "at_first": AT_FIRST,
     }
@@ -214,7 +211,7 @@ def setting(value: Any) -> str:
     return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _card(method: Method, contents: Contents, *, errors: bool) -> Document:
+def _card(method: Method, contents: Contents) -> Document:
     results = [run.results for run in method.runs]
     classes, counts = contents.split.classes, contents.split.class_counts.tolist()
     confusion = np.sum([of["confusion"] for of in results], axis=0)
@@ -224,9 +221,6 @@ def _card(method: Method, contents: Contents, *, errors: bool) -> Document:
     ece = format_share(mean([of["ece"] for of in results]))
     return {
         "label": method.label,
-        "errors": framed(png) if errors and (png := method.runs[0].errors) is not None else None,
-        "suspects": next((run.suspects[:MOST_SUSPECTS] for run in method.runs if run.suspects), ()),
-        "run": method.runs[0].name,
         "seeds": len(method.runs),
         "figures": [
             ("Losses", _inline(losses_figure([run.log for run in method.runs]), f"Losses of {method.label}")),
