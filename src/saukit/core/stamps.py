@@ -47,7 +47,7 @@ class Stamps:
         """Write what is new; where nothing can be written, the files are hashed again next time."""
         if not self._changed:
             return
-        temporary = self._path.with_name(f"{STAMPS_NAME}.{os.getpid()}")
+        temporary = self._path.with_name(f".{STAMPS_NAME}.{os.getpid()}.partial")  # swept after a kill
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(self._known), encoding="utf-8")
             temporary.replace(self._path)

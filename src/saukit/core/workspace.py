@@ -166,6 +166,8 @@ def existing_state(
     manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
         if folder.exists() and any(not _is_beside(path) for path in folder.iterdir()):
+            if intact(folder / INPUTS_NAME):
+                raise CorruptArtifactError(f"{folder / CONFIG_NAME} is missing: {START_OVER}")
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
         return "new"
     made_from = _inputs_in_the_making(folder, kind) if manifest is None else manifest.inputs
@@ -194,7 +196,7 @@ def _remove_artifact(folder: Path) -> None:
 
     What vouches for it goes first and config.yaml last: a kill in between leaves remains, not a wrong artefact.
     """
-    if not ((folder / CONFIG_NAME).exists() or (folder / MANIFEST_NAME).exists()):
+    if not ((folder / CONFIG_NAME).exists() or (folder / MANIFEST_NAME).exists() or intact(folder / INPUTS_NAME)):
         return
     for name in (MANIFEST_NAME, INPUTS_NAME):
         (folder / name).unlink(missing_ok=True)

@@ -41,6 +41,7 @@ def atomic_path(path: Path, *, hashed: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # a link there may lead anywhere
+        _remove_remains(path)
         yield temporary
         _settle(temporary)
         if hashed and _in_the_making(path):
@@ -145,14 +146,19 @@ def sweep(folder: Path, *, keep: Collection[str]) -> list[str]:
     """
     damaged = []
     for path in sorted(folder.rglob("[!.]*")):
-        if path.suffix not in HASHED_SUFFIXES or (path.is_dir() and not path.is_symlink()) or intact(path):
+        if path.is_dir() and not path.is_symlink():
+            if path.suffix not in (*HASHED_SUFFIXES, ".pt"):  # else it lies where a file belongs
+                continue
+        elif path.suffix not in HASHED_SUFFIXES or intact(path):
             continue
         name = path.relative_to(folder).as_posix()
         if name in keep:
             raise CorruptArtifactError(f"{path} was changed after it was written: start over with --force")
         damaged.append(name)
-    for name in damaged:
-        (folder / name).unlink()
+    for path in (folder / name for name in damaged):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
     return damaged
 
 
@@ -175,6 +181,27 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove what processes that are gone left half-written of the file `path`: a report lies under no lock."""
+    for remains in path.parent.iterdir():
+        mine = remains.name.startswith(f".{path.name}.") and is_temporary(remains)
+        if mine and not _runs(int(remains.name.split(".")[-2])):
+            with contextlib.suppress(OSError):
+                remains.unlink()
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _in_the_making(path: Path) -> bool:

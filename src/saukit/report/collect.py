@@ -179,6 +179,8 @@ def _runs(config: ReportConfig, workspace: Workspace, split: Split, left_out: li
     names = workspace.run_names()
     if config.runs is not None:
         if missing := [name for name in config.runs if name not in names]:
+            for name in missing:
+                read_manifest(workspace.root / "runs" / name, kind="run")  # one that is damaged says so
             raise DataError(
                 f"no complete run {', '.join(map(repr, missing))} in {workspace.root / 'runs'} "
                 f"({_known('runs', names)})"
