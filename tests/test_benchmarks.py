@@ -503,7 +503,7 @@ def test_variants_reuse_what_is_there_and_end_with_a_line_of_json(
     assert "unknown: plainn; known are base, steps150" in capsys.readouterr().err
 
 
-DETAIL_METRICS = {
+DETAIL_METRICS: dict[str, set[str]] = {
     "initialisation": {"mixup", "cutmix", "contrastive"},
     "blur": {"contrastive"},
     "cutout": {"contrastive"},
