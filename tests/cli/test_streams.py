@@ -1,7 +1,6 @@
 """What a shell does with stdout and stderr: closes them, pipes them to head, or knows few characters."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -75,4 +74,4 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_character_that_the_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) -> None:
     done = piped(tmp_path, redirect="2>&1 >/dev/null", PYTHONIOENCODING=encoding)
-    assert done.returncode == 0 and re.match(r"a bar: \\u25\w\w\n", done.stdout)
+    assert done.returncode == 0 and done.stdout.startswith("a bar: #\n")

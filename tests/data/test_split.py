@@ -20,7 +20,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.config import ResolvedSplitConfig, SplitConfig
-from saukit.data.split import SplitResult, load_split, load_test, make_split
+from saukit.data.split import STORE_NAME, SplitResult, load_split, load_test, make_split
 
 from .conftest import TreeMaker
 
@@ -130,7 +130,7 @@ def test_one_flipped_byte_is_noticed_and_mended_by_force(workspace: Workspace, n
 def test_a_full_disk_leaves_the_earlier_split_untouched(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     make(CONFIG, workspace)
     before, calls = contents(workspace.root), []
-    real = artifacts.save_tensors
+    real = artifacts.save_with_images
 
     def full(path: Path, *arguments: Any) -> None:
         calls.append(path)
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_earlier_split_untouched(workspace: Workspace, mo
                 raise OSError(errno.ENOSPC, "No space left on device")
         real(path, *arguments)
 
-    monkeypatch.setattr("saukit.data.split.save_tensors", full)
+    monkeypatch.setattr("saukit.data.split_writing.save_with_images", full)
     with pytest.raises(EnvironmentFault, match="no space left to write"):
         make(replace(CONFIG, imb=5), workspace, force=True)
     assert contents(workspace.root) == before and len(calls) == 2
@@ -160,13 +160,13 @@ from pathlib import Path
 from saukit.core import writing
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
-from saukit.data import split
+from saukit.data import split, split_writing
 from saukit.data.config import SplitConfig
 where, calls = sys.argv[2], []
 def kill(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if where == "write":
-    split.save_figure = kill
+    split_writing.save_figure = kill
 elif where == "swap":
     real = Path.rename
     def rename(path, target):
@@ -253,7 +253,7 @@ def test_unreadable_images_stop_the_split_or_are_counted(
     ) as told:
         make(SplitConfig(dataset="folder"), workspace, root)
     assert str(told.value).count("unknown image format") == 20 and str(told.value).endswith("and 3 more")
-    assert not workspace.root.exists()
+    assert [path.name for path in workspace.root.iterdir()] == [STORE_NAME]  # what was decoded is not decoded again
     result = make(SplitConfig(dataset="folder", skip_bad=True), workspace, root)
     assert result.summary["skipped"] == 23 and "23 images cannot be read, skipped" in capsys.readouterr().err
     split, test = load_split(workspace), load_test(workspace)

@@ -103,7 +103,7 @@ def test_rows_have_their_mean_interval_and_seeds() -> None:
     assert places == [[8.0, 10.0], [8.5, 9.5], [9.0], [], [-1.0], [0, 0]]
     assert interval.get_ydata()[0] < lonely.get_ydata()[0]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row on top
-    assert texts(axes)[1:] == ["9.0", "b", "-1.0 (too few seeds)"] and texts(axes)[0].endswith("…")
+    assert texts(axes)[1:] == ["9.0", "b", "-1.0 (too few seeds)"] and "…" in texts(axes)[0]
 
 
 def test_a_comparison_has_a_panel_per_measure_that_is_there() -> None:

@@ -267,7 +267,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    document = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest.__dict__}))
+    document = {"format_version": FORMAT_VERSION, **manifest.__dict__}
     write_json(folder / MANIFEST_NAME, {**document, SEAL: _seal(document)})
 
 

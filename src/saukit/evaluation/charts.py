@@ -47,7 +47,8 @@ def per_class_figure(
     figure, (axes,) = new_figure(0.8 + 0.25 * len(order) if named else 3.2)
     absent = 0.0 if len(accuracies) == 1 else np.nan  # a bar without length and a dash, or no dot
     series = {
-        label: [absent if values[c] is None else 100 * values[c] for c in order] for label, values in accuracies.items()
+        label: [absent if (value := values[c]) is None else 100 * value for c in order]
+        for label, values in accuracies.items()
     }
     if len(series) == 1:
         (values,) = series.values()
