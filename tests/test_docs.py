@@ -231,6 +231,24 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     assert f"{run['steps'] * run['batch_size']:,} images" in text
 
 
+def test_the_published_row_is_its_record() -> None:
+    found = json.loads((RESULTS / "cifar10_ldam_ce.json").read_text(encoding="utf-8"))
+    run, top1 = found["run"], f"{100 * found['top1']:.1f}"
+    config = {
+        name: run["config"][name] for name in ("preset", "method", "synthetic", "backbone", "epochs", "batch_size")
+    }
+    assert list(config.values()) == ["ldam", "ce", False, "resnet32-w16", 200, 128]
+    assert (run["real_images"], run["steps"], run["chosen_by"]) == (12_406, 19_400, "last step")
+    text = {page: " ".join((REPOSITORY / page).read_text(encoding="utf-8").split()) for page in (
+        "README.md", "docs/results.md", "docs/benchmark.md"
+    )}  # fmt: skip
+    groups = ", ".join(f"{name} {100 * group['top1']:.1f}" for name, group in found["groups"].items())
+    assert f"`saukit train --preset ldam`): {top1} % top-1, one seed" in text["README.md"]
+    assert f"It reaches {top1} % top-1 ({groups}; groups are thirds by rank)" in text["docs/results.md"]
+    assert f"{run['seconds'] / 3600:.1f} hours ({run['images_per_second']:.0f} images/s" in text["docs/results.md"]
+    assert f"with `--preset ldam`: {top1}, one seed" in text["docs/benchmark.md"]
+
+
 def test_the_table_of_threads_is_its_record() -> None:
     text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
     found = {(row["pixels"], row["backbone"], row["state"]): row for row in

@@ -132,7 +132,10 @@ def test_side_by_side_runs_have_the_bits_that_they_have_alone(
 @pytest.mark.slow
 def test_a_failed_run_stops_the_others_which_save(split_work: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
-    variants = {"endless": {"method": "ce", **ENDLESS}, "bad": {"method": "ce", "lr": 1e30, "steps": 400}}
+    variants = {
+        "endless": {"method": "ce", **ENDLESS},
+        "bad": {"method": "ce", "lr": 1e30, "steps": 400, "batch_size": 256},
+    }  # late enough
     sweep.write_text(json.dumps({"variants": variants, "seeds": 1, "train": TINY}))
     outcome = program("compare", "--config", sweep, "--jobs", "2", "-w", split_work)
     assert outcome.code == 1

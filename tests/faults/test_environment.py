@@ -84,7 +84,10 @@ STOPPED = "error: stopped and saved; continue with: saukit make-lt -w work\n"
 
 @pytest.mark.parametrize(
     ("moment", "told"),
-    [*((name, "") for name in ("saukit.cli.main", "typer", "rich.console", "saukit.cli.train")), ("torch", STOPPED)],
+    [
+        *((name, "") for name in ("saukit.cli.main", "typer", "rich.console", "saukit.cli.train")),
+        ("saukit.data.split", STOPPED),
+    ],
 )
 def test_ctrl_c_while_the_program_loads_is_130_without_a_traceback(tmp_path: Path, moment: str, told: str) -> None:
     """As each of these is imported, the last one by the command itself."""
