@@ -183,7 +183,7 @@ def test_two_processes_compute_what_one_computes(shared_work: Path, tmp_path: Pa
     (local,) = trained(shared_work, tmp_path / "local", ["ce"], 2)
     assert local["equal"]
     alone = one[list(METHODS).index("ce")]
-    assert max(float((local["weights"][name] - value).abs().max()) for name, value in alone["weights"].items()) > 5e-3
+    assert max(float((local["weights"][name] - value).abs().max()) for name, value in alone["weights"].items()) > 2e-3
 
 
 @pytest.mark.slow
