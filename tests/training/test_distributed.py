@@ -205,7 +205,7 @@ def test_a_job_goes_on_with_another_number_of_processes(split_work: Path) -> Non
 def test_a_killed_process_is_restarted_to_the_same_bits(split_work: Path) -> None:
     config = tiny(steps=6, batch_size=32)
     assert fit_job(split_work, "whole", "none", config).returncode == 0
-    done = fit_job(split_work, "killed", "kill:4", config, restarts=1)
+    done = fit_job(split_work, "killed", "kill:4", config, restarts=3)  # gloo may abort one that has just begun again
     assert done.returncode == 0, done.stderr
     assert "resuming killed at step 4 of 6" in done.stderr
     assert difference(split_work / "runs/whole", split_work / "runs/killed") == 0
