@@ -24,7 +24,7 @@ def main(workspace: str) -> None:
 
     classifier = saukit.load_classifier(run.folder)
     blank = torch.zeros(1, 3, *classifier.image_size)
-    print("a blank image is taken for", classifier.classes[int(classifier(blank).argmax())])
+    print("a blank image is predicted as", classifier.classes[int(classifier(blank).argmax())])
 
 
 if __name__ == "__main__":

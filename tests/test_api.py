@@ -124,5 +124,5 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     text = capsys.readouterr().out
     assert "training images a class: [142," in text
-    assert "sau+synth: balanced accuracy 0." in text and "a blank image is taken for" in text
+    assert "sau+synth: balanced accuracy 0." in text and "a blank image is predicted as" in text
     assert Workspace(tmp_path / "work").run_names() == ["balanced-softmax", "sau+synth"]

@@ -61,7 +61,9 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         own = int(index or local_rank())
         if own >= count and not index and count:
-            raise EnvironmentFault(f"process {own} has no GPU, here are {count}: use --nproc-per-node {count}")
+            raise EnvironmentFault(
+                f"process {own} has no GPU of its own, this machine has {count}: use --nproc-per-node {count}"
+            )
         if own >= count:
             raise EnvironmentFault(f"device {name} asked for, but {count} CUDA devices are here: use --device cpu")
         return torch.device("cuda", own)

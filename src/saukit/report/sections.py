@@ -217,7 +217,7 @@ def _card(method: Method, contents: Contents) -> Document:
     confusion = np.sum([of["confusion"] for of in results], axis=0)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     np.fill_diagonal(shares, 0)
-    worst = [divmod(int(place), len(classes)) for place in np.argsort(-shares, axis=None)[:MOST_CONFUSIONS]]
+    confused = [divmod(int(place), len(classes)) for place in np.argsort(-shares, axis=None)[:MOST_CONFUSIONS]]
     ece = format_share(mean([of["ece"] for of in results]))
     return {
         "label": method.label,
@@ -236,7 +236,9 @@ def _card(method: Method, contents: Contents) -> Document:
                 _inline(calibration_figure(_pooled(results)), f"Calibration of {method.label}: ECE {ece} %"),
             ),
         ],
-        "worst": [(classes[row], classes[column], shares[row, column]) for row, column in worst if shares[row, column]],
+        "confused": [
+            (classes[row], classes[column], shares[row, column]) for row, column in confused if shares[row, column]
+        ],
         "scores": [
             (classes[c], counts[c], [mean([of["per_class"][c].get(score) for of in results]) for score in SCORES])
             for c in by_falling_count(counts)[-MOST_SCORED:]

@@ -47,7 +47,7 @@ def joined(device: torch.device) -> Iterator[None]:
             raise UsageError(f"--device {device} is one GPU, and each of the {size} processes needs its own: use cuda")
         torch.cuda.set_device(device)
     elif device.type != "cpu":
-        raise UsageError(f"several processes work on CPUs or CUDA devices, this is {device}: use one process")
+        raise UsageError(f"several processes need CPUs or CUDA devices, got {device}: use one process")
     try:
         kept, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
         store = dist.PrefixStore(f"attempt {_attempt(kept, size)}", kept)

@@ -94,7 +94,7 @@ def fit(
         else:
             with using_threads(suited_threads(plan.split.image_size, device)):
                 _announce(trainer, reporter)
-                if advise and plan.config.tune == "all":  # there is no record of frozen networks
+                if advise and plan.config.tune == "all":  # the recorded comparisons train the whole network
                     passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
                     reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":
@@ -115,7 +115,7 @@ def _check_shares(plan: TrainingPlan) -> None:
     """Raises: UsageError for what several processes cannot do."""
     config, least = plan.config, 2 * size()
     if config.cuda_graph:
-        raise UsageError(f"cuda_graph records the step of one process, these are {size()}: use --no-cuda-graph")
+        raise UsageError(f"cuda_graph records the step of one process, and this job has {size()}: use --no-cuda-graph")
     if config.compile and config.sync_batchnorm:
         raise UsageError("compile has no sync_batchnorm under torchrun: use --no-compile or --no-sync-batchnorm")
     counts = [plan.training_images, *([len(plan.split.train.labels)] if plan.drops_synthetic else [])]
