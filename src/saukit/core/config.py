@@ -144,12 +144,14 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _quotes(value: Any, hint: Any) -> str:
-    """The fix where YAML made something else of what was to be text."""
-    parts = [*value] if isinstance(value, dict | list) else [value]
-    of_text = "a mapping of text" if isinstance(value, dict) else "a list, each text"
-    if not isinstance(value, dict | list):
-        of_text = "text"
-    if not _describe(hint).startswith(of_text) or not any(isinstance(part, int | float) for part in parts):
+    """The fix where YAML made a number or a bool of what was to be text: alone, in a list, or as a mapping's key."""
+    kind = tuple if isinstance(value, list) else dict if isinstance(value, dict) else None
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if is_union else (hint,)
+    texts = [choice if kind is None else typing.get_args(choice)[0] for choice in choices
+             if kind is typing.get_origin(choice)]  # fmt: skip
+    parts = [value] if kind is None else [*value]
+    if str not in texts or not any(isinstance(part, int | float) for part in parts):
         return ""
     return "; text that looks like a number or yes needs quotes: YAML reads 01 without them as 1"
 
