@@ -77,7 +77,7 @@ def test_the_picture_shows_the_first_ones(
     assert ((pixels == [255, 0, 0]).all(-1)).sum() == MOST_SHOWN * shown**2
     first, confidence = found.rows[0], f"{100 * found.confidence[0]:.0f} %"
     assert written[0] == "r: 2 of 3"
-    assert written[2].endswith(confidence) and written[3].startswith("is ")
+    assert written[2].endswith(f": {confidence}") and written[3].startswith("true ")
     assert "…" in written[4] and written[4].endswith(f"{first}.png") and "some" not in written[4]
     assert len(written) == 2 + 3 * MOST_SHOWN
     save_errors(tmp_path / "b.png", found, images, CLASSES, None, title="")

@@ -85,15 +85,15 @@ def save_errors(
     canvas.write(GAP, 24 * SCALE, title, 10, weight="bold")
     note = "the most confident first: predicted and true class, each with its predicted probability"
     canvas.write(GAP, 42 * SCALE, note if shown else "no test image is misclassified", 8.5, "soft")
-    short = labels(classes, longest=19)
+    short = labels(classes, longest=16)
     for place, (tile, entry) in enumerate(zip(shown, _entries(found), strict=False)):
         row, true, predicted, confidence, of_true = entry
         x, y = GAP + place % ACROSS * (BLOCK + GAP), head + place // ACROSS * step
         canvas.paste(tile, x, y)
         for line, (text, size, ink) in enumerate(
             (
-                (f"{short[predicted]} {100 * confidence:.0f} %", 8.5, "worse"),
-                (f"is {short[true]} {100 * of_true:.0f} %", 8.5, "ink"),
+                (f"{short[predicted]}: {100 * confidence:.0f} %", 8.5, "worse"),
+                (f"true {short[true]}: {100 * of_true:.0f} %", 8.5, "ink"),
                 (_file(files[row] if files else None, row), 7, "soft"),
             )
         ):
