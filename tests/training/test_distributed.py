@@ -205,10 +205,32 @@ def test_a_job_goes_on_with_another_number_of_processes(split_work: Path) -> Non
 def test_a_killed_process_is_restarted_to_the_same_bits(split_work: Path) -> None:
     config = tiny(steps=6, batch_size=32)
     assert fit_job(split_work, "whole", "none", config).returncode == 0
-    done = fit_job(split_work, "killed", "kill:4", config, restarts=3)  # gloo may abort one that has just begun again
+    done = fit_job(split_work, "killed", "kill:4", config, restarts=1)
     assert done.returncode == 0, done.stderr
     assert "resuming killed at step 4 of 6" in done.stderr
     assert difference(split_work / "runs/whole", split_work / "runs/killed") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_no_thread_of_the_exchange_outlives_the_work(tmp_path: Path) -> None:
+    """One that is left at the interpreter's end may abort it."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import os, torch\n"
+        "from pathlib import Path\n"
+        "from saukit.training.distributed import joined, total\n"
+        "with joined(torch.device('cpu')):\n"
+        "    import torch.distributed.nn.functional\n"
+        "    assert total(torch.ones(2)).tolist() == [2, 2]\n"
+        "    there = [task.read_text().strip() for task in Path('/proc/self/task').glob('*/comm')]\n"
+        "left = [task.read_text().strip() for task in Path('/proc/self/task').glob('*/comm')]\n"
+        "counts = [sum('gloo' in name for name in names) for names in (there, left)]\n"
+        "Path(__file__).with_name(os.environ['RANK']).write_text(str(counts))\n"
+    )
+    done = job(script)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["[3, 0]"] * 2
 
 
 @pytest.mark.slow

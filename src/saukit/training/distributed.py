@@ -9,6 +9,7 @@ With one process nothing here does anything.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ def joined(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UsageError(f"several processes need CPUs or CUDA devices, got {device}: use one process")
+    # Imported while there is a group, its functions' defaults would keep it, and its threads, to the interpreter's end:
+    # one that then lets go of a tensor aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
+
     try:
         kept, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
         store = dist.PrefixStore(f"attempt {_attempt(kept, size)}", kept)
