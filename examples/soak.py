@@ -2,64 +2,92 @@
 
     python examples/soak.py --minutes 45 --out soak.json
 
-Each round works in a workspace of its own until all four stages are complete, resuming after its kill, which comes as
-in kills.py. Recorded per round: seconds, the largest memory of any process so far, files left outside the artefacts,
-and the model's SHA-256, which has to be the same in every round. With matplotlib the figures are drawn beside the JSON.
+One workspace and one process live through all rounds: every stage is made again with --force, in that process, but for
+one stage of each round, which a forked process begins and SIGPROF ends as in kills.py; the process that lives on
+continues it. Recorded at each round's end: seconds, that process's memory, open files and threads, the files on disk
+(temporary ones too), hidden files left behind, and the model's SHA-256, which has to be the same in every round. With
+matplotlib the figures are drawn beside the JSON file.
 """
 
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import random
 import resource
-import shutil
 import signal
+import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from kills import COMMANDS, RESUMED, call, make_small
+from kills import COMMANDS, call, make_small
 
-STAGES = (("make-lt", "--imb", "50"), COMMANDS["synth"], COMMANDS["train"], ("eval", "--run", "killed"))
+from saukit.cli.main import run
+
+STAGES = {"split": ("make-lt", "--imb", "50"), "synth": COMMANDS["synth"], "runs/killed": COMMANDS["train"],
+          "runs/killed/results.json": ("eval", "--run", "killed")}  # fmt: skip
+RESUMED = ("synth", "train")
 
 
-def play(root: Path, draw: random.Random, whole: dict[str, float]) -> dict[str, object]:
-    """One round in a new workspace; the first fills `whole`, the processor time of each stage, and kills nothing."""
-    workspace, began, killed = root / "work", time.monotonic(), None
-    victim, share = draw.choice(STAGES) if whole else None, draw.uniform(0.02, 0.98)
-    for stage in STAGES:
-        command, name = (*stage, "-w", str(workspace), "--quiet"), stage[0]
-        code, seconds = call(command, root / "steps", cpu_seconds=share * whole[name] if stage is victim else None)
-        if stage is victim and code == -signal.SIGPROF:
-            killed = name
-            begun = name in RESUMED and (workspace / RESUMED[name] / "config.yaml").exists()
-            code, _ = call((*command, "--resume") if begun else command, root / "steps")
+def live(parent: Connection) -> None:
+    """Run the commands that come through `parent` until there is none; tell what this process has become."""
+    while arguments := parent.recv():
+        sys.argv, code, began = ["saukit", *arguments], 0, time.process_time()
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        size = {"memory_mib": int(status["VmRSS"].split()[0]) // 1024, "threads": int(status["Threads"])}
+        parent.send(
+            (code, time.process_time() - began, {**size, "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir())})
+        )
+
+
+def play(root: Path, alive: Connection, draw: random.Random, whole: dict[str, float]) -> dict[str, Any]:
+    """One round; the first fills `whole`, the processor time of each stage, and kills nothing."""
+    workspace, began, killed, size = root / "work", time.monotonic(), None, {}
+    victim, share = draw.choice(list(STAGES)) if whole else None, draw.uniform(0.02, 0.98)
+    for made, stage in STAGES.items():
+        command, code = (*stage, "-w", str(workspace), "--quiet"), 0
+        if made == victim:
+            code, _ = call((*command, "--force"), root / "steps", cpu_seconds=share * whole[made])
+            killed = stage[0] if code == -signal.SIGPROF else None
+        if made != victim or killed:
+            folder = workspace / made
+            begun = (folder / "config.yaml").exists() and not (folder / "manifest.json").exists()
+            way = "--resume" if killed and begun and stage[0] in RESUMED else "--force"
+            alive.send((*command, way))
+            code, seconds, size = alive.recv()
+            whole.setdefault(made, seconds)
         if code != 0:
-            raise SystemExit(f"{' '.join(command)} failed with {code}")
-        whole.setdefault(name, seconds)
-    model = (workspace / "runs/killed/model.safetensors").read_bytes()
-    record = {
+            raise SystemExit(f"{' '.join(command)} ended with {code}")
+    return {
         "killed": killed,
         "at_share": round(share, 3) if killed else None,
         "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-        "files": sum(path.is_file() for path in workspace.rglob("*")),
-        "strays": sorted(path.relative_to(workspace).as_posix() for path in workspace.rglob(".*")),
-        "model": hashlib.sha256(model).hexdigest(),
+        **size,
+        "largest_fork_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "files": sum(path.is_file() for path in root.rglob("*")),
+        "strays": sorted(path.relative_to(root).as_posix() for path in workspace.rglob(".*")),
+        "model": hashlib.sha256((workspace / "runs/killed/model.safetensors").read_bytes()).hexdigest(),
     }
-    shutil.rmtree(workspace)
-    return record
 
 
-def plot(rounds: list[dict[str, object]], path: Path) -> None:
+def plot(rounds: list[dict[str, Any]], path: Path) -> None:
     """Memory, files and seconds over the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = {"peak_memory_mib": "largest memory, MiB", "files": "files of a round", "seconds": "seconds of a round"}
-    figure, axes = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, 6), layout="constrained")
+    names = {"memory_mib": "memory of the process that lives on, MiB", "files": "files on disk",
+             "open_files": "its open files", "seconds": "seconds of a round"}  # fmt: skip
+    figure, axes = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, 7), layout="constrained")
     for axis, (name, title) in zip(axes, names.items(), strict=True):
         axis.plot(range(1, len(rounds) + 1), [record[name] for record in rounds], marker=".")
         axis.set_title(title, loc="left")
@@ -75,19 +103,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     given = parser.parse_args()
-    draw, end = random.Random(given.seed), time.monotonic() + 60 * given.minutes
-    rounds: list[dict[str, object]] = []
+    draw, began = random.Random(given.seed), time.monotonic()
+    rounds: list[dict[str, Any]] = []
     whole: dict[str, float] = {}
     make_small()
     with tempfile.TemporaryDirectory() as folder:
-        while not rounds or time.monotonic() < end:
-            rounds.append(play(Path(folder), draw, whole))
+        root = Path(folder)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(root / "temporary")
+        Path(tempfile.tempdir).mkdir()
+        (root / "steps").touch()
+        alive, other = multiprocessing.Pipe()
+        multiprocessing.get_context("fork").Process(target=live, args=(other,), daemon=True).start()
+        while not rounds or time.monotonic() < began + 60 * given.minutes:
+            rounds.append(play(root, alive, draw, whole))
             models = {record["model"] for record in rounds}
-            document = {"rounds": rounds, "models": len(models), "kills": sum(bool(r["killed"]) for r in rounds)}
+            document = {
+                "minutes": round((time.monotonic() - began) / 60, 1),
+                "kills": sum(record["killed"] is not None for record in rounds),
+                "models": len(models),
+                "rounds": rounds,
+            }
             given.out.write_text(json.dumps(document, indent=1) + "\n")
             print(json.dumps(rounds[-1]), flush=True)
             if len(models) > 1 or rounds[-1]["strays"]:
                 raise SystemExit("rounds differ, or left files behind")
+        alive.send(())
     plot(rounds, given.out.with_suffix(".png"))
 
 
