@@ -50,6 +50,7 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+Count = Callable[[str, object], None]  # pytest's record_property
 
 
 def program(*arguments: str | Path) -> Outcome:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import Cli, tree
+from support import Cli, Count, tree
 
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
@@ -148,10 +148,14 @@ def as_it_was(path: Path, whole: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FINISHED)
-def test_damage_of_finished_work(cli: Cli, finished: Path, tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_of_finished_work(
+    record_property: Count, cli: Cli, finished: Path, tmp_path: Path, name: str, damage: str
+) -> None:
     commands = READERS[name.split("/")[0]]
     turn = list(DAMAGES).index(damage) + FINISHED.index(name)
-    for command in commands if damage in FOR_EVERY_COMMAND else [commands[turn % len(commands)]]:
+    tried = commands if damage in FOR_EVERY_COMMAND else [commands[turn % len(commands)]]
+    record_property("cases", len(tried))
+    for command in tried:
         work, out = hard_linked(finished, tmp_path / command[0]), tmp_path / f"out-{command[0]}"
         DAMAGES[damage](work / name, finished)
         before = tree(work)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from injection import COMMANDS, forked, moments, started, untimed
-from support import tree
+from support import Count, tree
 
 PARTS = 2  # of the changes, one test each
 
@@ -16,12 +16,14 @@ PARTS = 2  # of the changes, one test each
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", ["make-lt", "export"])  # test_kill.py has train and synth
-def test_killed_at_any_change(shared_work: Path, tmp_path: Path, name: str, part: int) -> None:
+def test_killed_at_any_change(record_property: Count, shared_work: Path, tmp_path: Path, name: str, part: int) -> None:
     whole = started(name, shared_work, tmp_path / "whole")
     undisturbed = forked(name, whole)
     assert undisturbed.code == 0, undisturbed.err
     good, made = untimed(tree(whole)), COMMANDS[name][2]
-    for at in moments(undisturbed.changes, part, PARTS):
+    tried = moments(undisturbed.changes, part, PARTS)
+    record_property("cases", len(tried))
+    for at in tried:
         work = started(name, shared_work, tmp_path / f"work{at}")
         before = {file: what for file, what in tree(work).items() if not file.startswith(made)}
         case = f"{name}, killed at change {at} of {undisturbed.changes}"

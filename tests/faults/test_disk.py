@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from injection import COMMANDS, Ended, forked, moments, started, untimed
-from support import Cli, tree
+from support import Cli, Count, tree
 
 from saukit.core import artifacts, locks, writing
 from saukit.core.writing import expected, write_text
@@ -23,7 +23,7 @@ ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "read-only": errno.EROFS, "
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", range(len(ERRORS)), ids=list(ERRORS))
 @pytest.mark.parametrize("name", ["make-lt"])
-def test_any_change_may_fail(shared_work: Path, tmp_path: Path, name: str, turn: int) -> None:
+def test_any_change_may_fail(record_property: Count, shared_work: Path, tmp_path: Path, name: str, turn: int) -> None:
     """A change of a command fails; the command says so, and works the next time."""
     whole = started(name, shared_work, tmp_path / "whole")
     undisturbed = forked(name, whole)
@@ -31,7 +31,9 @@ def test_any_change_may_fail(shared_work: Path, tmp_path: Path, name: str, turn:
     good, made = untimed(tree(whole)), COMMANDS[name][2]
     fault = [*ERRORS.values()][turn]
     failed = 0
-    for at in moments(undisturbed.changes, turn, len(ERRORS)):
+    tried = moments(undisturbed.changes, turn, len(ERRORS))
+    record_property("cases", len(tried))
+    for at in tried:
         work = started(name, shared_work, tmp_path / f"work{at}")
         before = {file: what for file, what in tree(work).items() if not file.startswith(made)}
         earlier = tree(work / made) if name in ("make-lt again", "export") else {}

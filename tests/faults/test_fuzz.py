@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Count
 
 from saukit.core.artifacts import load_tensors, read_manifest
 from saukit.core.config import load_config
@@ -132,14 +133,17 @@ def only_saukit_errors(read: Callable[[Path], Any], path: Path, content: bytes) 
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_only_saukit_errors_leave_a_reader(name: str, tmp_path: Path) -> None:
-    file, read = READERS[name]
+def test_only_saukit_errors_leave_a_reader(record_property: Count, name: str, tmp_path: Path) -> None:
+    (file, read), tried = READERS[name], 0
 
     def attempt(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
         only_saukit_errors(read, tmp_path / file, content)
 
     settings = hypothesis.settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True)
     settings(hypothesis.given(strategies(name))(attempt))()
+    record_property("cases", tried)
 
 
 CORPUS = [
@@ -195,7 +199,8 @@ CORPUS = [
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_a_longer_search_tried(name: str, tmp_path: Path) -> None:
+def test_what_a_longer_search_tried(record_property: Count, name: str, tmp_path: Path) -> None:
     file, read = READERS[name]
+    record_property("cases", len(CORPUS))
     for content in CORPUS:
         only_saukit_errors(read, tmp_path / file, content)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Cli, tree
+from support import Cli, Count, tree
 
 from saukit.core.config import from_mapping, read_fields
 from saukit.core.errors import UsageError
@@ -59,7 +59,8 @@ def test_there_are_numbers_to_give() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_a_number_is_taken_or_refused_with_its_name(kind: Any, name: str) -> None:
+def test_a_number_is_taken_or_refused_with_its_name(record_property: Count, kind: Any, name: str) -> None:
+    record_property("cases", len(NUMBERS))
     for value in NUMBERS:
         values, problems = read_fields(kind, {name: value})
         assert len(problems) + len(values) == 1
