@@ -55,7 +55,7 @@ def test_a_text_to_image_pipeline_fills_the_tail(cli: Cli, split_work: Path, mod
     prompts.write_text("7: [a seven, the digit seven]\n8: an eight\n9: [nine, niner]\n")
     pipeline = ("--generator", "pipeline", "--model", models / "sd", "--sampler-steps", "2", "--prompts", prompts)
     dry = cli("synth", *FEW, *pipeline, "-w", split_work, "--dry-run", "--json")
-    assert dry.code == 0 and dry.document["images"] == 12 and dry.document["estimated_time"].endswith("s")
+    assert dry.code == 0 and dry.document["images"] == 12 and dry.document["estimated_seconds"] > 0
     assert not (split_work / "synth").exists()
     outcome = cli("synth", *FEW, *pipeline, "-w", split_work, "--json")
     assert outcome.code == 0, outcome

@@ -77,14 +77,16 @@ def _show_plan(plan: ComparisonPlan, call: Call, *, jobs: int) -> None:
         text_columns=4,
     )
     side_by_side = max(1, min(jobs, len(plan.to_come)))
-    facts = {
-        "runs_to_train": f"{len(plan.to_come)} of {len(plan.runs)}",
+    seconds = plan.expected_seconds(measure) / side_by_side
+    rows = {
+        "runs to train": f"{len(plan.to_come)} of {len(plan.runs)}",
         "jobs": side_by_side,
-        "estimated_time": format_duration(plan.expected_seconds(measure) / side_by_side),
+        "estimated time": format_duration(seconds),
     }
     runs = [
         {"label": run.contender.label, "seed": run.seed, "name": run.name, "state": run.state,
          "steps": run.contender.steps}
         for run in plan.runs
     ]  # fmt: skip
-    call.show_plan("compare", plan.config, facts, details={"runs": runs})
+    document = {"runs_to_train": len(plan.to_come), "jobs": side_by_side, "estimated_seconds": seconds, "runs": runs}
+    call.show_plan("compare", plan.config, rows, document=document)

@@ -21,7 +21,8 @@ def command(call: Call, config: EvalConfig) -> None:
 
     if call.dry_run:
         name = choose_run(call.workspace, config.run)
-        call.show_plan("eval", config, {"run": name, "folder": str(call.workspace.run(name))})
+        facts = {"run": name, "folder": str(call.workspace.run(name))}
+        call.show_plan("eval", config, facts, document=facts)
         return
     result = evaluate(config, call.workspace, device=call.device, force=call.force, reporter=call.reporter)
     show_evaluation(result, config.split, call.reporter)

@@ -32,8 +32,7 @@ def command(
 
       saukit make-lt --dataset digits --counts 8=5 9=3
     """
-    from saukit.cli.show import show_split
-    from saukit.data.charts import counts_chart
+    from saukit.cli.show import show_classes, show_split
     from saukit.data.plan import plan_split
     from saukit.data.split import make_split
 
@@ -46,9 +45,8 @@ def command(
     if call.dry_run:
         plan = plan_split(config, root)
         plan.tell(call.reporter)
-        call.show_plan("make-lt", plan.config, plan.summary)
-        for line in counts_chart(plan.classes, plan.train_counts, plan.groups, call.reporter.cut):
-            call.reporter.result(line)
+        call.show_plan("make-lt", plan.config, {}, document=plan.summary)
+        show_classes(plan.summary, plan.groups, call.reporter)
         return
     result = make_split(config, call.workspace, root=root, force=call.force, reporter=call.reporter)
     show_split(result, call.workspace.split, call.reporter)

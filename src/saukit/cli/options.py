@@ -95,16 +95,21 @@ class Call:
         return values
 
     def show_plan(
-        self, command: str, config: object, facts: Mapping[str, Any], *, details: Mapping[str, Any] | None = None
+        self, command: str, config: object, rows: Mapping[str, object], *, document: Mapping[str, Any]
     ) -> None:
-        """What --dry-run found out: the resolved configuration, then the facts; the JSON document has `details` too."""
+        """What --dry-run found out: what is set in the resolved configuration, then `rows` as a table of facts.
+
+        The JSON document has the whole configuration, and `document`.
+        """
         from saukit.core.config import to_mapping, to_yaml
 
         self.reporter.result(f"{command} would use this configuration; nothing is written:")
-        self.reporter.result(to_yaml(config).rstrip())
-        for name, value in facts.items():
-            self.reporter.result(f"{name.replace('_', ' ')}: {value}")
-        self.reporter.document({"dry_run": True, "config": to_mapping(config), **facts, **(details or {})})
+        lines = to_yaml(config).splitlines()
+        self.reporter.result("\n".join(line for line in lines if not line.endswith(": null")))
+        facts = [[name, f"{value:,}" if isinstance(value, int) else str(value)] for name, value in rows.items()]
+        if facts:
+            self.reporter.table(f"{command} --dry-run", ["what", "here"], facts, text_columns=2)
+        self.reporter.document({"dry_run": True, "config": to_mapping(config), **document})
 
 
 def stage_command(

@@ -12,7 +12,7 @@ from saukit.core.plots import numbered
 from saukit.core.words import brief, format_bytes, format_duration, format_share, shortened
 from saukit.core.workspace import Workspace
 from saukit.data.charts import counts_chart
-from saukit.data.shots import GROUP_NAMES
+from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.evaluation.config import Selection
 
 if TYPE_CHECKING:
@@ -30,28 +30,33 @@ if TYPE_CHECKING:
 AUDIT_ROWS = 20  # classes of an audit's table; audit.json has all
 
 
-def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
-    """A split: its bar chart, its groups, where it is."""
-    summary = result.summary
-    for line in counts_chart(summary["classes"], summary["counts"], result.groups, reporter.cut):
-        reporter.result(line)
+def show_classes(summary: dict[str, Any], groups: ShotGroups, reporter: Reporter) -> None:
+    """The classes of a split, there or planned: bar chart, shot groups, how many images there are."""
     classes, counts = summary["classes"], summary["counts"]
+    for line in counts_chart(classes, counts, groups, reporter.cut):
+        reporter.result(line)
     reporter.table(
-        f"shot groups ({result.groups.rule})",
+        f"shot groups: {groups.rule}",
         ["group", "classes", "real training images"],
         [
             [name, shortened((brief(classes[c]) for c in rows), limit=12), f"{sum(counts[c] for c in rows):,}"]
             for name in GROUP_NAMES
-            if (rows := result.groups.members.get(name))
+            if (rows := groups.members.get(name))
         ],
         text_columns=2,
     )
     reporter.result(
         f"{summary['source']}: {summary['train_images']:,} training, {summary['val_images']:,} validation and "
-        f"{summary['test_images']:,} test images of {summary['image_size']} pixels; "
+        f"{summary['test_images']:,} test images of {summary['image_size']} pixels ({format_bytes(summary['bytes'])}); "
         f"largest / smallest class {summary['imb_reached']:.4g}"
     )
-    if (note := numbered(classes)) is not None:
+
+
+def show_split(result: SplitResult, folder: Path, reporter: Reporter) -> None:
+    """A split: its classes, and where it is."""
+    summary = result.summary
+    show_classes(summary, result.groups, reporter)
+    if (note := numbered(summary["classes"])) is not None:
         reporter.say(note)
     _finish(result, folder, reporter, summary)
 

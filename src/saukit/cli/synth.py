@@ -8,7 +8,7 @@ import typer
 
 from saukit.cli.options import Call, build_config, stage_command
 from saukit.core.errors import UsageError
-from saukit.core.words import format_duration
+from saukit.core.words import brief, format_bytes, format_duration, shortened
 from saukit.synthesis.config import SELECTION, SynthConfig
 
 
@@ -60,15 +60,22 @@ def command(
         config = build_config(SynthConfig, call.given(SynthConfig), saved)
     if call.dry_run:
         plan, time = preview(config, call.workspace, device=call.device, reporter=call.reporter)
-        facts = {
+        per_class = dict(zip(plan.classes, plan.wanted.tolist(), strict=True))
+        rows = {
             "images": int(plan.wanted.sum()),
-            "images_per_class": dict(zip(plan.classes, plan.wanted.tolist(), strict=True)),
+            "images per class": shortened(f"{brief(name)} {count:,}" for name, count in per_class.items() if count),
+            "candidates": plan.total,
+            "disk": f"at least {format_bytes(plan.bytes)}",
+            "estimated time": f"{format_duration(time.total_seconds)} ({time})",
+        }
+        document = {
+            "images": int(plan.wanted.sum()),
+            "images_per_class": per_class,
             "candidates": plan.total,
             "bytes": plan.bytes,
-            "estimated_time": format_duration(time.total_seconds),
-            "estimated_parts": str(time),
+            "estimated_seconds": time.total_seconds,
         }
-        call.show_plan("synth", plan.config, facts)
+        call.show_plan("synth", plan.config, rows, document=document)
         return
     if refilter:
         result = choose_again(config, call.workspace, device=call.device, reporter=call.reporter)

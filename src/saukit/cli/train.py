@@ -56,21 +56,29 @@ def command(
         plan = plan_training(config, call.workspace, name=name, device=call.device)
         processes, seconds = job_size(), estimate_seconds(plan, measure=measure)
         costs = run_costs(plan, processes=processes)
-        facts = {
+        rows = {
+            "run": plan.name,
+            "training images": plan.training_images,
+            "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} per epoch",
+            "image passes": costs.image_passes,
+            "operations": f"{costs.flops:.3g}",
+            "images stored": format_bytes(costs.image_bytes),
+            "memory per process": f"about {format_bytes(costs.memory_bytes)}",
+            "disk": f"at most {format_bytes(costs.disk_bytes)}",
+            "processes": processes,
+            "estimated time": format_duration(seconds / processes),
+        }
+        document = {
             "name": plan.name,
             "training_images": plan.training_images,
             "steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "image_passes": f"{costs.image_passes:,}",
-            "operations": f"{costs.flops:.3g}",
-            "images_stored": format_bytes(costs.image_bytes),
-            "memory_per_process": f"about {format_bytes(costs.memory_bytes)}",
-            "disk": f"at most {format_bytes(costs.disk_bytes)}",
             "processes": processes,
-            "estimated_time": format_duration(seconds / processes),
+            "costs": asdict(costs),
+            "estimated_seconds": seconds / processes,
+            "device_hours": seconds / 3600,
         }
-        details = {"costs": asdict(costs), "estimated_seconds": seconds / processes, "device_hours": seconds / 3600}
-        call.show_plan("train", plan.config, facts, details=details)
+        call.show_plan("train", plan.config, rows, document=document)
         return
     with joined(call.device):
         result = fit(

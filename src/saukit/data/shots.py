@@ -43,12 +43,12 @@ def shot_groups(counts: Sequence[int], rule: str) -> ShotGroups:
     if len(members) == len(GROUP_NAMES):
         return ShotGroups(_thresholds_rule(MANY_ABOVE, FEW_BELOW), members)
     absence = {
-        "many": f"more than {MANY_ABOVE} images",
-        "medium": f"{FEW_BELOW} to {MANY_ABOVE} images",
-        "few": f"fewer than {FEW_BELOW} images",
+        "many": f"more than {MANY_ABOVE}",
+        "medium": f"{FEW_BELOW} to {MANY_ABOVE}",
+        "few": f"fewer than {FEW_BELOW}",
     }
     missing = " or ".join(absence[name] for name in GROUP_NAMES if name not in members)
-    return ShotGroups(f"thirds by rank (no class has {missing})", _thirds(counts))
+    return ShotGroups(f"thirds by rank (no class has {missing} images)", _thirds(counts))
 
 
 def parse_rule(rule: str) -> str | tuple[int, int]:
