@@ -20,7 +20,8 @@ from saukit.core.errors import DataError, SaukitError
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.image_files import EXTENSIONS, HEIF_EXTENSIONS, image_files, say_ignored
-from saukit.data.layout import ROLES, Layout, read_layout, role_of
+from saukit.data.layout import Layout, read_layout
+from saukit.data.part_names import ROLES, role_of
 from saukit.data.plan import plan_split
 from saukit.data.sources.folder import open_folder
 from saukit.data.split import load_split, load_test, make_split
@@ -41,7 +42,7 @@ DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 def build(root: Path, content: str) -> Path:
     """`content` as files in `root`: "train/cat:3" is three images in a folder, "a/b.png" one file, "a/" a folder."""
-    for item in content.split():
+    for item in content.split(" "):
         name, _, count = item.partition(":")
         if item.endswith("/"):
             (root / item).mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,7 @@ class Case:
 
 CAT_DOG = {"cat": 2, "dog": 1}
 LEAF = {"class_depth": "leaf"}
+TOP = {"class_depth": "top"}
 UNDERSTOOD = {
     "one tree": Case("cat:2 dog:1", {"train": CAT_DOG}),
     "train and test": Case(
@@ -206,10 +208,45 @@ UNDERSTOOD = {
     "files of systems and archives": Case(
         "cat:2 dog:1 .DS_Store cat/.DS_Store cat/Thumbs.db dog/desktop.ini archive.zip cat.tar.gz", {"train": CAT_DOG}
     ),
-    "folds of the same classes": Case(
-        "fold1/cat:2 fold1/dog:1 fold2/cat:1 fold2/dog:1",
-        {"train": {"fold1": 3, "fold2": 2}},
-        ("fold1/ and fold2/ have the same folders inside (cat, dog) and are taken as classes: if those inside are",),
+    "the training part of trainval": Case(
+        "trainval/cat:2 trainval/dog:1 test/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        taken="training images from trainval/, test images from test/",
+    ),
+    "train and val in one, beside them": Case(
+        "train/cat:2 train/dog:1 val/cat:1 train_val/cat:3 train_val/dog:1 test/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}, "val": {"cat": 1}},
+        ("are left out: train_val/ (4 images)",),
+    ),
+    "a test part beside the classes": Case(
+        "cat:2 dog:1 test/cat:1 test/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1, "dog": 1}},
+        taken="training images from tree/, test images from test/",
+    ),
+    "test and validation parts beside the classes": Case(
+        "cat:2 dog:1 Test/cat:1 valid/dog:1",
+        {"train": CAT_DOG, "test": {"cat": 1}, "val": {"dog": 1}},
+        taken="training images from tree/, test images from Test/, validation images from valid/",
+    ),
+    "parts in another language, the test set as said": Case(
+        "Trainingsdaten/cat:2 Trainingsdaten/dog:1 Testdaten/cat:1",
+        {"train": CAT_DOG, "test": {"cat": 1}},
+        options={"test_dir": "Testdaten"},
+        taken="training images from Trainingsdaten/, test images from Testdaten/",
+    ),
+    "an empty folder in test": Case(
+        "train/cat:2 train/dog:1 test/cat:1 test/eel/", {"train": CAT_DOG, "test": {"cat": 1}}
+    ),
+    "blanks at the ends of names": Case(
+        "train/cat:2 train/dog:1 test/cat\u2000:1", {"train": CAT_DOG, "test": {"cat": 1}}
+    ),
+    "folds of the same classes, as classes": Case(
+        "fold1/cat:2 fold1/dog:1 fold2/cat:1 fold2/dog:1", {"train": {"fold1": 3, "fold2": 2}}, options=TOP
+    ),
+    "numbered pieces, as classes": Case("part1:2 part2:1", {"train": {"part1": 2, "part2": 1}}, options=TOP),
+    "numbered classes": Case("class_1:2 class_2:1", {"train": {"class_1": 2, "class_2": 1}}),
+    "kinds inside one class": Case(
+        "day/road/x:2 night/road/x:1", {"train": {"day": 2, "night": 1}}, ("day/road, night/road",)
     ),
     "classes that differ in case": Case(
         "Cat:2 cat:1", {"train": {"Cat": 2, "cat": 1}}, ("classes whose names differ in case alone: Cat, cat",)
@@ -375,9 +412,68 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
         r"train has 9 images beside its class folders and 2 inside: move each to the folder of its class, or away$",
         {},
     ),
+    "folds of the same classes": (
+        "fold1/cat:2 fold1/dog:1 fold2/cat:1 fold2/dog:1",
+        r"fold1/, fold2/ of .* have the same folders inside \(cat, dog\): if those are the classes, give --root "
+        r".*/tree/fold1; if one is the test set, --test-dir fold2; --class-depth top takes fold1/, fold2/ as classes$",
+        {},
+    ),
+    "domains of nearly the same classes": (
+        "art/cat:2 art/dog:1 photo/cat:1 photo/dog:1 sketch/cat:1 sketch/dog:1 sketch/eel:1",
+        r"art/, photo/, sketch/ of .* have the same folders inside \(cat, dog\): .*--root .*/tree/art; --class-depth",
+        {},
+    ),
+    "images and masks in each class": (
+        "cat/images:2 cat/masks:2 dog/images:1 dog/masks:1", r"have the same folders inside \(images, masks\)", {}
+    ),
+    "folds in train": (
+        "train/a/cat:1 train/a/dog:1 train/b/cat:1 train/b/dog:1 test/a/cat:1",
+        r"a/, b/ of .*/tree/train have the same folders inside \(cat, dog\).*--root .*/tree/train/a; --class-depth",
+        {},
+    ),
+    "numbered pieces": (
+        "images_part_1:2 images_part_2:1 labels.csv sample.csv",
+        r"images_part_1/, images_part_2/ of .* differ in a number alone and seem to be pieces of one set: name their "
+        r"labels in a list \(--dataset list --train-list FILE; there is labels.csv, sample.csv\); --class-depth top ",
+        {},
+    ),
+    "numbered pieces with a folder inside": ("img_001/images:2 img_002/images:1", r"differ in a number alone", {}),
+    "a class and a part in one name": (
+        "cat_train:2 dog_train:1 cat_test:1 dog_test:1",
+        r"cat_train/ and dog_train/ of .* name a class and a part: .* such as train/cat/ and test/cat/$",
+        {},
+    ),
+    "a letter and a part in one name": ("trainA:2 trainB:1 testA:1 testB:1", r"such as train/a/ and test/a/$", {}),
+    "two test folders, named in two words": (
+        "Training/cat:2 Training/dog:1 PublicTest/cat:1 PrivateTest/cat:1",
+        r"PrivateTest/ and PublicTest/ of .* all look like the test part: .*--test-dir$",
+        {},
+    ),
+    "a validation part among the classes of train": (
+        "train/cat:2 train/dog:1 train/val/cat:1 train/val/dog:1 test/cat:1",
+        r"val/ lies among the classes of .*/train and has folders of their names inside \(cat, dog\): move it out of "
+        r"train/; --class-depth top takes it as a class$",
+        {},
+    ),
+    "another test set beside the classes": (
+        "cat:2 dog:1 holdout/cat:1", r"holdout/ lies among the classes .* \(cat\): --test-dir holdout tests on it", {}
+    ),
+    "a validation part beside the classes": (
+        "cat:2 dog:1 val/cat:1", r"has cat/, dog/, val/ but no test set: --test-dir val tests on val/; --test-", {}
+    ),
+    "one folder above the classes of train": (
+        "train/animals/cat:2 train/animals/dog:1 test/animals/cat:1",
+        r"train needs at least two subfolders, .*; it has 1: --class-depth leaf takes the folders in animals/ as",
+        {},
+    ),
+    "images of a competition, labels in a table": (
+        "train_images:4 test_images:2 train.csv",
+        r"or name .* \(--dataset list --train-list FILE; there is train.csv\)$",
+        {},
+    ),
     "a test folder that is not there": (
         "train/cat:2 train/dog:1 val/cat:1",
-        r"--test-dir test: .* has no such folder; it has train/, val/$",
+        r"--test-dir test: .* has no such folder with images; it has train/, val/$",
         {"test_dir": "test"},
     ),
     "a test folder that is train": (
@@ -444,7 +540,10 @@ def test_parts_under_all_their_names(tmp_path: Path, case: Any, form: str) -> No
         ("train", ("train", ())), ("Training", ("train", ())), ("seg_train", ("train", ("seg",))),
         ("TestSet", ("test", ())), ("val2017", ("val", ())), ("dev", ("val", ())),
         ("test_tube", ("test", ("tube",))), ("trainer", None), ("device", None), ("latest", None), ("contest", None),
-        ("train_val", None), ("cat", None), ("", None), ("猫", None),
+        ("train_val", ("train", ("val",))), ("trainval2007", ("train", ("val",))),
+        ("test_val", None),
+        ("trainA", ("train", ("a",))), ("PublicTest", ("test", ("public",))), ("TRAINING", ("train", ())),
+        ("cat", None), ("", None), ("猫", None),
     ],
 )  # fmt: skip
 def test_what_a_name_says(name: str, role: Any) -> None:

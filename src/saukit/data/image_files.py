@@ -75,6 +75,11 @@ class Folder:
         """How many images there are in it and below."""
         return sum(len(folder.found.images) for folder in self.walk())
 
+    @functools.cached_property
+    def filled(self) -> dict[str, Folder]:
+        """The subfolders that have images, in them or below."""
+        return {name: folder for name, folder in self.folders.items() if folder.count}
+
     def walk(self) -> Iterator[Folder]:
         """The folder itself and all folders below it."""
         ahead = [self]

@@ -2,6 +2,7 @@
 
     ROOT/CLASS/...                                one tree
     ROOT/train/CLASS/... ROOT/test/CLASS/...      parts, under any of their usual names, perhaps with ROOT/val/CLASS/...
+    ROOT/CLASS/... ROOT/test/CLASS/...            classes, and the other parts beside them
 
 What can be read in two ways is refused with the ways out; nothing is guessed from file names.
 """
@@ -9,29 +10,20 @@ What can be read in two ways is refused with the ways out; nothing is guessed fr
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.words import shortened
+from saukit.data.class_folders import Members, class_name, classes_in, leaf_names, look_inside, members_of
 from saukit.data.image_files import KINDS, Folder, FoundFiles, read_folder
+from saukit.data.part_names import FILLERS, PARTS, ROLE_OF, Key, role_of
 from saukit.data.source_config import DEFAULT_TEST_FRACTION, SourceConfig
 
-PARTS = {"train": "training", "test": "test", "val": "validation"}
-ROLES = {
-    "train": ("train", "training", "trn"),
-    "test": ("test", "testing", "tst"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
-}
-ROLE_OF = {word: role for role, words in ROLES.items() for word in words}
-# What may stand beside such a word and says nothing more: train_images, TestSet, val-split.
-FILLERS = frozenset({"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part", "samples"})
-WORD = re.compile(rf"({'|'.join(sorted(ROLE_OF, key=len, reverse=True))})({'|'.join(sorted(FILLERS))})?")
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"})
-Key = tuple[str, ...]
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -55,26 +47,25 @@ def read_layout(root: Path, config: SourceConfig) -> Layout:
     return _Reader(read_folder(root), config).layout()
 
 
-def role_of(name: str) -> tuple[str, Key] | None:
-    """The part that a folder's name stands for, and what else the name says: "seg_train2" is train of "seg".
+class _Top:
+    """A folder with images as it may be a part: what its name says, and the folder in it whose subfolders are classes.
 
-    Any case; None if no word of it names a part, or several do.
+    A doubled folder (seg_train/seg_train, train/images) is looked through. classes: the subfolders that have images.
     """
-    role, rest = None, []
-    for word in re.findall(r"[^\W\d_]+|\d+", unicodedata.normalize("NFC", name).lower()):
-        if match := WORD.fullmatch(word):
-            if role is not None:
-                return None
-            role = ROLE_OF[match[1]]
-        elif word not in FILLERS and not word.isdecimal():
-            rest.append(word)
-    return None if role is None else (role, tuple(rest))
 
+    part: str | None
+    rest: Key
 
-def part_of(name: str) -> str | None:
-    """The part that a name stands for, where it says nothing else."""
-    role = role_of(name)
-    return role[0] if role is not None and not role[1] else None
+    def __init__(self, folder: Folder, root: Path, inner: Folder | None = None) -> None:
+        self.folder, self.inner = folder, inner or _inner(folder)
+        self.name, self.within = _below(root, folder), _below(root, self.inner)
+        role = role_of(folder.path.name)
+        self.part, self.rest = (None, ()) if role is None else role
+        self.classes = classes_in(self.inner)
+
+    def alike(self, other: _Top) -> bool:
+        """Whether the two have a class in common."""
+        return bool(self.classes & other.classes)
 
 
 class _Reader:
@@ -82,245 +73,234 @@ class _Reader:
 
     def __init__(self, root: Folder, config: SourceConfig) -> None:
         self.root, self.config = root, config
+        self.tops = [_Top(folder, root.path) for folder in root.filled.values()]
+        self.named = [top for part in PARTS for top in self.tops if top.part == part]
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
     def layout(self) -> Layout:
-        found = self._parts() or self._one_tree()
-        classes = {part: self._classes(part, folder, found) for part, folder in found.items()}
+        found = self._parts() or {"train": self._one_tree()}
+        leaves = leaf_names(top.inner for top in found.values()) if self.config.class_depth == "leaf" else None
+        classes = {part: self._classes(part, top.inner, leaves) for part, top in found.items()}
         names = self._all_names(classes, found)
-        if len(found) > 1 or found["train"] is not self.root:
-            self.notes.append(", ".join(f"{PARTS[part]} images from {self._name(of)}/" for part, of in found.items()))
+        if len(found) > 1 or found["train"].folder is not self.root:
+            self.notes.append(", ".join(f"{PARTS[part]} images from {top.within}/" for part, top in found.items()))
         passed_over = FoundFiles()
-        for folder in found.values():
-            passed_over += folder.everything()
+        for top in found.values():
+            passed_over += top.inner.everything()
         passed_over.images = []
         parts = {part: {name: members.get(name, []) for name in names} for part, members in classes.items()}
         return Layout(parts, tuple(self.notes), tuple(self.warnings), passed_over)
 
     # Parts
 
-    def _parts(self) -> dict[str, Folder] | None:
-        """The folders of the parts; None if the folder is one tree of classes."""
-        roles = self._roles(self.root)
-        train = self._only("train", roles.get("train", []), ())
-        if self.config.test_dir is not None:
-            return self._with_named_test(self.config.test_dir, roles, train)
-        self._refuse_loose(roles, train)
-        if train is None or not _classes_in(_inner(train)):
-            self._refuse_without_train(roles, train)
+    def _parts(self) -> dict[str, _Top] | None:
+        """The parts; None if the folder is one tree of classes."""
+        named = self._named_test()
+        if named is None:
+            self._refuse_loose()
+        train = self._train(named)
+        if train is None:
+            if named is None:
+                self._refuse_without_train()
             return None
-        test, val = (
-            self._only(part, self._fitting(roles.get(part, []), train), _key(train)) for part in ("test", "val")
-        )
-        beside = [f for name, f in self.root.folders.items() if f.count and role_of(name) is None]
-        if (
-            test is None
-            and val is None
-            and beside
-            and not any(_shares_classes(_inner(f), _inner(train)) for f in beside)
-        ):
+        if named is not None and not named.alike(train):
+            raise DataError(
+                f"--test-dir {named.name}: {named.folder.path} has no class folder of {train.folder.path}; "
+                f"it needs one folder per class, named as there"
+            )
+        test, val = named or self._beside("test", train), self._beside("val", train, named)
+        unnamed = [top for top in self.tops if top.part is None]
+        if test is None and val is None and unnamed and not any(top.alike(train) for top in unnamed):
             return None  # a class called train
-        found = {"train": _inner(train)}
-        self._tell_unused([folder for folder in (train, test, val) if folder is not None])
-        if val is not None and not _shares_classes(_inner(val), found["train"]):
-            self.notes.append(f"{self._name(val)}/ is not used: it has no class folders of {self._name(train)}/")
+        self._tell_unused([top for top in (train, test, val) if top is not None])
+        if val is not None and not val.alike(train):
+            self.notes.append(f"{val.name}/ is not used: it has no class folders of {train.name}/")
             val = None
-        if test is not None and _shares_classes(_inner(test), found["train"]):
-            found["test"] = _inner(test)
-        else:
+        if test is None or not test.alike(train):
             self._without_test(train, test, val)
-        if val is not None:
-            found["val"] = _inner(val)
-        return found
+            test = None
+        return {part: top for part, top in (("train", train), ("test", test), ("val", val)) if top is not None}
 
-    def _roles(self, parent: Folder) -> dict[str, list[Folder]]:
-        named = [(role_of(name), folder) for name, folder in parent.folders.items() if folder.count]
-        roles = {part: [folder for role, folder in named if role and role[0] == part] for part in PARTS}
-        return {part: folders for part, folders in roles.items() if folders}
+    def _named_test(self) -> _Top | None:
+        if (name := self.config.test_dir) is None:
+            return None
+        if same := [top for top in self.tops if class_name(top.name) == class_name(name.rstrip("/"))]:
+            return same[0]
+        there = shortened(f"{top.name}/" for top in self.tops) or "none"
+        raise UsageError(f"--test-dir {name}: {self.root.path} has no such folder with images; it has {there}")
 
-    def _fitting(self, folders: Iterable[Folder], train: Folder) -> list[Folder]:
-        """Those that belong to `train`: by the rest of their names, or because they have a class in common."""
-        return [f for f in folders if _key(f) == _key(train) or _shares_classes(_inner(f), _inner(train))]
+    def _train(self, test: _Top | None) -> _Top | None:
+        """The training part: by its name, or all that lies beside a test or validation part with folders of the same
+        names; beside the named `test` also the only other folder with classes of it."""
+        train = self._only("train", [top for top in self.tops if top.part == "train"])
+        if train is not None and train is test:
+            raise DataError(f"--test-dir {test.name} is the training part of {self.root.path}: name another folder")
+        if train is not None and train.classes:
+            return train
+        parts = [top for top in self.tops if (top.part in ("test", "val") and not top.rest) or top is test]
+        rest = {
+            name: folder for name, folder in self.root.folders.items() if all(folder is not p.folder for p in parts)
+        }
+        folder = Folder(self.root.path, rest, self.root.found)
+        beside = _Top(folder, self.root.path, folder)
+        if test is None or beside.alike(test):
+            return beside if any(part.alike(beside) for part in parts) else None
+        others = [top for top in self.tops if top is not test and top.alike(test)]
+        return others[0] if len(others) == 1 else beside
 
-    def _only(self, part: str, folders: list[Folder], key: Key) -> Folder | None:
-        """The one folder of a part: the only one, or the only one whose name says `key` and nothing more."""
-        close = [folder for folder in folders if _key(folder) == key] if len(folders) > 1 else folders
-        if len(close) > 1 or (folders and not close and part != "train"):
+    def _beside(self, part: str, train: _Top, other: _Top | None = None) -> _Top | None:
+        """The test or validation part that belongs to `train`, by what else its name says or by a class in common."""
+        tops = [top for top in self.tops if top.part == part and top is not other]
+        return self._only(part, [top for top in tops if top.rest == train.rest or top.alike(train)], train.rest)
+
+    def _only(self, part: str, tops: list[_Top], rest: Key = ()) -> _Top | None:
+        """The one folder of a part: the only one, or the only one whose name says `rest` and nothing more."""
+        close = [top for top in tops if top.rest == rest] if len(tops) > 1 else tops
+        if len(close) > 1 or (tops and not close and part != "train"):
             ways = " or name one with --test-dir" if part == "test" else ""
             raise DataError(
-                f"{' and '.join(f'{self._name(folder)}/' for folder in folders)} of {self.root.path} all look like "
+                f"{' and '.join(f'{top.name}/' for top in tops)} of {self.root.path} all look like "
                 f"the {PARTS[part]} part: rename or remove all but one{ways}"
             )
         return close[0] if close else None
 
-    def _with_named_test(self, name: str, roles: dict[str, list[Folder]], train: Folder | None) -> dict[str, Folder]:
-        same = [folder for other, folder in self.root.folders.items() if _nfc(other) == _nfc(name.rstrip("/"))]
-        if not same:
-            there = shortened(f"{other}/" for other in self.root.folders) or "no folders"
-            raise UsageError(f"--test-dir {name}: {self.root.path} has no such folder; it has {there}")
-        test = same[0]
-        if train is test:
-            raise DataError(f"--test-dir {name} is the training part of {self.root.path}: name another folder")
-        if train is not None and _classes_in(_inner(train)):
-            found = {"train": _inner(train), "test": _inner(test)}
-            vals = [folder for folder in self._fitting(roles.get("val", []), train) if folder is not test]
-            val = self._only("val", vals, _key(train))
-            if val is not None and _shares_classes(_inner(val), found["train"]):
-                found["val"] = _inner(val)
-            self._tell_unused([train, test, *([val] if val is not None else [])])
-        else:  # classes and the test set side by side
-            rest = {other: folder for other, folder in self.root.folders.items() if folder is not test}
-            found = {
-                "train": Folder(self.root.path, rest, self.root.found),
-                "test": _inner(test),
-            }
-        if not _shares_classes(found["test"], found["train"]):
-            raise DataError(
-                f"--test-dir {name}: {test.path} has no class folder of {found['train'].path}; "
-                f"it needs one folder per class, named as there"
-            )
-        return found
-
-    def _without_test(self, train: Folder, test: Folder | None, val: Folder | None) -> None:
+    def _without_test(self, train: _Top, test: _Top | None, val: _Top | None) -> None:
         """There is no test set: go on if a test part is to be split off `train`. Raises: DataError with the ways."""
         root = self.root.path
-        if test is not None and len(_classes_in(_inner(test))) > 1:
+        if test is not None and len(test.classes) > 1:
             raise DataError(
-                f"{self._name(train)}/ and {self._name(test)}/ of {root} have no class in common "
-                f"({_some(_inner(train))}; {_some(_inner(test))}): name their class folders alike"
+                f"{train.name}/ and {test.name}/ of {root} have no class in common "
+                f"({_some(train.classes)}; {_some(test.classes)}): name their class folders alike"
             )
         if test is None:
-            there = ", ".join(f"{name}/" for name, folder in self.root.folders.items() if folder.count)
-            state, last = f"{root} has {there} but no test set", "or add test/"
+            state = f"{root} has {', '.join(f'{top.name}/' for top in self.tops)} but no test set"
+            last = "or add test/"
         else:
-            state = f"{self._name(test)}/ of {root} has {test.count} images without class folders"
-            last = f"or give them class folders. `saukit predict {test.path}` classifies them once a network is trained"
+            state = f"{test.name}/ of {root} has {test.folder.count} images without class folders"
+            predict = f"`saukit predict {test.folder.path}` classifies them once a network is trained"
+            last = f"or give them class folders. {predict}"
+            if self.config.test_fraction is not None:
+                self.notes.append(f"{state}, so the test part is taken from {train.name}/; {predict}")
         if self.config.test_fraction is not None:
-            if test is not None:
-                self.notes.append(
-                    f"{state}, so the test part is taken from {self._name(train)}/; {last.split('. ')[1]}"
-                )
             return
         ways = [
-            f"--test-dir {name} tests on {name}/"
-            for name, folder in self.root.folders.items()
-            if folder is not train and _shares_classes(_inner(folder), _inner(train))
+            f"--test-dir {top.name} tests on {top.name}/" for top in self.tops if top is not train and top.alike(train)
         ]
-        keeps = "" if val is None else f", and {self._name(val)}/ stays the validation part"
-        ways.append(f"--test-fraction {DEFAULT_TEST_FRACTION} takes a test part off {self._name(train)}/{keeps}")
+        keeps = "" if val is None else f", and {val.name}/ stays the validation part"
+        ways.append(f"--test-fraction {DEFAULT_TEST_FRACTION} takes a test part off {train.name}/{keeps}")
         raise DataError(f"{state}: {'; '.join(ways)}; {last}")
 
-    def _refuse_loose(self, roles: dict[str, list[Folder]], train: Folder | None) -> None:
+    def _refuse_loose(self) -> None:
         """Raises: DataError if images lie loose in what are parts by their names."""
-        named = [folder for folders in roles.values() for folder in folders]
-        other = [f"{name}/" for name, folder in self.root.folders.items() if folder.count and role_of(name) is None]
-        first = train or (named[0] if named else None)
-        if first is None or _classes_in(_inner(first)) or len({_key(folder) for folder in named}) > 1:
+        named, other = self.named, [f"{top.name}/" for top in self.tops if top.part is None]
+        if not named or named[0].classes:
+            return
+        rests = {part: {top.rest for top in named if top.part == part} for part in PARTS}
+        there = [found for found in rests.values() if found]
+        if len(there) > 1 and len(there[0]) > 1 and all(found == there[0] for found in there):
+            some, name = " and ".join(f"{top.name}/" for top in named[:2]), "_".join(named[0].rest)
+            raise DataError(
+                f"{some} of {self.root.path} name a class and a part: put the parts above the classes, such as "
+                f"train/{name}/ and {next(top.part for top in named if top.part != named[0].part)}/{name}/"
+            )
+        if len(set().union(*there)) > 1:
             return  # train_station/ and test_tube/ are classes
-        bare = any(folder.path.name.lower() in ROLE_OF for folder in named)
-        if train is None and len(roles) < 2 and not (bare and other):
+        bare = any(top.folder.path.name.lower() in ROLE_OF for top in named)
+        if not rests["train"] and len(there) < 2 and not (bare and other):
             return  # so are dev1/ and dev2/
         if not other:
-            self._refuse_unlabelled([folder for folder in named if _inner(folder).found.images])
-        elif len(roles) > 1 or bare:
-            names = " and ".join(f"{self._name(folder)}/" for folder in named)
-            many = len(named) > 1
+            self._refuse_unlabelled([top for top in named if top.inner.found.images])
+        elif len(there) > 1 or bare:
+            names, many = " and ".join(f"{top.name}/" for top in named), len(named) > 1
             as_classes = f"{'are' if many else 'is'} taken as {'classes' if many else 'a class'}"
             self.warnings.append(
                 f"{names} {as_classes}, like {shortened(other, limit=5)} beside {'them' if many else 'it'}"
             )
 
-    def _refuse_unlabelled(self, folders: list[Folder]) -> None:
-        images = [path for folder in folders for path in _inner(folder).found.images]
+    def _refuse_unlabelled(self, tops: Sequence[_Top]) -> None:
+        images = [path for top in tops for path in top.inner.found.images]
         words = list(dict.fromkeys(match[0] for path in images if (match := re.match(r"[^\W\d_]+", path.stem))))
-        names = [f"{self._name(folder)}/" for folder in folders if folder is not self.root]
+        names = [f"{top.name}/" for top in tops if top.folder is not self.root]
         seems = f" (the classes seem to stand in the file names: {shortened(words, limit=5)})" if len(words) > 1 else ""
         where = f"{' and '.join(names)} of {self.root.path}" if names else f"{self.root.path}"
         example = f"{names[0] if names else ''}{(words or ['cat'])[0]}/"
         raise DataError(
             f"{where} {'hold' if len(names) > 1 else 'holds'} images, such as {images[0].name}, but no class folders"
-            f"{seems}: sort them into one folder per class, such as {example}, or name "
-            "their labels in a list (--dataset list)"
+            f"{seems}: sort them into one folder per class, such as {example}, or {self._by_list()}"
         )
 
-    def _refuse_without_train(self, roles: dict[str, list[Folder]], train: Folder | None) -> None:
-        named = [folder for folders in roles.values() for folder in folders]
-        only_parts = len(named) == sum(1 for folder in self.root.folders.values() if folder.count)
-        if train is None and named and only_parts and all(_classes_in(_inner(folder)) for folder in named):
-            names = ", ".join(f"{self._name(folder)}/" for folder in named)
+    def _by_list(self) -> str:
+        """The way out by a list, with the tables that lie in the root."""
+        tables = shortened(sorted(path.name for path in self.root.path.glob("*.*") if path.suffix.lower() in TABLES))
+        return (
+            f"name their labels in a list (--dataset list{f' --train-list FILE; there is {tables}' if tables else ''})"
+        )
+
+    def _refuse_without_train(self) -> None:
+        named = self.named
+        if len(named) == len(self.tops) > 0 and all(top.classes for top in named):
+            names = ", ".join(f"{top.name}/" for top in named)
             raise DataError(
                 f"{self.root.path} has {names} but no train/: add or rename one, "
-                f"or give {named[0].path} as --root to split that with --test-fraction"
+                f"or give {named[0].folder.path} as --root to split that with --test-fraction"
             )
 
-    def _tell_unused(self, used: list[Folder]) -> None:
-        unused = [
-            f"{name}/ ({folder.count} images)"
-            for name, folder in self.root.folders.items()
-            if not any(folder is one for one in used)
-        ]
-        if unused:
-            self.notes.append(f"folders that are not part of the data set are left out: {shortened(unused)}")
-        self._tell_loose("parts", self.root)
+    def _tell_unused(self, used: Sequence[_Top]) -> None:
+        if used[0].folder.path != self.root.path:
+            unused = [f"{top.name}/ ({top.folder.count} images)" for top in self.tops if top not in used]
+            if unused:
+                self.notes.append(f"folders that are not part of the data set are left out: {shortened(unused)}")
+            self._tell_loose("parts", self.root)
 
     def _tell_loose(self, beside: str, folder: Folder) -> None:
         if loose := folder.found.images:
-            where = "" if folder is self.root else f" in {self._name(folder)}/"
+            where = "" if folder.path == self.root.path else f" in {_below(self.root.path, folder)}/"
             names = shortened((path.name for path in loose), limit=3)
             self.warnings.append(f"images beside the {beside}{where} are left out: {len(loose)} ({names})")
 
     # One tree
 
-    def _one_tree(self) -> dict[str, Folder]:
-        root = self.root
-        filled = [folder for folder in root.folders.values() if folder.count]
-        for folder in filled:
-            if (inside := self._roles(folder)).get("train") and len(inside) > 1:
-                self._refuse_parts_inside(folder, filled)
+    def _one_tree(self) -> _Top:
+        tree = _Top(self.root, self.root.path, self.root)
+        for top in self.tops:
+            inside = [_Top(child, self.root.path) for child in top.folder.filled.values()]
+            roles = {each.part for each in inside}
+            if "train" in roles and len(roles) > 1:
+                self._refuse_parts_inside(top, inside)
         if self.config.class_depth == "leaf":
-            return {"train": root}
-        if len(filled) == 1 and (better := _wider(filled[0])):
+            return tree
+        if len(self.tops) == 1 and (better := _wider(self.tops[0].folder)):
             raise DataError(
-                f"{root.path} has one folder with images, {filled[0].path.name}/: did you mean --root {better.path}?"
+                f"{self.root.path} has one folder with images, {self.tops[0].name}/: did you mean --root {better.path}?"
             )
-        if len(filled) <= 1 and root.found.images and len(root.folders) < 2:
-            self._refuse_unlabelled([root])
-        return {"train": root}
+        if len(self.tops) <= 1 and self.root.found.images and len(self.root.folders) < 2:
+            self._refuse_unlabelled([tree])
+        return tree
 
-    def _refuse_parts_inside(self, folder: Folder, filled: list[Folder]) -> None:
-        inside = [f"{folder.path.name}/{name}/" for name in folder.folders if role_of(name)]
-        alike = [other for other in filled if "train" in self._roles(other)]
-        if _classes_in(_inner(self._roles(folder)["train"][0])):
-            raise DataError(f"{self.root.path} has parts in {folder.path.name}/: did you mean --root {folder.path}?")
+    def _refuse_parts_inside(self, top: _Top, inside: list[_Top]) -> None:
+        if next(each for each in inside if each.part == "train").classes:
+            raise DataError(f"{self.root.path} has parts in {top.name}/: did you mean --root {top.folder.path}?")
+        alike = [other for other in self.tops if any(role_of(name) for name in other.folder.folders)]
         if len(alike) > 1:
-            name = folder.path.name
+            names = ", ".join(f"{each.name}/" for each in inside if each.part)
             raise DataError(
-                f"the class folders of {self.root.path} have parts inside ({', '.join(inside)}): "
-                f"put the parts above the classes, such as train/{name}/ and test/{name}/"
+                f"the class folders of {self.root.path} have parts inside ({names}): "
+                f"put the parts above the classes, such as train/{top.name}/ and test/{top.name}/"
             )
 
     # Classes
 
-    def _classes(self, part: str, folder: Folder, found: Mapping[str, Folder]) -> dict[str, list[Path]]:
-        """The images of each class of a part; classes without an image are there too."""
-        members: dict[str, list[Path]] = {}
-        if self.config.class_depth == "leaf":
-            short = _short_names(found.values())
-            for names, node in _nodes(folder):
-                if node.found.images or (len(names) == 1 and not node.count):
-                    members.setdefault(short.get(names, names[-1]), []).extend(node.found.images)
-        else:
-            for name, child in folder.folders.items():
-                members.setdefault(_nfc(name), []).extend(child.everything().images)
-            if part == "train":
-                self._tell_nested(folder)
+    def _classes(self, part: str, folder: Folder, leaves: Mapping[Key, str] | None) -> Members:
+        members = members_of(folder, leaves, with_empty=part == "train")
+        if part == "train" and self.config.class_depth is None:
+            self.notes += look_inside(folder, by_list=self._by_list(), is_root=folder.path == self.root.path)
         if len(members) < 2 and part == "train":
             packed = [f"{count} {kind}" for kind, count in folder.found.ignored.items() if kind in ARCHIVES]
-            unpack = f" and {', '.join(packed)}: unpack what is packed first" if packed else ""
-            raise DataError(
-                f"{folder.path} needs at least two subfolders, one per class; it has {len(members)}{unpack}"
-            )
+            hint = f" and {', '.join(packed)}: unpack what is packed first" if packed else ""
+            if not hint and (better := _wider(folder)):
+                hint = f": --class-depth leaf takes the folders in {better.path.name}/ as classes"
+            raise DataError(f"{folder.path} needs at least two subfolders, one per class; it has {len(members)}{hint}")
         loose, inside = len(folder.found.images), sum(map(len, members.values()))
         if loose > inside:
             raise DataError(
@@ -328,32 +308,9 @@ class _Reader:
                 "move each to the folder of its class, or away"
             )
         self._tell_loose("class folders", folder)
-        return {name: sorted(members[name]) for name in sorted(members)}
+        return members
 
-    def _tell_nested(self, folder: Folder) -> None:
-        nested = [
-            f"{name}/{inner}"
-            for name, child in folder.folders.items()
-            for inner, grandchild in child.folders.items()
-            if grandchild.count
-        ]
-        same = [_classes_in(child) for child in folder.folders.values() if child.count]
-        if len(same) > 1 and len(same[0]) > 1 and all(inside == same[0] for inside in same):
-            first, *others = [name for name, child in folder.folders.items() if child.count]
-            self.warnings.append(
-                f"{first}/ and {shortened([f'{name}/' for name in others], limit=3)} have the same folders inside "
-                f"({shortened(sorted(same[0]), limit=3)}) and are taken as classes: if those inside are the classes, "
-                f"give --root {folder.path / first}"
-            )
-        elif nested:
-            self.notes.append(
-                f"folders inside class folders count as their class ({shortened(nested, limit=4)}): "
-                "--class-depth leaf makes each a class of its own"
-            )
-
-    def _all_names(
-        self, classes: Mapping[str, Mapping[str, list[Path]]], found: Mapping[str, Folder]
-    ) -> tuple[str, ...]:
+    def _all_names(self, classes: Mapping[str, Members], found: Mapping[str, _Top]) -> tuple[str, ...]:
         names = tuple(sorted({name for members in classes.values() for name in members}))
         odd = [repr(name) for name in names if name.encode("utf-8", "ignore").decode() != name]
         if odd:
@@ -372,74 +329,36 @@ class _Reader:
             )
         return names
 
-    def _where(self, name: str, classes: Mapping[str, Mapping[str, list[Path]]], found: Mapping[str, Folder]) -> str:
+    def _where(self, name: str, classes: Mapping[str, Members], found: Mapping[str, _Top]) -> str:
         if name in classes["train"]:
             return ""
-        parts = ", ".join(f"{self._name(found[part])}/" for part in classes if name in classes[part])
+        parts = ", ".join(f"{found[part].within}/" for part in classes if name in classes[part])
         alike = [other for other in classes["train"] if other.casefold() == name.casefold()]
         return f" (only in {parts}{f', where train has {alike[0]}' if alike else ''})"
 
-    def _name(self, folder: Folder) -> str:
-        """A folder relative to the root, as it is named in messages."""
-        return folder.path.relative_to(self.root.path).as_posix() if folder.path != self.root.path else folder.path.name
 
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _key(folder: Folder) -> Key:
-    role = role_of(folder.path.name)
-    return () if role is None else role[1]
+def _below(root: Path, folder: Folder) -> str:
+    """The folder as messages name it, from `root` on."""
+    return folder.path.relative_to(root).as_posix() if folder.path != root else root.name
 
 
 def _inner(folder: Folder) -> Folder:
     """The folder whose subfolders are classes: a doubled one (seg_train/seg_train, train/images) is looked through."""
-    while not folder.found.images:
-        filled = [child for child in folder.folders.values() if child.count]
-        if len(filled) != 1:
-            break
-        name, own = filled[0].path.name.lower(), role_of(folder.path.name)
+    while not folder.found.images and len(folder.filled) == 1:
+        (child,), own = folder.filled.values(), role_of(folder.path.name)
+        name = child.path.name.lower()
         if not (name == folder.path.name.lower() or name in FILLERS or (own and role_of(name) == own)):
             break
-        folder = filled[0]
+        folder = child
     return folder
-
-
-def _classes_in(folder: Folder) -> set[str]:
-    """The names of the subfolders that have images."""
-    return {_nfc(name) for name, child in folder.folders.items() if child.count}
-
-
-def _shares_classes(one: Folder, other: Folder) -> bool:
-    return bool(_classes_in(one) & _classes_in(other))
 
 
 def _wider(folder: Folder) -> Folder | None:
     """The first folder from `folder` downwards, alone on its level, that has at least two folders with images."""
-    while len(filled := [child for child in folder.folders.values() if child.count]) == 1:
-        folder = filled[0]
-    return folder if len(filled) > 1 else None
+    while len(folder.filled) == 1:
+        (folder,) = folder.filled.values()
+    return folder if folder.filled else None
 
 
-def _nodes(folder: Folder) -> Iterator[tuple[Key, Folder]]:
-    """All folders below, with their names from `folder` on."""
-    ahead: list[tuple[Key, Folder]] = [((_nfc(name),), child) for name, child in folder.folders.items()]
-    while ahead:
-        names, node = ahead.pop()
-        yield names, node
-        ahead += [((*names, _nfc(name)), child) for name, child in node.folders.items()]
-
-
-def _short_names(folders: Iterable[Folder]) -> dict[Key, str]:
-    """The names of leaf classes: their own, or the whole way where two have the same."""
-    leaves = {
-        names for folder in folders for names, node in _nodes(folder)
-        if node.count and not any(child.count for child in node.folders.values())
-    }  # fmt: skip
-    last = Counter(names[-1] for names in leaves)
-    return {names: names[-1] if last[names[-1]] == 1 else "/".join(names) for names in leaves}
-
-
-def _some(folder: Folder) -> str:
-    return shortened(sorted(_classes_in(folder)), limit=3)
+def _some(classes: Iterable[str]) -> str:
+    return shortened(sorted(classes), limit=3)

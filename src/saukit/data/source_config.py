@@ -147,8 +147,11 @@ class SourceConfig(Paths):
         needs={"dataset.own_files": True},
         flags=("--skip-bad",),
     )
-    class_depth: Literal["top", "leaf"] = option(
-        "top", "Which folders are the classes: the top ones, or the innermost ones.", needs={"dataset": "folder"}
+    class_depth: Literal["top", "leaf"] | None = option(
+        None,
+        "Which folders are the classes: the top ones, or the innermost ones.",
+        shown="top, unless those inside may be",
+        needs={"dataset": "folder"},
     )
     min_images: int = option(
         0,

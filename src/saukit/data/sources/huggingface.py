@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
 from saukit.core.words import first_line, shortened
-from saukit.data.layout import part_of
+from saukit.data.part_names import part_of
 from saukit.data.source import Source
 from saukit.data.sources.files import FilePart, source_of_files
 from saukit.data.sources.labels import labels_in_order, need_two, numbered, refuse_unknown, without_unused

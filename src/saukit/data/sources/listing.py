@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from saukit.core.errors import DataError, UsageError
 from saukit.core.words import shortened
 from saukit.data.image_files import EXTENSIONS, subfolders
-from saukit.data.layout import part_of
+from saukit.data.part_names import part_of
 from saukit.data.source import Source
 from saukit.data.sources.files import fingerprint_of, part_of_folder, source_of_files
 from saukit.data.sources.labels import labels_in_order, named, numbered, refuse_unknown
