@@ -241,7 +241,7 @@ def test_unreadable_images_are_all_listed_and_nothing_is_written(cli: Cli, pictu
     before = tree(work)
     outcome = cli(*FOLDER, "--root", root, "-w", work, "--force")
     assert outcome.code == 3
-    assert "2 images cannot be read; nothing was written" in outcome.error
+    assert "2 images cannot be read; no split was written" in outcome.error
     assert "skip them with --skip-bad" in outcome.error
     assert "cat/000.png (unknown image format)" in outcome.error and "dog/003.png (" in outcome.error
     kept = {name for name in tree(work) if name.startswith(".split.images")}  # what could be read is not read again

@@ -296,3 +296,22 @@ def test_more_pixels_than_a_thread_may_hold(tmp_path: Path, monkeypatch: pytest.
     )
     Image.new("L", (1200, 1000), 90).save(tmp_path / "reduced.jpg")  # a JPEG is decoded at a smaller size
     assert (np.asarray(decode_or_reason(tmp_path / "reduced.jpg", 64)) == 90).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "an empty file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a pointer of Git LFS: fetch it",
+        ),
+        (b"<html></html>", "unknown image format"),
+        (bytes(1000), "unknown image format"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for file in (tmp_path / "a.jpg", io.BytesIO(content)):
+        told = decode_or_reason(file, 8)
+        assert isinstance(told, str) and told.startswith(reason)

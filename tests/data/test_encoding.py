@@ -186,7 +186,7 @@ def test_bad_images_are_all_listed_or_skipped(
     (root / "cat" / "003.png").write_bytes(b"not an image")
     whole = (root / "eel" / "001.png").read_bytes()
     (root / "eel" / "001.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"2 images cannot be read; nothing was written.*\n.*cat/003.*\n.*eel/001"):
+    with pytest.raises(DataError, match=r"2 images cannot be read; no split was written.*\n.*cat/003.*\n.*eel/001"):
         make(workspace, root)
     assert not workspace.split.exists()
     seen = decodings(monkeypatch)

@@ -116,5 +116,5 @@ def test_an_image_that_cannot_be_decoded_is_named(stored: EncodedImages, tmp_pat
     path.write_bytes(content[:at] + b"\0" * 40 + content[at + 40 :])
     with pytest.raises(CorruptArtifactError, match=r"image 2 of .*train-00000.safetensors cannot be decoded"):
         stored[[1, 2]]
-    with pytest.raises(CorruptArtifactError, match="its size is"):
+    with pytest.raises(CorruptArtifactError, match="it is RGB of 16 x 16 pixels"):
         EncodedImages([path], (SIZE, 2 * SIZE))[0]

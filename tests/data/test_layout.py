@@ -778,6 +778,15 @@ def test_images_by_their_first_bytes_are_a_warning(
     assert (warning in told and "give them the extension of their format" in told) if is_image else warning not in told
 
 
+@pytest.mark.parametrize("name", ["a.NEF", "b.cr2", "c.dng"])
+def test_raw_photos_are_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build(tmp_path, "cat:2 dog:1")
+    (root / "cat" / name).write_bytes(b"II*\0" + bytes(100))
+    say_ignored(look(root).passed_over, Reporter())
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"raw photos of cameras ({Path(name).suffix.lower()}) are not read" in told and "first bytes" not in told
+
+
 @pytest.mark.parametrize("name", ["a.heic", "b.HEIF"])
 def test_heic_without_its_extra_is_told(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 import io
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +47,7 @@ MOST_VALUE = 65535  # of 16 bits
 WHITE_LEVELS = (255, 1023, 4095, 16383, MOST_VALUE)  # of 8, 10, 12, 14 and 16 bits
 LOOKED_AT = 100  # images whose headers say whether a set has 16 bits
 NOISES = (b"\xa5\x3c\x96\xe7" * 128, b"\x6d\xdb\xb6" * 170)
+LFS = b"version https://git-lfs.github.com/spec/"
 REDUCING_GAP = 2.0  # Pillow's own choice for thumbnails: reduce to this multiple of the size first, then filter
 
 
@@ -143,10 +144,10 @@ def _without_end_marker(file: Path | BinaryIO, size: int, fitting: Fitting, erro
 
 @lru_cache
 def _prepare_pillow() -> None:
-    """Have Pillow read HEIC, with the extra heif, and leave the limit of pixels to us."""
+    """Have Pillow read HEIC, with the extra heif, and leave the limit of pixels to `MOST_PIXELS`."""
     from PIL import Image
 
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = None
     if not missing_packages("heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
 
@@ -162,21 +163,34 @@ def decode_or_reason(file: Path | BinaryIO, size: int, fitting: Fitting = CROP) 
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's readers
         text = str(error).strip()
         if "cannot identify image file" in text:
-            return "unknown image format"
+            return _what_else(file)
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
         return text or type(error).__name__
 
 
-def refuse_or_warn(bad: Sequence[str], *, skip: bool, reporter: Reporter, where: str = "") -> None:
+def _what_else(file: Path | BinaryIO) -> str:
+    """What a file is that is no image."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            head = opened.read(len(LFS))
+    else:
+        file.seek(0)
+        head = file.read(len(LFS))
+    if not head:
+        return "an empty file"
+    return "a pointer of Git LFS: fetch it with `git lfs pull`" if head == LFS else "unknown image format"
+
+
+def refuse_or_warn(
+    bad: Sequence[str], *, skip: bool, reporter: Reporter, where: str = "", written: str = "nothing was written"
+) -> None:
     """List images that cannot be read: a warning if they are skipped, else an error. Raises: DataError."""
     if bad:
         count = f"{len(bad)} image{'s' if len(bad) > 1 else ''}{where} cannot be read"
         files = shortened(bad, "\n  ")
         if not skip:
-            raise DataError(
-                f"{count}; nothing was written. Fix or remove them, or skip them with --skip-bad:\n  {files}"
-            )
+            raise DataError(f"{count}; {written}. Fix or remove them, or skip them with --skip-bad:\n  {files}")
         reporter.warn(f"{count}, skipped:\n  {files}")
 
 
@@ -228,7 +242,7 @@ def _largest_value(originals: Originals, part: str, index: int, *, header: bool 
         if isinstance(file, Path) and not is_regular(file):
             return 0
         with Image.open(file) as opened:
-            if not _has_16_bits(opened):
+            if not _has_16_bits(opened) or math.prod(opened.size) > MOST_PIXELS:
                 return 0
             return 1 if header else int(np.asarray(opened).max())
     except MemoryError:

@@ -28,6 +28,7 @@ EXTENSIONS = frozenset({
 })
 # fmt: on
 HEIF_EXTENSIONS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})  # with the extra heif
+RAW_EXTENSIONS = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"})
 KINDS = "bmp gif jpeg jpg png ppm tif tiff webp ..."  # for messages
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "thumbs.db"}
@@ -129,7 +130,7 @@ def read_folder(root: Path) -> Folder:
         tried = [_begins_as_image(path) for path, _ in files[:TRIED_PER_KIND]]
         tried += [any(tried) and _begins_as_image(path) for path, _ in files[TRIED_PER_KIND:]]
         for (path, folder), is_image in zip(files, tried, strict=True):
-            if is_image and path.suffix.lower() not in HEIF_EXTENSIONS:
+            if is_image and path.suffix.lower() not in HEIF_EXTENSIONS | RAW_EXTENSIONS:
                 folder.found.misnamed.append(path)
     return start
 
@@ -161,6 +162,8 @@ def say_ignored(found: FoundFiles, reporter: Reporter, *, where: str = "") -> No
         reporter.warn(f"{count} by the first bytes: {names}; give them the extension of their format")
     if HEIF_EXTENSIONS.intersection(found.ignored):
         reporter.warn("HEIC images are read with the extra heif: pip install 'saukit[heif]'")
+    if raw := RAW_EXTENSIONS.intersection(found.ignored):
+        reporter.warn(f"raw photos of cameras ({', '.join(sorted(raw))}) are not read: convert them to TIFF or JPEG")
     if found.loops:
         links = shortened(map(str, found.loops), limit=3)
         reporter.warn(f"links to a folder above them are not followed: {links}")

@@ -121,9 +121,7 @@ class EncodedImages:
 
     def _decoded(self, row: int) -> Images:
         try:
-            pixels = _pixels(self.encoded(row))
-            if pixels.shape != (*self._size, 3):
-                raise ValueError(f"its size is {pixels.shape}")
+            pixels = _pixels(self.encoded(row), self._size)
         except (OSError, ValueError, SyntaxError) as error:
             shard, within = self._find(row)
             raise CorruptArtifactError(f"image {within} of {shard.path} cannot be decoded: {error}") from None
@@ -134,13 +132,16 @@ def as_stored(image: Images) -> Images:
     """The pixels uint8 [3, H, W] that a split keeps of an image: its own, or above `RAW_UP_TO` those of its JPEG."""
     if max(image.shape[1:]) <= RAW_UP_TO:
         return image
-    return _pixels(Encoded.of(image).file).transpose(2, 0, 1)
+    return _pixels(Encoded.of(image).file, image.shape[1:]).transpose(2, 0, 1)
 
 
-def _pixels(file: bytes) -> Images:
+def _pixels(file: bytes, size: tuple[int, ...]) -> Images:
+    """The colours [H, W, 3] of a JPEG. Raises: ValueError for one of another size, before it is decoded."""
     from PIL import Image
 
     with Image.open(io.BytesIO(file), formats=("JPEG",)) as opened:
+        if (opened.height, opened.width) != size or opened.mode != "RGB":
+            raise ValueError(f"it is {opened.mode} of {opened.width} x {opened.height} pixels")
         return np.asarray(opened, np.uint8)
 
 

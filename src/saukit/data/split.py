@@ -184,7 +184,8 @@ def make_split(
             pixels = source.load(resolved.image_size, reporter)
         if pixels.bad:
             bad = [f"{file} ({reason})" for file, reason in pixels.bad]
-            refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter)
+            kept = f"no split was written; {workspace.root / STORE_NAME} keeps what was decoded for the next make-lt"
+            refuse_or_warn(bad, skip=resolved.skip_bad, reporter=reporter, written=kept)
             first, plan = plan, plan_of(resolved, source, pixels)
             plan.tell(reporter, told=first)
         if pixels.one_colour:
