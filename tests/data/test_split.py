@@ -250,7 +250,7 @@ def test_unreadable_images_stop_the_split_or_are_counted(
         (root / "cat" / f"{index:03}.png").write_bytes(b"bad")
     with pytest.raises(
         DataError,
-        match=rf"(?s)23 images cannot be read; no split was written; .*{STORE_NAME} keeps what was .*--skip-bad.*cat/000.png",
+        match=rf"(?s)23 images cannot be read; no split was written; .*{STORE_NAME} keeps .*--skip-bad.*cat/000.png",
     ) as told:
         make(SplitConfig(dataset="folder"), workspace, root)
     assert str(told.value).count("unknown image format") == 20 and str(told.value).endswith("and 3 more")

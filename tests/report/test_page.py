@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import json
@@ -206,6 +207,51 @@ def test_each_method_has_its_precision_recall_and_f1(page: Page, report_work: Pa
         recalls = np.mean([np.diag(it) / it.sum(1) for it in confusions], axis=0)
         assert list(table.column("recall").values()) == [percent(value) for value in recalls]
     assert "-" in page.tables["Precision, recall and F1 of ce"].column("precision").values()
+
+
+def test_the_first_methods_have_their_most_confident_mistakes(
+    page: Page, report_work: Path, runs: dict[str, list[str]]
+) -> None:
+    pictures = {found["alt"]: found["src"] for tag, found in page.elements if tag == "img" and found["alt"]}
+    shown = [(alt, src) for alt, src in pictures.items() if alt.startswith("Misclassified test images of ")]
+    assert len(shown) == sections.AT_FIRST < 3
+    for (alt, src), run in zip(shown, (runs["sau+synth"][0], runs["ce"][0]), strict=True):
+        assert f"images of {run}," in alt and src is not None
+        drawn = (report_work / "runs" / run / "errors.png").read_bytes()
+        assert base64.b64decode(src.split(",")[1]) == drawn
+        assert f"<code>errors.csv</code> of the run {run}" in page.source
+
+
+def test_photos_of_mistakes_travel_as_jpeg(tmp_path: Path) -> None:
+    from saukit.report.pictures import framed
+
+    noise = np.random.default_rng(0).integers(0, 255, (400, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "errors.png")
+    picture = framed((tmp_path / "errors.png").read_bytes())
+    assert picture.uri.startswith("data:image/jpeg;base64,") and (picture.width, picture.height) == (300, 200)
+    with Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1]))) as image:
+        assert image.size == (600, 400)
+        assert np.abs(np.asarray(image, np.int16) - noise).mean() < 30
+
+
+def test_label_suspects_are_listed_where_they_were_looked_for(
+    page: Page, report_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not [name for name in page.tables if name.startswith("Label suspects")]
+    shutil.copytree(report_work, tmp_path / "work")
+    evaluate(
+        EvalConfig(run="extra", suspects=True), Workspace(tmp_path / "work"), device=CPU, force=False, reporter=QUIET
+    )
+    with (tmp_path / "work" / "runs" / "extra" / "suspects.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    monkeypatch.setattr(sections, "MOST_SUSPECTS", 2)
+    assert len(listed) > 2
+    table = written(tmp_path / "work").tables["Label suspects of extra"]
+    assert table.rows[1:] == [
+        [it["index"], it["part"], it["label"], it["suggested"]]
+        + [percent(float(it[name])) for name in ("confidence", "confidence_of_suggested")]
+        for it in listed[: sections.MOST_SUSPECTS]
+    ]
 
 
 def test_a_run_outside_the_comparison_has_a_row_of_its_own(page: Page, report_work: Path) -> None:

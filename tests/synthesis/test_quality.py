@@ -25,7 +25,7 @@ def test_a_classifier_that_knows_all_digits_recognises_the_drawn_ones(
         """Share of the images of each class that the judge takes for it."""
         synthesize(config, workspace, device=cpu, force=True, resume=False, reporter=reporter)
         cache = load_cache(workspace, split)
-        seen = judge.predict(cache.images.mean(axis=1).reshape(len(cache.images), -1) / 255 * 16)
+        seen = judge.predict(cache.images[:].mean(axis=1).reshape(len(cache.images), -1) / 255 * 16)
         return {label: float((seen == label)[cache.labels == label].mean()) for label in np.unique(cache.labels)}
 
     untrained = agreement(SynthConfig(train_steps=1, preflight=0, audit=False))

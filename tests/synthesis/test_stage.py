@@ -81,7 +81,7 @@ def test_the_cache_is_the_plan(finished: Workspace, split: Split, micro: SynthCo
     plan = begin(outline(resolve(micro, split, cpu), split))
     cache = load_cache(finished, split)
     assert cache.images.shape == (62, 3, 8, 8)
-    assert cache.images.dtype == np.uint8
+    assert cache.images[:].dtype == np.uint8
     assert np.array_equal(cache.labels, plan.labels)
     assert np.array_equal(cache.seeds, plan.rounds[0].seeds)
     assert files_of(finished.synth) == EXPECTED_FILES

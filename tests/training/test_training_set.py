@@ -56,7 +56,7 @@ def test_real_images_come_first_and_nothing_is_lost(shared_work: Path) -> None:
     real, synthetic = len(split.train.labels), len(cache.labels)
     assert (real, synthetic, len(training_set), training_set.real_count) == (392, 62, 454, 392)
     assert np.array_equal(training_set.images[:real].numpy(), np.asarray(split.train.images))
-    assert np.array_equal(training_set.images[real:].numpy(), cache.images)
+    assert np.array_equal(training_set.images[real:].numpy(), cache.images[:])
     assert training_set.labels.tolist() == [*split.train.labels.tolist(), *cache.labels.tolist()]
     assert training_set.synthetic.tolist() == [False] * real + [True] * synthetic
 

@@ -19,7 +19,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,8 +118,8 @@ def write_error(error: Exception) -> OSError:
     return OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Arrays and metadata of a file that `save_tensors` wrote.
+def load_tensors(path: Path, *, without: Collection[str] = ()) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Arrays and metadata of a file that `save_tensors` wrote; the arrays `without` are not read.
 
     Raises: CorruptArtifactError if it is another file, DataError if its format is newer than this saukit.
     """
@@ -129,7 +129,8 @@ def load_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any
         check_regular(path)
         with safe_open(path, framework="numpy") as file:
             metadata = parse_json((file.metadata() or {})[METADATA_KEY], where="its metadata")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = [name for name in file.keys() if name not in without]  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path} is missing") from None
     except (SafetensorError, CorruptArtifactError, OSError, KeyError, ValueError) as error:

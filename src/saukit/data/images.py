@@ -54,20 +54,18 @@ class ImageStore(Protocol):
 
 
 class RowsOf:
-    """Rows of other images, next to each other, that are read when they are asked for."""
+    """Some rows of other images, a slice or positions, that are read when they are asked for."""
 
-    def __init__(self, images: ImageStore, rows: slice) -> None:
-        self._images, self._start = images, int(rows.start)
-        self._count = int(rows.stop) - self._start
-        self.shape = (self._count, *images.shape[1:])
-        self.nbytes = images.nbytes * self._count // max(1, len(images))
+    def __init__(self, images: ImageStore, rows: slice | Integers) -> None:
+        self._images, self._rows = images, np.arange(len(images))[rows]
+        self.shape = (len(self._rows), *images.shape[1:])
+        self.nbytes = images.nbytes * len(self._rows) // max(1, len(images))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows)
 
-    def __getitem__(self, rows: slice, /) -> Images:
-        first, end, _ = rows.indices(self._count)
-        return self._images[self._start + first : self._start + end]
+    def __getitem__(self, rows: Any, /) -> Images:
+        return self._images[self._rows[rows]]
 
 
 class EncodedImages:

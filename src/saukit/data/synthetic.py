@@ -1,13 +1,14 @@
 """The cache of synthetic images as the stages after `synth` read it; `synthesis.cache` writes it.
 
-synth/shard-00000.safetensors ...  images uint8, labels, seeds int64, and one float32 [n] per score
+synth/shard-00000.safetensors ...  images uint8, or bytes and offsets of encoded ones (see `data.images`), labels,
+                                   seeds int64, and one float32 [n] per score
 synth/selection.safetensors        reasons uint8, one for each candidate in the order of the shards; 0: kept
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from saukit.core.artifacts import Manifest, load_tensors
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.data.images import EncodedImages, ImageStore, RowsOf
 from saukit.data.split import Split
 
 KIND = "synth"
@@ -31,7 +33,7 @@ KEPT = 0
 class SyntheticImages:
     """The kept images of a complete cache: `images` uint8 [m, 3, H, W], `labels` and `seeds` int64 [m]."""
 
-    images: npt.NDArray[np.uint8]
+    images: ImageStore
     labels: npt.NDArray[np.int64]
     seeds: npt.NDArray[np.int64]
     manifest: Manifest
@@ -39,12 +41,13 @@ class SyntheticImages:
 
 @dataclass(frozen=True)
 class Shard:
-    """Candidates of one file: `images` uint8 [n, 3, H, W], `labels` and `seeds` int64 [n], `scores` float32 [n] each.
+    """Candidates of one file: `images` uint8 [n, 3, H, W], which stay there if they are encoded, `labels` and `seeds`
+    int64 [n], `scores` float32 [n] each.
 
     `generator` and `scored_by` are digests of what drew them and of what gave each score.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: ImageStore
     labels: npt.NDArray[np.int64]
     seeds: npt.NDArray[np.int64]
     generator: str
@@ -65,25 +68,27 @@ def load_cache(workspace: Workspace, split: Split) -> SyntheticImages:
     manifest = require(folder, kind=KIND, command=COMMAND)
     require_made_from(manifest, folder, split=split.manifest, command=COMMAND)
     kept = _load_reasons(folder) == KEPT
-    total = int(np.count_nonzero(kept))
-    images = np.empty((total, 3, *split.image_size), dtype=np.uint8)
-    labels, seeds = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
-    seen = at = 0
-    for name in sorted(name for name in manifest.files if name.startswith("shard-")):
-        shard = load_shard(folder / name, split.image_size)[0]
-        chosen = kept[seen : seen + len(shard.labels)]
-        if len(chosen) != len(shard.labels):
-            raise CorruptArtifactError(f"{folder} holds more images than its selection: remake it with --force")
-        stop = at + int(np.count_nonzero(chosen))
-        images[at:stop], labels[at:stop], seeds[at:stop] = (
-            shard.images[chosen],
-            shard.labels[chosen],
-            shard.seeds[chosen],
-        )
-        seen, at = seen + len(chosen), stop
-    if seen != len(kept) or (labels < 0).any() or (labels >= split.num_classes).any():
+    paths = [folder / name for name in sorted(manifest.files) if name.startswith("shard-")]
+    shards = [load_shard(path, split.image_size)[0] for path in paths]
+    labels, seeds = (np.concatenate([getattr(shard, name) for shard in shards]) for name in (LABELS, SEEDS))
+    del shards
+    if len(labels) != len(kept) or (labels < 0).any() or (labels >= split.num_classes).any():
         raise CorruptArtifactError(f"the shards of {folder} do not fit its selection: remake it with --force")
-    return SyntheticImages(images, labels, seeds, manifest)
+    images = load_images(paths, np.flatnonzero(kept), split.image_size)
+    return SyntheticImages(images, labels[kept], seeds[kept], manifest)
+
+
+def load_images(paths: Sequence[Path], rows: npt.NDArray[np.int64], image_size: tuple[int, int]) -> ImageStore:
+    """Candidates number `rows` of the shards at `paths`; encoded ones are read when they are asked for."""
+    images, start = np.empty((len(rows), 3, *image_size), np.uint8), 0
+    for path in paths:
+        shard = load_shard(path, image_size)[0]
+        if isinstance(shard.images, EncodedImages):
+            return RowsOf(EncodedImages(paths, image_size), rows)
+        here = (rows >= start) & (rows < start + len(shard.labels))
+        images[here] = shard.images[rows[here] - start]
+        start += len(shard.labels)
+    return images
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -93,15 +98,17 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def load_shard(path: Path, image_size: tuple[int, int]) -> tuple[Shard, dict[str, Any]]:
     """A shard and its metadata. Raises: CorruptArtifactError if something is missing or has another shape or type."""
-    tensors, metadata = load_tensors(path)
+    tensors, metadata = load_tensors(path, without=["bytes"])
     try:
-        images, labels, seeds = (tensors.pop(name) for name in (IMAGES, LABELS, SEEDS))
+        labels, seeds = (tensors.pop(name) for name in (LABELS, SEEDS))
+        encoded = tensors.pop("offsets", None) is not None
+        images: ImageStore = EncodedImages([path], image_size) if encoded else tensors.pop(IMAGES)
         generator, scored_by = str(metadata["generator"]), dict(metadata["scored_by"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{path} holds no {error}: remake the cache with --force") from None
     count = len(labels)
     if (
-        [images.dtype.name, labels.dtype.name, seeds.dtype.name] != ["uint8", "int64", "int64"]
+        [images[:0].dtype.name, labels.dtype.name, seeds.dtype.name] != ["uint8", "int64", "int64"]
         or images.shape != (count, 3, *image_size)
         or labels.shape != (count,)
         or seeds.shape != (count,)

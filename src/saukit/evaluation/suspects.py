@@ -160,6 +160,12 @@ def find_suspects(
     return Suspects(path, len(found), len(rows), how)
 
 
+def read_suspects(path: Path) -> list[dict[str, str]]:
+    """The rows of a suspects.csv, by the names of its columns."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _csv(
     parts: Mapping[str, Part],
     files: Mapping[str, Sequence[str]],

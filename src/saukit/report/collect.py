@@ -16,8 +16,10 @@ from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
+from saukit.evaluation.errors import ERRORS_PICTURE
 from saukit.evaluation.evaluate import RESULTS_NAME
 from saukit.evaluation.summary import method_entry, with_every_measure
+from saukit.evaluation.suspects import SUSPECTS_NAME, read_suspects
 from saukit.report.config import ReportConfig
 from saukit.synthesis.outcome import AUDIT, CLOSEST
 from saukit.training.trainer import METRICS_NAME
@@ -38,13 +40,18 @@ class Cache:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json."""
+    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json.
+
+    mistakes: the PNG of the most confident ones. suspects: the rows of suspects.csv, None where none were looked for.
+    """
 
     name: str
     manifest: Manifest
     config: Document
     log: list[Document]
     results: Document
+    mistakes: bytes | None
+    suspects: list[Document] | None
 
     @property
     def seed(self) -> int:
@@ -211,7 +218,9 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
             f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
             f"re-run `saukit eval --run {name}`"
         )
-    return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results)
+    mistakes = (folder / ERRORS_PICTURE).read_bytes() if ERRORS_PICTURE in manifest.files else None
+    suspects = read_suspects(folder / SUSPECTS_NAME) if SUSPECTS_NAME in manifest.files else None
+    return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results, mistakes, suspects)
 
 
 def _methods(runs: Sequence[Run], comparison: Comparison | None) -> tuple[tuple[Method, ...], tuple[Method, ...]]:

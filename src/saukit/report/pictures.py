@@ -1,4 +1,4 @@
-"""Pictures that travel inside the page: PNG as data URIs."""
+"""Pictures that travel inside the page as data URIs: PNG, and JPEG for large ones of photos."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from PIL import Image
 TILE = 44  # pixels of the page that an image is shown at, at least about this
 LARGEST = 48  # pixels of a side above which an image is made smaller, so that the page stays small
 
+LARGEST_PNG = 256 << 10  # bytes; a larger one holds photos, which JPEG makes a tenth as large
+
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URI, and the pixels of the page it is shown at."""
+    """A picture as a data URI, and the pixels of the page it is shown at."""
 
     uri: str
     width: int
@@ -46,12 +48,16 @@ def framed(png: bytes) -> Picture:
     """A PNG that was drawn at twice the size it is to be seen at."""
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
-    return Picture(data_uri(png), width // 2, height // 2)
+        if len(png) <= LARGEST_PNG:
+            return Picture(data_uri(png), width // 2, height // 2)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=80, subsampling=0)
+    return Picture(data_uri(buffer.getvalue(), "jpeg"), width // 2, height // 2)
 
 
-def data_uri(png: bytes) -> str:
-    """The bytes of a PNG as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(image: bytes, kind: str = "png") -> str:
+    """The bytes of an image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def _png(image: Image.Image) -> bytes:

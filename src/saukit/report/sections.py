@@ -35,6 +35,7 @@ MOST_SAMPLED, SAMPLES = 20, 6
 MOST_CARDS, AT_FIRST = 8, 2  # methods with figures of their own, and those of them that are open
 MOST_CONFUSIONS = 5
 MOST_SCORED = 100  # classes of a method's table of precision, recall and F1
+MOST_SUSPECTS = 20  # rows of a table of label suspects
 SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 MOST_DOTS = 3  # methods of the figure of accuracies per class
 SHOWN = {"balanced_accuracy": "Balanced accuracy", "few": "Few-shot accuracy"}
@@ -169,7 +170,7 @@ def models_section(contents: Contents) -> Document | None:
     if not methods:
         return None
     return {
-        "cards": [_card(method, contents) for method in methods[:MOST_CARDS]],
+        "cards": [_card(method, contents, index < AT_FIRST) for index, method in enumerate(methods[:MOST_CARDS])],
         "left": [method.label for method in methods[MOST_CARDS:]],
         "at_first": AT_FIRST,
     }
@@ -211,8 +212,8 @@ def setting(value: Any) -> str:
     return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _card(method: Method, contents: Contents) -> Document:
-    results = [run.results for run in method.runs]
+def _card(method: Method, contents: Contents, with_mistakes: bool) -> Document:
+    results, first = [run.results for run in method.runs], method.runs[0]
     classes, counts = contents.split.classes, contents.split.class_counts.tolist()
     confusion = np.sum([of["confusion"] for of in results], axis=0)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -244,6 +245,10 @@ def _card(method: Method, contents: Contents) -> Document:
             for c in by_falling_count(counts)[-MOST_SCORED:]
         ],
         "unscored": max(0, len(classes) - MOST_SCORED),
+        "mistakes": framed(first.mistakes) if with_mistakes and first.mistakes is not None else None,
+        "run": first.name,
+        "suspects": next((run.suspects for run in method.runs if run.suspects is not None), None),
+        "most_suspects": MOST_SUSPECTS,
     }
 
 

@@ -1,4 +1,4 @@
-"""The shards of candidates and what was chosen from them: written whole, read back checked."""
+"""The shards of candidates and what was chosen from them: written whole, read back checked; photos are encoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from saukit.core.artifacts import save_tensors
 from saukit.core.errors import CorruptArtifactError
-from saukit.data.synthetic import IMAGES, LABELS, SEEDS, SELECTION_NAME, Shard, load_shard, shard_path
+from saukit.core.machine import in_threads
+from saukit.data.images import RAW_UP_TO, Encoded, EncodedImages, ImageStore, save_shard
+from saukit.data.synthetic import IMAGES, LABELS, SEEDS, SELECTION_NAME, Shard, load_images, load_shard, shard_path
 from saukit.synthesis.judging.selection import REASONS
 from saukit.synthesis.plan import Round, SynthesisPlan
 
@@ -23,23 +25,24 @@ def save_selection(folder: Path, reasons: npt.NDArray[np.uint8]) -> None:
 
 def write_shard(folder: Path, index: int, shard: Shard, part: Round) -> None:
     """Write shard `index` of a round, atomically."""
-    there = part.shards[index]
+    there, images = part.shards[index], shard.images
     size = (there.stop - there.start, 3)
-    if shard.images.shape[:2] != size or shard.images.dtype != np.uint8:
-        raise ValueError(f"shard {index} needs {size[0]} images, got {shard.images.dtype} {shard.images.shape}")
-    tensors: dict[str, npt.NDArray[Any]] = {
-        IMAGES: shard.images,
-        LABELS: shard.labels,
-        SEEDS: shard.seeds,
-        **shard.scores,
-    }
+    if images.shape[:2] != size or images[:0].dtype != np.uint8:
+        raise ValueError(f"shard {index} needs {size[0]} images, got {images[:0].dtype} {images.shape}")
+    tensors: dict[str, npt.NDArray[Any]] = {LABELS: shard.labels, SEEDS: shard.seeds, **shard.scores}
     metadata = {
         "shard": index,
         "plan": part.digest,
         "generator": shard.generator,
         "scored_by": dict(sorted(shard.scored_by.items())),
     }
-    save_tensors(shard_path(folder, index), tensors, metadata)
+    path = shard_path(folder, index)
+    if isinstance(images, EncodedImages):
+        save_shard(path, [images.encoded(row) for row in range(len(images))], metadata, **tensors)
+    elif max(images.shape[2:]) > RAW_UP_TO:
+        save_shard(path, [each.file for each in in_threads(Encoded.of, list(images[:]))], metadata, **tensors)
+    else:
+        save_tensors(path, {IMAGES: images[:], **tensors}, metadata)
 
 
 def read_shard(
@@ -77,15 +80,6 @@ def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def load_images(folder: Path, plan: SynthesisPlan, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Candidates number `wanted` [n] of the plan, uint8 [n, 3, H, W], from the shards they lie in."""
-    images = np.empty((len(wanted), 3, *plan.image_size), dtype=np.uint8)
-    start = 0
-    for part in plan.rounds:
-        for index, there in part.shards.items():
-            here = (wanted >= start + there.start) & (wanted < start + there.stop)
-            if here.any():
-                shard = load_shard(shard_path(folder, index), plan.image_size)[0]
-                images[here] = shard.images[wanted[here] - start - there.start]
-        start += part.total
-    return images
+def candidates(folder: Path, plan: SynthesisPlan, wanted: npt.NDArray[np.int64]) -> ImageStore:
+    """Candidates number `wanted` [n] of the plan, uint8 [n, 3, H, W]."""
+    return load_images([shard_path(folder, index) for index in range(plan.shard_count)], wanted, plan.image_size)

@@ -20,7 +20,7 @@ from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
 from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.audit.pictures import COLUMNS, save_closest_pairs, save_grid, shown_classes
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME
-from saukit.synthesis.cache import load_images, save_selection
+from saukit.synthesis.cache import candidates, save_selection
 from saukit.synthesis.generators.protocol import CHECKPOINT, ImageGenerator
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.judges import Judges
@@ -133,7 +133,7 @@ def save_sample_grid(folder: Path, plan: SynthesisPlan, selection: Selection, sp
     """Write the picture of real images beside kept ones."""
     rows = shown_classes(len(plan.classes))
     wanted = {c: np.flatnonzero(selection.kept & (plan.labels == c))[:COLUMNS] for c in rows}
-    shown = load_images(folder, plan, np.concatenate([wanted[c] for c in rows]))
+    shown = candidates(folder, plan, np.concatenate([wanted[c] for c in rows]))
     ends = np.cumsum([len(wanted[c]) for c in rows])
     synthetic = {c: shown[end - len(wanted[c]) : end] for c, end in zip(rows, ends.tolist(), strict=True)}
     save_grid(
@@ -153,7 +153,7 @@ def _write_audit(
     classifier, detector = judges.classifier, judges.copies
     assert classifier is not None
     rows = np.flatnonzero(selection.kept)
-    images, labels = load_images(folder, plan, rows), plan.labels[rows]
+    images, labels = candidates(folder, plan, rows), plan.labels[rows]
     nearest = detector.nearest(images)
     extractors: list[FeatureExtractor] = [classifier]
     if plan.config.inception is not None:

@@ -24,6 +24,7 @@ from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.options import check, resolved_as
 from saukit.core.seeding import derive_seed
+from saukit.data.images import stored_bytes
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.selection import first_round
@@ -130,8 +131,8 @@ class SynthesisPlan:
     @property
     def bytes(self) -> int:
         """Size of all shards so far on disk, headers included."""
-        height, width = self.image_size
-        return self.total * (3 * height * width + 16 + SCORE_BYTES) + HEADER_BYTES * self.shard_count
+        images = stored_bytes(self.total, max(self.image_size))
+        return images + self.total * (16 + SCORE_BYTES) + HEADER_BYTES * self.shard_count
 
     def with_round(self, counts: Integers) -> SynthesisPlan:
         """The plan with one more round of `counts` [K] candidates."""

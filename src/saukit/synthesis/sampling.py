@@ -11,7 +11,9 @@ import numpy as np
 
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
+from saukit.data.images import RAW_UP_TO
 from saukit.data.synthetic import Shard
+from saukit.data.types import Images
 from saukit.synthesis.cache import load_scores, read_shard, write_shard
 from saukit.synthesis.generators.protocol import ImageGenerator
 from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, Score, rules_of
@@ -98,6 +100,10 @@ def sample_shards(
                     rate.images += len(images[-1])
                     progress.update(done + batch.stop - there.start, str(rate))
                 shard = Shard(np.concatenate(images), part.labels[there], part.seeds[there], generator.digest)
+                if max(plan.image_size) > RAW_UP_TO:  # judged as they are kept: decoded again
+                    write_shard(folder, index, shard, part)
+                    found = shard = read_shard(folder, index, part, plan.image_size, generator=generator.digest)
+                    assert shard is not None
             if (scored := _scored(shard, scores)) is not found:
                 write_shard(folder, index, scored, part)
             done += there.stop - there.start
@@ -127,7 +133,9 @@ def choose(folder: Path, plan: SynthesisPlan, judges: Judges) -> Selection:
 
 def _scored(shard: Shard, scores: Sequence[Score]) -> Shard:
     """The shard with every score by its present judge; the same object if nothing was missing."""
+    images: Images | None = None
     for score in scores:
         if shard.scored_by.get(score.name) != score.digest:
-            shard = shard.scored(score.name, score.compute(shard.images, shard.labels), score.digest)
+            images = np.asarray(shard.images) if images is None else images
+            shard = shard.scored(score.name, score.compute(images, shard.labels), score.digest)
     return shard

@@ -64,7 +64,7 @@ def save_closest_pairs(
     path: Path,
     pairs: Sequence[Pair],
     *,
-    images: Pixels,
+    images: ImageStore,
     labels: Integers,
     real_images: ImageStore,
     real_labels: Integers,
