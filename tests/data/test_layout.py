@@ -237,9 +237,6 @@ UNDERSTOOD = {
     "an empty folder in test": Case(
         "train/cat:2 train/dog:1 test/cat:1 test/eel/", {"train": CAT_DOG, "test": {"cat": 1}}
     ),
-    "blanks at the ends of names": Case(
-        "train/cat:2 train/dog:1 test/cat\u2000:1", {"train": CAT_DOG, "test": {"cat": 1}}
-    ),
     "folds of the same classes, as classes": Case(
         "fold1/cat:2 fold1/dog:1 fold2/cat:1 fold2/dog:1", {"train": {"fold1": 3, "fold2": 2}}, options=TOP
     ),
@@ -312,6 +309,11 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "another name beside train": (
         "train/cat:2 train/dog:1 holdout/cat:1",
         r"has holdout/, train/ but no test set: --test-dir holdout tests on holdout/; --test-fraction 0.2",
+        {},
+    ),
+    "a class with a blank at its end": (
+        "train/cat:2 train/dog:1 test/cat\u2000:1 test/dog:1",
+        r"without a training image: cat\u2000 \(only in test/, where train has cat\); fill",
         {},
     ),
     "a class in another case": (

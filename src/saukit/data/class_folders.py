@@ -18,8 +18,8 @@ Members = Mapping[str, list[Path]]  # the images of each class, in the order of 
 
 
 def class_name(name: str) -> str:
-    """The class that a folder's name stands for: composed, and without blanks at its ends."""
-    return unicodedata.normalize("NFC", name).strip() or name
+    """The class that a folder's name stands for: NFC and NFD are one name."""
+    return unicodedata.normalize("NFC", name)
 
 
 def classes_in(folder: Folder) -> set[str]:

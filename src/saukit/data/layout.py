@@ -333,7 +333,7 @@ class _Reader:
         if name in classes["train"]:
             return ""
         parts = ", ".join(f"{found[part].within}/" for part in classes if name in classes[part])
-        alike = [other for other in classes["train"] if other.casefold() == name.casefold()]
+        alike = [other for other in classes["train"] if other.strip().casefold() == name.strip().casefold()]
         return f" (only in {parts}{f', where train has {alike[0]}' if alike else ''})"
 
 

@@ -77,6 +77,24 @@ def test_the_same_list_written_another_way(root: Path, text: str | bytes) -> Non
     assert source.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and source.fingerprint == expected.fingerprint
 
 
+def test_labels_behind_the_only_tab_may_have_blanks(root: Path) -> None:
+    source = opened(root, LINES.replace("png 0", "png\tlarge cat").replace("png 1", "png \t small dog"))
+    assert source.classes == ("large cat", "small dog") and source.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("stems", [False, True])
+def test_names_without_a_folder_are_found_below_the_root(root: Path, stems: bool) -> None:
+    for name in FILES:
+        (root / name).rename(root / name.replace(" ", "_"))
+    text = "".join(f"{name.replace(' ', '_')[2:]} {name[2:5]}\n" for name in FILES)
+    source = opened(root, text.replace(".png", "") if stems else text)
+    assert source.files is not None and list(source.files()["train"]) == [name.replace(" ", "_") for name in FILES]
+    assert f"6 images of train_list.txt are in folders of {root}, found by their names" in source.notes
+    (root / "b" / "cat_1.png").write_bytes((root / "a" / "cat_1.png").read_bytes())
+    with pytest.raises(DataError, match=r"1 of the 6 listed images are not in .*\n  cat_1"):  # which one is not clear
+        opened(root, text.replace(".png", "") if stems else text)
+
+
 def test_absolute_paths_within_the_root_are_relative_ones(root: Path) -> None:
     source = opened(root, "".join(f"{root}/{line}\n" for line in LINES.splitlines()))
     assert source.files is not None and list(source.files()["train"]) == list(FILES)

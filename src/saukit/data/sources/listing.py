@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.words import shortened
-from saukit.data.image_files import EXTENSIONS, subfolders
+from saukit.data.image_files import EXTENSIONS, image_files, subfolders
 from saukit.data.part_names import part_of
 from saukit.data.source import Source
 from saukit.data.sources.files import fingerprint_of, part_of_folder, source_of_files
@@ -141,11 +141,16 @@ def _located(entries: Sequence[Entry], root: Path, file: Path, notes: list[str])
     top = str(root.absolute()).rstrip("/") + "/"
     found: dict[str, Entry] = {}
     outside, torn = [], []
-    extension = ""
+    extension, elsewhere = "", 0
+    below: dict[str, str] | None = None
     for entry in entries:
         path = os.path.normpath(os.path.join(top, entry.path))  # noqa: PTH118 (names alone: links may lead elsewhere)
         if "\\" in entry.path and not os.path.lexists(path):
             path = os.path.normpath(os.path.join(top, entry.path.replace("\\", "/")))  # noqa: PTH118
+        if "/" not in entry.path and not os.path.lexists(path):
+            below = _by_name(root) if below is None else below
+            if found_below := below.get(entry.path):
+                path, elsewhere = top + found_below, elsewhere + 1
         if not path.startswith(top):
             outside.append(f"{entry.path} (line {entry.line})")
             continue
@@ -167,7 +172,18 @@ def _located(entries: Sequence[Entry], root: Path, file: Path, notes: list[str])
         notes.append(
             f"{repeated} line{'s' if repeated > 1 else ''} of {file.name} repeat an image, which is taken once"
         )
+    if elsewhere:
+        notes.append(f"{elsewhere} images of {file.name} are in folders of {root}, found by their names")
     return list(found.values())
+
+
+def _by_name(root: Path) -> dict[str, str]:
+    """The images below `root` by their names, with and without extension, each where one image alone is called so."""
+    found: dict[str, str] = {}
+    for path in image_files(root).images:
+        for name in (path.name, path.stem):
+            found[name] = "" if name in found else path.relative_to(root).as_posix()
+    return found
 
 
 def _extension(path: str, last: str) -> str:

@@ -19,7 +19,7 @@ from saukit.data.source_config import COLUMN_ROLES
 
 PARQUET = (".parquet", ".pq")
 TABLES = (".csv", ".tsv", ".tab", *PARQUET)
-LINE = re.compile(r"(.*\S)[ \t]+(\S+)")
+LINE = re.compile(r"([^\t]*[^\t ]) *\t *([^\t]*\S)|(.*\S)[ \t]+(\S+)")  # one tab parts, or the last blank
 # What the columns of a table are usually called, in lower case.
 USUAL = {
     "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_id"),
@@ -134,11 +134,11 @@ def _plain(file: Path) -> Iterator[Entry]:
     for number, line in enumerate(_lines(_read_text(file)), 1):
         if not (line := line.strip(" \t")):
             continue
-        match = LINE.fullmatch(line)
-        if match is None or _is_image(match[2]):
+        path, label = [field for field in match.groups() if field] if (match := LINE.fullmatch(line)) else ("", "")
+        if not label or _is_image(label):
             hint = "; tables are read from files called .csv or .tsv" if re.search("[,;]", line) else ""
             raise DataError(f"{file}, line {number}: {line!r} is not a path, a blank and a label{hint}")
-        yield Entry(number, match[1], match[2])
+        yield Entry(number, path, label)
 
 
 def _is_image(text: str) -> bool:
