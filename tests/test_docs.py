@@ -231,6 +231,15 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     assert f"{run['steps'] * run['batch_size']:,} images" in text
 
 
+def test_each_layout_of_the_table_has_its_test() -> None:
+    text = (REPOSITORY / "docs/own-images.md").read_text(encoding="utf-8")
+    _, *lines = rows(text.split("## Every layout and file")[1])
+    assert len(lines) >= 40
+    for *_, test in lines:
+        file, _, name = test.strip("`").partition("::")
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(encoding="utf-8"), test
+
+
 def test_the_published_row_is_its_record() -> None:
     found = json.loads((RESULTS / "cifar10_ldam_ce.json").read_text(encoding="utf-8"))
     run, top1 = found["run"], f"{100 * found['top1']:.1f}"

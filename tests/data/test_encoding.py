@@ -250,6 +250,6 @@ def test_what_the_centre_square_loses_and_single_colours_are_told(
     make(workspace, root, SplitConfig(dataset="folder", image_size=size))
     error = " ".join(capsys.readouterr().err.split())
     assert "the centre square keeps 50 % of the pictures on average; --fit pad keeps all of them" in error
-    assert "1 images have a single colour: dog/001.png" in error
+    assert "1 image has a single colour: dog/001.png" in error
     make(workspace, root, SplitConfig(dataset="folder", image_size=size, fit="stretch"), force=True)
     assert "centre square" not in capsys.readouterr().err

@@ -189,7 +189,8 @@ def make_split(
             first, plan = plan, plan_of(resolved, source, pixels)
             plan.tell(reporter, told=first)
         if pixels.one_colour:
-            reporter.warn(f"{len(pixels.one_colour)} images have a single colour: {shortened(pixels.one_colour)}")
+            have = "image has" if len(pixels.one_colour) == 1 else "images have"
+            reporter.warn(f"{len(pixels.one_colour)} {have} a single colour: {shortened(pixels.one_colour)}")
         duplicates = _duplicates(plan, pixels, reporter)
         if resolved.drop_duplicates:
             plan = without(plan, duplicates.kept)
