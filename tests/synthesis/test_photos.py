@@ -91,7 +91,7 @@ def test_a_kill_and_a_resume_give_the_same_bytes(
     again = Workspace(tmp_path / "again")
     shutil.copytree(workspace.root, again.root)
     made(workspace, config)
-    real, written = room.save_shard, []
+    real, written = room.save_shard, list[Path]()
 
     def dies(path: Path, *arguments: object, **others: object) -> None:
         if written:  # after the images, before their scores
