@@ -313,7 +313,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a class with a blank at its end": (
         "train/cat:2 train/dog:1 test/cat\u2000:1 test/dog:1",
-        r"without a training image: cat\S+ \(only in test/, where train has cat\); fill",
+        r"without a training image: cat. \(only in test/, where train has cat\); fill",
         {},
     ),
     "a class in another case": (
