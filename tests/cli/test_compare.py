@@ -33,9 +33,8 @@ def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
     assert said[0] == ("4 runs (2 methods x 2 seeds): 2 there already, 0 begun, 2 to start")
     for line, expected in zip(said[1:], ("3/4 ce seed 1", "4/4 sau+synth seed 1"), strict=True):
         assert re.match(rf"{re.escape(expected)}: balanced \d+\.\d, few \d+\.\d, \d+ s", line), line
-    assert re.search(r"│ sau\+synth +│( +\d+\.\d ± \d+\.\d │){6}", outcome.out)
-    rows = re.findall(r"│ sau\+synth │ \S+ +│ +[+-]\d+\.\d │ +too few seeds │ +- │", outcome.out)
-    assert len(rows) == 6  # an interval needs three
+    assert re.search(r"│ sau\+synth +│( +\d+\.\d±\d+\.\d │){5}", outcome.out)
+    assert re.search(r"│ sau\+synth │( +[+-]\d+\.\d \(too few seeds\) │){2}", outcome.out)  # an interval needs three
     assert "Too few seeds to say whether synthetic images help" in outcome.out
     assert "points of balanced accuracy at 4 steps of batch size 16" in outcome.out
     assert "last step (4 runs); test images chose none, and each run was evaluated on them once" in outcome.out
@@ -61,7 +60,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(cli: Cli, work: Path) -> No
     assert outcome.code == 0, outcome
     assert re.search(r"│ ce +│ 0 +│ ce +│ complete │ +4 │", outcome.out)
     assert re.search(r"│ balanced-softmax │ 1 +│ balanced-softmax-seed1 │ new +│ +4 │", outcome.out)
-    assert re.search(r"runs to train: 3 of 4\njobs: 1\nestimated time: \d+ s", outcome.out)
+    assert re.search(r"│ runs to train +│ 3 of 4 +│\n│ jobs +│ 1 +│\n│ estimated time +│ \d+ s +│", outcome.out)
     document = cli(*arguments, "--json").document
     assert document["dry_run"] is True and document["config"]["baseline"] == "ce"
     assert [(run["name"], run["state"]) for run in document["runs"]] == [

@@ -138,3 +138,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     monkeypatch.setattr(console_module, "time", Time)
     return advance
+
+
+def test_a_narrow_table_leaves_out_optional_columns_and_folds_names_between_their_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        row = ["sau+synth-prior1-finish0.5", "92.4", "86.0", "17.2"]
+        Reporter().table("t", ["method", "balanced", "few", "ECE"], [row], optional=["ECE", "few"])
+        lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if "│" in line]
+        return [" ".join(line.replace("│", " ").split()) for line in lines]
+
+    assert shown(60) == ["sau+synth-prior1-finish0.5 92.4 86.0 17.2"]
+    assert shown(50) == ["sau+synth-prior1-finish0.5 92.4 86.0"]
+    assert shown(35) == ["sau+synth-prior1- 92.4", "finish0.5"]

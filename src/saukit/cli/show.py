@@ -237,15 +237,7 @@ def show_export(result: ExportResult, reporter: Reporter) -> None:
 
 def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
     """A comparison: its means, its paired differences, its verdict, how its models were chosen, where it is."""
-    from saukit.evaluation.comparison_files import (
-        answer,
-        chosen_by,
-        difference_columns,
-        difference_rows,
-        footnotes,
-        mean_rows,
-        trust,
-    )
+    from saukit.evaluation.comparison_files import CLEAR, answer, chosen_by, difference_rows, footnotes, mean_rows, trust
     from saukit.evaluation.summary import MEASURES
 
     document = result.document
@@ -254,16 +246,18 @@ def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
         f"accuracy in % on {document['split']['test_images']:,} test images, mean ± standard deviation, "
         f"training seeds: {runs[0]} ({document['groups_rule']})",
         ["method", *MEASURES.values()],
-        mean_rows(document),
+        [[cell.replace(" ± ", "±") for cell in row] for row in mean_rows(document)],
+        optional=[MEASURES[name] for name in ("ece", "macro_f1", "top1")],
     )
     for note in (*footnotes(document), *trust(document)):
         reporter.say(note)
-    if rows := difference_rows(document):
+    shown = [name for name in ("balanced_accuracy", "few") if document["methods"][0]["mean"][name] is not None]
+    if rows := difference_rows(document, shown):
+        share = f"{100 * document['confidence']:.0f} %"
         reporter.table(
-            f"differences to {document['baseline']} in points, paired by seed",
-            difference_columns(document),
+            f"differences to {document['baseline']} in points, paired by seed, with {share} intervals; {CLEAR}: clear",
+            ["method", *(MEASURES[name] for name in shown)],
             rows,
-            text_columns=2,
         )
     if (verdict := answer(document)) is not None:
         reporter.result("\n".join([verdict.headline, *verdict.sentences]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -56,22 +57,41 @@ class Reporter:
         return _written(brief(_written(name, self._out), width - extra), self._out)
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        text_columns: int = 1,
+        optional: Sequence[str] = (),
     ) -> None:
-        """A table of what was asked for; the first `text_columns` columns are text, the others are numbers."""
+        """A table of what was asked for; the first `text_columns` columns are text, the others are numbers.
+
+        On a terminal too narrow for all columns and whole names, those of `optional` are left out, from the first on.
+        """
         if self.quiet:
             return
         title, columns, rows = one_line(title), [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
+        # Words of a column's head, and numbers, stay whole.
         cells = [column.split() + [row[i] for row in rows if i >= text_columns] for i, column in enumerate(columns)]
-        if sum(3 + max(map(cell_len, words)) for words in cells) + 1 > self._out.width:  # words and numbers stay whole
+        least = [3 + max(map(cell_len, words)) for words in cells]
+        shown = list(range(len(columns)))
+        names = max(cell_len(row[0]) for row in rows) if rows else 0
+        for name in optional:
+            if 4 + names + sum(least[index] for index in shown[1:]) <= self._out.width:
+                break
+            shown.remove(columns.index(name))
+        columns, rows = [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+        if 1 + sum(least[index] for index in shown) > self._out.width:
             self._records(title, columns, rows)
             return
         table = Table(title=_plain(title, self._out), title_justify="left", header_style="bold")
+        room = self._out.width - 4 - sum(least[index] for index in shown[1:])
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "left" if index < text_columns else "right"
             table.add_column(_plain(column, self._out), justify=justify, overflow="fold")
-        for row in rows:
-            table.add_row(*(_plain(cell, self._out) for cell in row))
+        for first, *others in rows:
+            table.add_row(_folded(_plain(first, self._out), room), *(_plain(cell, self._out) for cell in others))
         self._out.print(table)
 
     def _records(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -91,6 +111,16 @@ class Reporter:
     def progress(self, label: str, total: int, *, done: int = 0) -> ProgressLine:
         """A progress display of `total` pieces of work, `done` of them already there."""
         return ProgressLine(self._err, label, total, done=done, quiet=self.quiet)
+
+
+def _folded(name: str, width: int) -> str:
+    """A name that is longer than `width` on several lines, which end with a sign between its parts if they can."""
+    lines = [""]
+    for part in re.split(r"(?<=[-+/._])", name):
+        if lines[-1] and cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines) if cell_len(name) > width else name
 
 
 def _plain(text: str, console: Console) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -21,6 +21,7 @@ TABLE_NAME, MARKDOWN_NAME, CHART_NAME = "compare.csv", "compare.md", "compare.pn
 METHOD_COLUMNS = (
     "real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "images_seen", "parameters", "device",
 )  # fmt: skip
+CLEAR = "*"
 MARK = " †"  # of a method whose own remedy does nothing here
 Tone = Literal["better", "worse", "unclear"]
 
@@ -146,21 +147,13 @@ def footnotes(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def difference_columns(document: dict[str, Any]) -> list[str]:
-    """The heads of the columns of `difference_rows`."""
-    return ["method", "measure", "difference", f"{100 * document['confidence']:.0f} % interval", "clear"]
-
-
-def difference_rows(document: dict[str, Any]) -> list[list[str]]:
-    """One row per method and measure: label, measure, difference to the baseline, its interval, whether it is clear."""
+def difference_rows(document: dict[str, Any], measures: Collection[str]) -> list[list[str]]:
+    """One row per method: its label, and the difference to the baseline in each measure; `CLEAR` marks clear ones."""
     rows = []
     for method in document["methods"]:
-        for measure, found in (method["difference"] or {}).items():
-            if found is not None:
-                clear = "-" if found["low"] is None else "no"
-                if found["clear"]:
-                    clear = "yes, higher" if found["mean"] > 0 else "yes, lower"
-                rows.append([method["label"], MEASURES[measure], points(found["mean"]), interval(found), clear])
+        if (found := method["difference"]) is not None:
+            cells = [difference_text(found[name]) + CLEAR * bool(found[name] and found[name]["clear"]) for name in measures]
+            rows.append([method["label"], *cells])
     return rows
 
 
@@ -218,15 +211,15 @@ def comparison_markdown(document: dict[str, Any]) -> str:
     if (found := answer(document)) is not None:
         lines += ["## Did synthetic images help?", "", f"**{found.headline}.**", ""]
         lines += [*(f"- {sentence}" for sentence in found.sentences), ""]
-    if rows := difference_rows(document):
+    if rows := difference_rows(document, MEASURES):
         share = f"{100 * document['confidence']:.0f} %"
         lines += [
             f"## Differences to {document['baseline']}, in points",
             "",
-            *_table(difference_columns(document), rows, text_columns=2),
+            *_table(["method", *MEASURES.values()], rows, text_columns=1),
             "",
             f"Paired by training seed; Student-t intervals at {share}, with at least {MIN_SEEDS} seeds. "
-            f"Clear: significant after Holm's correction over the methods, for each measure by itself. Intervals cover "
+            f"{CLEAR}: clear, which is significant after Holm's correction over the methods, for each measure by itself. Intervals cover "
             "what the training seed decides, on this split, this cache of synthetic images and these test images. They "
             "do not cover another sample of the split, another cache or another test set.",
             "",
