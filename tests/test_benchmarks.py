@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
@@ -211,6 +214,43 @@ def test_threads_compares_one_with_several_as_found_and_busy(
         assert row["one_thread"] == pytest.approx(8000 / row["milliseconds"]["one_thread"]["median"], rel=1e-3)
         assert row["ratio"] == pytest.approx(row["one_thread"] / row["all_threads"], rel=0.01)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 4)):
+        for label, name in enumerate(("boot", "hat")):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 256, (90, 110, 3), dtype=np.uint8)
+                pixels[..., label] //= 2
+                Image.fromarray(pixels).resize((220, 180)).save(tmp_path / "photos" / part / name / f"{index}.jpg")
+    save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.safetensors")
+    own = [
+        "--device",
+        "cpu",
+        "--root",
+        str(tmp_path / "photos"),
+        "--image-size",
+        "96",
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+    training = [
+        "--backbone",
+        "timm/test_efficientnet",
+        "--weights",
+        str(tmp_path / "weights.safetensors"),
+        "--steps",
+        "3",
+    ]
+    document = load("photo_deployed").main([*own, *training, "--batch-size", "8"])
+    assert document["differing"] == 0 and document["with_another_class_than_eval"] == {"predict": 0, "onnx": 0}
+    assert set(document["right"].values()) == {round(8 * document["top1"])}
+    assert [row["command"] for row in document["commands"]] == ["make-lt", "train", "eval", "predict", "export"]
+    assert document["peak_bytes"] == max(row["peak_bytes"] for row in document["commands"]) > 100e6
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
 def test_options_have_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -292,6 +292,7 @@ def command_line(script: str, arguments: Sequence[str]) -> str:
         "--work": lambda path: "DIR",
         "--generator": lambda path: "DIR",
         "--out": lambda path: Path(path).name,
+        "--weights": lambda path: Path(path).name,
     }
     shown = []
     for before, argument in zip(("", *arguments), arguments, strict=False):

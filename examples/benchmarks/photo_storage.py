@@ -180,18 +180,7 @@ def commands_on_a_list(options: argparse.Namespace, arguments: Sequence[str], de
             ("train", "--method", "balanced-softmax", "--no-synthetic", "--steps", "20", "--batch-size", "256"),
             ("eval",),
         ):
-            line = [sys.executable, "-c", COMMAND, *command, "-w", work, "--device", device.type]
-            done = subprocess.run(line, check=True, capture_output=True, text=True)
-            seconds, spent, peak = json.loads(done.stderr.splitlines()[-1])
-            rows.append(
-                {
-                    "command": command[0],
-                    "seconds": round(seconds, 1),
-                    "processor_seconds": round(spent, 1),
-                    "peak_bytes": peak,
-                }
-            )
-            print(f"{command[0]}: {seconds:.1f} s ({spent:.1f} s of processor time), peak {format_bytes(peak)}")
+            rows.append(run_command(*command, "-w", work, "--device", device.type)[0])
     return finish(
         "photo_list",
         {"peak_bytes": max(row["peak_bytes"] for row in rows)},
@@ -211,6 +200,17 @@ def commands_on_a_list(options: argparse.Namespace, arguments: Sequence[str], de
         arguments=arguments,
         device=device,
     )
+
+
+def run_command(*line: str) -> tuple[Document, str]:
+    """One of saukit's commands as a process of its own: what it took, which is printed too, and what it printed."""
+    done = subprocess.run([sys.executable, "-c", COMMAND, *line], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"`saukit {line[0]}` ended with exit code {done.returncode}: {done.stderr}")
+    seconds, spent, peak = json.loads(done.stderr.splitlines()[-1])
+    print(f"{line[0]}: {seconds:.1f} s ({spent:.1f} s of processor time), peak {format_bytes(peak)}", flush=True)
+    row = {"command": line[0], "seconds": round(seconds, 1), "processor_seconds": round(spent, 1), "peak_bytes": peak}
+    return row, done.stdout
 
 
 def list_counts(classes: int, images: int) -> list[int]:

@@ -33,6 +33,7 @@ from saukit.synthesis.stage import SynthesisResult, synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.distributed import joined
 from saukit.training.stage import TrainingResult, fit
+from saukit.training.trackers import TrackerName
 
 __all__ = ["compare", "evaluate", "load_classifier", "make_lt", "predict", "synth", "train"]
 
@@ -74,7 +75,7 @@ def train(
     device: str = "auto",
     force: bool = False,
     resume: bool = True,
-    tensorboard: bool = False,
+    tracker: TrackerName | None = None,
     verbose: bool = False,
 ) -> TrainingResult:
     """`saukit train`: train a network. `name` is the run's; None is made from the configuration."""
@@ -88,7 +89,7 @@ def train(
             force=force,
             resume=resume,
             reporter=reporter,
-            tensorboard=tensorboard,
+            tracker=tracker,
         )
 
 

@@ -462,7 +462,7 @@ def test_a_run_leaves_its_four_files_and_a_summary(split_work: Path) -> None:
 
 def test_tensorboard_gets_the_log_too_and_is_no_part_of_the_run(split_work: Path) -> None:
     plain = train(split_work, tiny(steps=40), name="plain")
-    shown = train(split_work, tiny(steps=40), name="shown", tensorboard=True)
+    shown = train(split_work, tiny(steps=40), name="shown", tracker="tensorboard")
     assert timeless_metrics(plain.folder) == timeless_metrics(shown.folder)
     assert plain.manifest.digest == shown.manifest.digest
     events = EventAccumulator(str(shown.folder / "tensorboard"))
@@ -476,8 +476,8 @@ def test_tensorboard_gets_the_log_too_and_is_no_part_of_the_run(split_work: Path
 
 def test_without_tensorboard_installed_nothing_is_written(split_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(extras.EXTRAS, "tensorboard", ("a_package_that_is_not_there",))
-    with pytest.raises(EnvironmentFault, match=r"^--tensorboard needs a_package_that_is_not_there: pip install"):
-        train(split_work, tiny(), name="a", tensorboard=True)
+    with pytest.raises(EnvironmentFault, match=r"^--tracker tensorboard needs a_package_that_is_not_there"):
+        train(split_work, tiny(), name="a", tracker="tensorboard")
     assert not (split_work / "runs").exists()
 
 

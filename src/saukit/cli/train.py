@@ -12,6 +12,7 @@ from saukit.core.errors import UsageError
 from saukit.core.ranks import job_size
 from saukit.core.words import format_bytes, format_duration
 from saukit.training.config import TrainConfig
+from saukit.training.trackers import TrackerName
 
 
 @stage_command(TrainConfig, every_process=True)
@@ -22,9 +23,10 @@ def command(
     ] = None,
     config: TrainConfig = TrainConfig(),
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same bits.")] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard events too (extra tensorboard).")
-    ] = False,
+    tracker: Annotated[
+        TrackerName | None,
+        typer.Option(help="Send the figures to a tracker too (extra of its name).", show_default="none"),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --dry-run: estimate the time from real steps.")
     ] = False,
@@ -89,7 +91,7 @@ def command(
             force=call.force,
             resume=resume,
             reporter=call.reporter,
-            tensorboard=tensorboard,
+            tracker=tracker,
             advise=call.file is None and not call.was_given("method"),
         )
     show_run(result, call.reporter)

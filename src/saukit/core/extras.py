@@ -14,6 +14,8 @@ EXTRAS = {
     "text2image": ("transformers", "accelerate", "peft"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "timm": ("timm",),
     "heif": ("pillow_heif",),
     "lora": ("peft",),

@@ -1,35 +1,37 @@
-"""metrics.jsonl: what a run says of itself, one JSON object a line; and the same figures for TensorBoard."""
+"""metrics.jsonl: what a run says of itself, one JSON object a line; and the same figures for a tracker."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from saukit.core.documents import START_OVER, parse_json, read_text
 from saukit.core.errors import CorruptArtifactError
-from saukit.core.extras import require_extra
 from saukit.core.writing import write_text
-
-TENSORBOARD_NAME = "tensorboard"  # the folder beside metrics.jsonl; no manifest vouches for it
+from saukit.training.trackers import TrackerName, open_tracker
 
 
 class MetricsLog:
     """metrics.jsonl: a line every `LOG_EVERY_STEPS` steps. A resumed run drops the lines after its checkpoint.
 
     `digest`: the SHA-256 that these lines have to have.
-    `tensorboard` writes each line's figures as TensorBoard events too; a resumed run has TensorBoard drop those after
-    its checkpoint.
-    Raises: EnvironmentFault without the extra `tensorboard`, before anything is written; CorruptArtifactError for a log
-    that is not as it was.
+    `tracker` gets each line's figures too, and `config`, what the run is trained with.
+    Raises: as `open_tracker`; CorruptArtifactError for a log that is not as it was.
     """
 
-    def __init__(self, path: Path, *, keep_steps: int, digest: str | None = None, tensorboard: bool = False) -> None:
-        if tensorboard:
-            require_extra("tensorboard", purpose="--tensorboard")
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_steps: int,
+        digest: str | None = None,
+        tracker: TrackerName | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         kept = []
         if path.exists():
             for text in read_text(path, remedy=START_OVER).splitlines(keepends=True):
@@ -41,11 +43,9 @@ class MetricsLog:
             raise CorruptArtifactError(f"{path} was changed after it was written: {START_OVER}")
         write_text(path, "".join(kept), hashed=False)
         self._file = path.open("a", encoding="utf-8")
-        self._events = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # its import takes seconds
-
-            self._events = SummaryWriter(str(path.parent / TENSORBOARD_NAME), purge_step=keep_steps + 1)
+        self._tracker = None
+        if tracker is not None:
+            self._tracker = open_tracker(tracker, path.parent, config or {}, keep_steps=keep_steps)
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line."""
@@ -53,9 +53,8 @@ class MetricsLog:
         self._file.write(text)
         self._sha.update(text.encode())
         self._file.flush()
-        if self._events is not None:
-            for tag, value in scalars(line):
-                self._events.add_scalar(tag, value, line["step"])
+        if self._tracker is not None:
+            self._tracker.log(scalars(line), line["step"])
 
     @property
     def digest(self) -> str:
@@ -65,15 +64,15 @@ class MetricsLog:
     def sync(self) -> None:
         """Flush to disk."""
         os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
+        if self._tracker is not None:
+            self._tracker.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self.sync()
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _step_of(text: str, path: Path) -> int:
@@ -83,8 +82,8 @@ def _step_of(text: str, path: Path) -> int:
     return step
 
 
-def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures of a line that TensorBoard draws, by their tags; one that is absent or null is left out."""
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The figures of a line that a tracker draws, by their tags; one that is absent or null is left out."""
     figures = {
         **{f"losses/{name}": value for name, value in line["losses"].items()},
         "lr": line["lr"],
@@ -92,7 +91,7 @@ def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
         "val/balanced_accuracy": line.get("val_balanced_accuracy"),
         "trusted_share": line.get("trusted_share"),
     }
-    yield from ((tag, value) for tag, value in figures.items() if value is not None)
+    return {tag: value for tag, value in figures.items() if value is not None}
 
 
 def describe_line(line: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from saukit.core.artifacts import MANIFEST_NAME, Manifest, check_disk_space
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device, reset_peak_memory, suited_threads, using_threads
 from saukit.core.errors import UsageError
-from saukit.core.extras import require_extra
 from saukit.core.ranks import restarts
 from saukit.core.state import remove_states
 from saukit.core.workspace import State, Workspace, prepare, require
@@ -23,6 +22,7 @@ from saukit.training.config import ResolvedTrainConfig, TrainConfig
 from saukit.training.distributed import first_before_others, from_first, is_first, require_same, size
 from saukit.training.features import frozen_features
 from saukit.training.plan import TrainingPlan, plan_training
+from saukit.training.trackers import TrackerName, require_tracker
 from saukit.training.trainer import Trainer
 
 
@@ -46,18 +46,18 @@ def fit(
     force: bool,
     resume: bool,
     reporter: Reporter,
-    tensorboard: bool = False,
+    tracker: TrackerName | None = None,
     advise: bool = False,
 ) -> TrainingResult:
     """Train a network on the workspace's split, and on its cache if asked for, and write `runs/<name>`.
 
-    `tensorboard` writes the log as TensorBoard events too; they are not part of the run. `advise` says which method to
+    `tracker` gets the figures of the log too; what it keeps is not part of the run. `advise` says which method to
     start with. Of several processes (`distributed.joined`) all compute and the first one writes; a job that torchrun
     has restarted continues by itself.
     Raises: as `plan_training` and `core.workspace.prepare`; Interrupted after a signal, once the state is saved.
     """
-    if tensorboard:
-        require_extra("tensorboard", purpose="--tensorboard")  # before a folder is made
+    if tracker is not None:
+        require_tracker(tracker)  # before a folder is made
     resume, force = resume or restarts() > 0, force and not restarts()
     plan = plan_training(config, workspace, name=name, device=device)
     folder = workspace.run(plan.name)
@@ -107,7 +107,7 @@ def fit(
                 if saved is not None:
                     trainer.restore(saved)
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
-                manifest = trainer.run(folder, reporter, tensorboard=tensorboard)
+                manifest = trainer.run(folder, reporter, tracker=tracker)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
 
 

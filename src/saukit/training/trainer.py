@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from saukit.training.losses import prior_offsets
 from saukit.training.metrics_log import MetricsLog, describe_line
 from saukit.training.plan import TrainingPlan, learning_rate
 from saukit.training.step import StepBatch, TrainingStep, build_context
+from saukit.training.trackers import TrackerName
 from saukit.training.training_set import BatchOrder, build_training_set
 
 METRICS_NAME = "metrics.jsonl"
@@ -128,7 +129,7 @@ class Trainer:
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
             self.meters[name] = self.meters.get(name, 0) + value.double()
 
-    def run(self, folder: Path, reporter: Reporter, *, tensorboard: bool = False) -> Manifest:
+    def run(self, folder: Path, reporter: Reporter, *, tracker: TrackerName | None = None) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder.
 
         Of several processes the first one writes.
@@ -137,7 +138,11 @@ class Trainer:
         log = None
         if is_first():
             log = MetricsLog(
-                folder / METRICS_NAME, keep_steps=self.step_count, digest=self.log_digest, tensorboard=tensorboard
+                folder / METRICS_NAME,
+                keep_steps=self.step_count,
+                digest=self.log_digest,
+                tracker=tracker,
+                config=asdict(plan.config),
             )
         validate_every = plan.validate_every
         preparation = self.prepare()
