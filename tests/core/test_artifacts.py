@@ -506,7 +506,15 @@ def test_an_edited_manifest_is_found(tmp_path: Path) -> None:
         {"files": {"config.yaml": None}},
         {"files": {"config.yaml": {"sha256": 1, "bytes": 8}}},
         {"files": ["config.yaml"]},
+        {"files": {"config.yaml": {"bytes": 8}}},
+        {"files": {"config.yaml": {"sha256": "00", "bytes": "8"}}},
         {"colour": "red"},
+        {"created": 5},
+        {"inputs": []},
+        {"inputs": {"split": 5}},
+        {"summary": None},
+        {"versions": {"torch": 2}},
+        {"device": None},
     ],
 )
 def test_a_manifest_of_the_wrong_shape(tmp_path: Path, changes: dict[str, Any]) -> None:

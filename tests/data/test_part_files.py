@@ -42,6 +42,20 @@ def test_odd_names_are_read_back(tmp_path: Path) -> None:
     )
     assert read_part_files(tmp_path) == {"train": [*names[:4], "\\xff.png"], "test": ["t"]}
     assert encodable("été") == "été"
-    (tmp_path / "files.csv").write_text("a,b\n")
-    with pytest.raises(CorruptArtifactError, match=r"files\.csv does not begin with part,index,label,file"):
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it does not begin with part,index,label,file"),
+        (b"a,b\n", "it does not begin with part,index,label,file"),
+        (b"part,index,label,file\ntrain,0,cat\n", "not enough values"),
+        (b"part,index,label,file\ntrain,0,cat,a.png,b.png\n", "too many values"),
+        (b"part,index,label,file\ntrain,0,cat,\xff.png\n", "can't decode byte 0xff"),
+        (b"part,index,label,file\ntrain,0,cat," + b"a" * 200_000, "field larger than field limit"),
+    ],
+)
+def test_another_file_is_damaged(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "files.csv").write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=rf"^{tmp_path}/files\.csv is damaged: .*{message}.*; remake"):
         read_part_files(tmp_path)

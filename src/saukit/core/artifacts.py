@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saukit.core.config import from_mapping
 from saukit.core.documents import REMAKE, START_OVER, parse_json, read_json
-from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.files import check_regular
 from saukit.core.stamps import Stamps
-from saukit.core.words import format_bytes
+from saukit.core.words import format_bytes, shown
 from saukit.core.writing import (
     INPUTS_NAME,
     atomic_path,
@@ -228,12 +229,12 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         raise CorruptArtifactError(f"{path} was changed after it was written: {REMAKE}")
     del document["format_version"]
     try:
-        manifest = Manifest(**document)
-        for record in manifest.files.values():
-            if not isinstance(record["sha256"], str) or not isinstance(record["bytes"], int):
-                raise ValueError("a file's record lacks its hash or size")
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CorruptArtifactError(f"{path} is damaged: {error}; {REMAKE}") from None
+        manifest = from_mapping(Manifest, document, where=f"{path} is damaged")
+    except UsageError as error:
+        raise CorruptArtifactError(f"{error}; {REMAKE}") from None
+    for name, record in manifest.files.items():
+        if not isinstance(record.get("sha256"), str) or not isinstance(record.get("bytes"), int):
+            raise CorruptArtifactError(f"{path} is damaged: its record of {shown(name)} lacks hash or size; {REMAKE}")
     if manifest.kind != kind:
         raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")
     if verify:

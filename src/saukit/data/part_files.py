@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saukit.core.artifacts import write_text
+from saukit.core.documents import REMAKE
 from saukit.core.errors import CorruptArtifactError
 from saukit.data.types import Integers
 
@@ -40,12 +41,15 @@ def read_part_files(folder: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        reader = csv.reader(lines)
-        if tuple(next(reader, ())) != COLUMNS:
-            raise CorruptArtifactError(f"{path} does not begin with {','.join(COLUMNS)}: make the split again")
-        for part, _, _, file in reader:
-            found.setdefault(part, []).append(file)
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            reader = csv.reader(lines)
+            if tuple(next(reader, ())) != COLUMNS:
+                raise ValueError(f"it does not begin with {','.join(COLUMNS)}")
+            for part, _, _, file in reader:
+                found.setdefault(part, []).append(file)
+    except (ValueError, csv.Error) as error:
+        raise CorruptArtifactError(f"{path} is damaged: {error}; {REMAKE}") from None
     return found
 
 
