@@ -106,7 +106,7 @@ def load_shard(path: Path, image_size: tuple[int, int]) -> tuple[Shard, dict[str
         generator, scored_by = str(metadata["generator"]), dict(metadata["scored_by"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{path} holds no {error}: remake the cache with --force") from None
-    count = len(labels)
+    count = labels.size
     if (
         [images[:0].dtype.name, labels.dtype.name, seeds.dtype.name] != ["uint8", "int64", "int64"]
         or images.shape != (count, 3, *image_size)
