@@ -30,6 +30,7 @@ import torch
 import saukit.deploy.export
 import saukit.evaluation.compare  # noqa: F401 - loaded before the forks
 from saukit.cli.main import run
+from saukit.core.artifacts import MANIFEST_NAME, SEAL
 from saukit.data import encoding
 from saukit.models import dual_branch
 from saukit.synthesis.generators import diffusion_training
@@ -149,7 +150,10 @@ def bits(workspace: Path) -> dict[str, str]:
         content = path.read_bytes()
         if path.suffix in (".json", ".jsonl"):
             lines = [content] if path.suffix == ".json" else content.splitlines()
-            content = json.dumps([timeless(json.loads(line)) for line in lines]).encode()
+            documents = [timeless(json.loads(line)) for line in lines]
+            if path.name == MANIFEST_NAME:
+                documents[0].pop(SEAL)  # of the times too
+            content = json.dumps(documents).encode()
         if "comparisons" not in path.parts or path.suffix not in DRAWN:
             found[path.relative_to(workspace).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
