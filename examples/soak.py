@@ -4,9 +4,10 @@
 
 One workspace and one process live through all rounds: every stage is made again with --force, in that process, but for
 one stage of each round, which a forked process begins and SIGPROF ends as in kills.py; the process that lives on
-continues it. Recorded at each round's end: seconds, that process's memory, open files and threads, the files on disk
-(temporary ones too), hidden files left behind, and the model's SHA-256, which has to be the same in every round. With
-matplotlib the figures are drawn beside the JSON file.
+continues it. Recorded at each round's end: seconds (of the clock, and of the processor, which a busy machine does not
+change), that process's own memory, open files and threads, the files on disk (temporary ones too), hidden files left
+behind, and the model's SHA-256, which has to be the same in every round. With matplotlib the figures are drawn beside
+the JSON file.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def live(parent: Connection) -> None:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        size = {"memory_mib": int(status["VmRSS"].split()[0]) // 1024, "threads": int(status["Threads"])}
+        size = {"memory_mib": int(status["RssAnon"].split()[0]) // 1024, "threads": int(status["Threads"])}
         parent.send(
             (code, time.process_time() - began, {**size, "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir())})
         )
@@ -50,12 +51,13 @@ def live(parent: Connection) -> None:
 
 def play(root: Path, alive: Connection, draw: random.Random, whole: dict[str, float]) -> dict[str, Any]:
     """One round; the first fills `whole`, the processor time of each stage, and kills nothing."""
-    workspace, began, killed, size = root / "work", time.monotonic(), None, {}
+    workspace, began, killed, size, spent = root / "work", time.monotonic(), None, {}, 0.0
     victim, share = draw.choice(list(STAGES)) if whole else None, draw.uniform(0.02, 0.98)
     for made, stage in STAGES.items():
         command, code = (*stage, "-w", str(workspace), "--quiet"), 0
         if made == victim:
-            code, _ = call((*command, "--force"), root / "steps", cpu_seconds=share * whole[made])
+            code, seconds = call((*command, "--force"), root / "steps", cpu_seconds=share * whole[made])
+            spent += seconds
             killed = stage[0] if code == -signal.SIGPROF else None
         if made != victim or killed:
             folder = workspace / made
@@ -64,12 +66,14 @@ def play(root: Path, alive: Connection, draw: random.Random, whole: dict[str, fl
             alive.send((*command, way))
             code, seconds, size = alive.recv()
             whole.setdefault(made, seconds)
+            spent += seconds
         if code != 0:
             raise SystemExit(f"{' '.join(command)} ended with {code}")
     return {
         "killed": killed,
         "at_share": round(share, 3) if killed else None,
         "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(spent, 2),
         **size,
         "largest_fork_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "files": sum(path.is_file() for path in root.rglob("*")),
@@ -86,7 +90,7 @@ def plot(rounds: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = {"memory_mib": "memory of the process that lives on, MiB", "files": "files on disk",
-             "open_files": "its open files", "seconds": "seconds of a round"}  # fmt: skip
+             "open_files": "its open files", "processor_seconds": "processor seconds of a round"}  # fmt: skip
     figure, axes = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, 7), layout="constrained")
     for axis, (name, title) in zip(axes, names.items(), strict=True):
         axis.plot(range(1, len(rounds) + 1), [record[name] for record in rounds], marker=".")
