@@ -12,9 +12,10 @@ import pytest
 from saukit.core.artifacts import load_tensors, save_tensors, write_manifest
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
+from saukit.data.images import EncodedImages, as_stored
 from saukit.data.split import Split
 from saukit.data.synthetic import Shard, load_cache, load_shard, shard_path
-from saukit.synthesis.cache import load_images, load_scores, read_shard, save_selection, write_shard
+from saukit.synthesis.cache import candidates, load_scores, read_shard, save_selection, write_shard
 from saukit.synthesis.plan import Round, SynthesisPlan
 
 SIZE = (2, 3)
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     for part, images in zip(ROUNDS, (EVERY[:7], EVERY[7:]), strict=True):
         for index in part.shards:
             shard = shard_of(part, index, images)
-            score = shard.seeds.astype(np.float32) / 7
+            score = (shard.seeds / 7).astype(np.float32)
             write_shard(tmp_path, index, shard.scored("z", score, "judge").scored("a", -score, "other"), part)
     return tmp_path
 
@@ -56,7 +57,7 @@ def test_what_is_written_comes_back(folder: Path) -> None:
             shard = read_shard(folder, index, part, SIZE, generator="g")
             assert shard is not None and shard.generator == "g"
             assert dict(shard.scored_by) == {"a": "other", "z": "judge"}
-            np.testing.assert_array_equal(shard.images, images[there])
+            np.testing.assert_array_equal(shard.images[:], images[there])
             np.testing.assert_array_equal(shard.labels, part.labels[there])
             np.testing.assert_array_equal(shard.seeds, part.seeds[there])
             np.testing.assert_array_equal(shard.scores["z"], (part.seeds[there] / 7).astype(np.float32))
@@ -73,10 +74,31 @@ def test_scores_and_images_of_every_shard_in_order(folder: Path) -> None:
     np.testing.assert_array_equal(scores["a"], -scores["z"])
     for wanted in ([0], [3, 4], [11, 0, 7, 6, 6], [], range(12)):
         chosen = np.array(wanted, np.int64)
-        np.testing.assert_array_equal(load_images(folder, PLAN, chosen), EVERY[chosen])
-    for index in (1, 2):  # shards without a wanted image are not opened
-        shard_path(folder, index).unlink()
-    np.testing.assert_array_equal(load_images(folder, PLAN, np.array([11, 3])), EVERY[[11, 3]])
+        np.testing.assert_array_equal(candidates(folder, PLAN, chosen)[:], EVERY[chosen])
+
+
+def test_large_images_are_stored_encoded(tmp_path: Path) -> None:
+    size = (66, 68)
+    images = np.random.RandomState(0).randint(0, 256, (12, 3, *size)).astype(np.uint8)
+    stored = np.stack([as_stored(image) for image in images])
+    for part, some in zip(ROUNDS, (images[:7], images[7:]), strict=True):
+        for index, there in part.shards.items():
+            write_shard(tmp_path, index, shard_of(part, index, some), part)
+            shard = read_shard(tmp_path, index, part, size, generator="g")
+            assert shard is not None and isinstance(shard.images, EncodedImages)
+            np.testing.assert_array_equal(
+                shard.images[:], stored[:7][there] if part is ROUNDS[0] else stored[7:][there]
+            )
+            before = shard_path(tmp_path, index).read_bytes()
+            write_shard(tmp_path, index, shard, part)  # such as with one more score
+            assert shard_path(tmp_path, index).read_bytes() == before
+    plan = dataclasses.replace(PLAN, image_size=size)
+    for wanted in ([0], [11, 0, 7, 6, 6], range(12)):
+        chosen = np.array(wanted, np.int64)
+        np.testing.assert_array_equal(candidates(tmp_path, plan, chosen)[:], stored[chosen])
+    tensors, metadata = load_tensors(shard_path(tmp_path, 0))
+    save_tensors(shard_path(tmp_path, 0), {**tensors, "offsets": tensors["offsets"][:-1]}, metadata)
+    assert read_shard(tmp_path, 0, ROUNDS[0], size, generator="g") is None
 
 
 def test_a_shard_that_another_made_is_not_it(folder: Path) -> None:
@@ -149,7 +171,7 @@ def test_a_shard_without_its_origin(folder: Path, name: str, value: object) -> N
 def test_a_shard_of_other_images_than_the_plan_has_is_not_written(tmp_path: Path) -> None:
     first = ROUNDS[0]
     whole = shard_of(first, 0, EVERY)
-    for images in (whole.images[:3], whole.images[:, :1], whole.images.astype(np.float32)):
+    for images in (EVERY[:3], EVERY[:4, :1], EVERY[:4].astype(np.float32)):
         with pytest.raises(ValueError, match=r"^shard 0 needs 4 images, got (uint8|float32) \(\d, "):
             write_shard(tmp_path, 0, dataclasses.replace(whole, images=images), first)
     assert not list(tmp_path.iterdir())
@@ -177,8 +199,8 @@ def test_the_kept_images_of_all_shards(workspace: Workspace, split: Split) -> No
     labels = np.array([5, 6, 7, 9, 0], np.int64)
     cached(workspace, split, [0, 1, 0, 2, 0], labels)
     kept = load_cache(workspace, split)
-    assert kept.images[:, 0, 0, 0].tolist() == [0, 2, 4] and kept.images.shape == (3, 3, *split.image_size)
-    assert (kept.images == kept.images[:, :1, :1, :1]).all() and kept.images.dtype == np.uint8
+    assert kept.images[:][:, 0, 0, 0].tolist() == [0, 2, 4] and kept.images.shape == (3, 3, *split.image_size)
+    assert (kept.images[:] == kept.images[:][:, :1, :1, :1]).all() and kept.images[:].dtype == np.uint8
     assert kept.labels.tolist() == [5, 7, 0] and kept.seeds.tolist() == [35, 49, 0]
     assert kept.manifest.inputs == {"split": split.manifest.digest}
     metadata = load_tensors(workspace.synth / "selection.safetensors")[1]
@@ -188,8 +210,8 @@ def test_the_kept_images_of_all_shards(workspace: Workspace, split: Split) -> No
 @pytest.mark.parametrize(
     ("reasons", "labels", "message"),
     [
-        ([0] * 4, [0] * 5, "holds more images than its selection: remake it with --force"),
-        ([0] * 2, [0] * 5, "holds more images than its selection: remake it with --force"),
+        ([0] * 4, [0] * 5, "do not fit its selection: remake it with --force"),
+        ([0] * 2, [0] * 5, "do not fit its selection: remake it with --force"),
         ([0] * 6, [0] * 5, "do not fit its selection: remake it with --force"),
         ([0] * 5, [0, 1, 2, 3, 10], "do not fit its selection: remake it with --force"),
         ([0] * 5, [0, 1, 2, 3, -1], "do not fit its selection: remake it with --force"),
