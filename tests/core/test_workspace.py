@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from saukit.core.artifacts import Manifest, write_manifest
 from saukit.core.config import load_config, to_yaml
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
-from saukit.core.workspace import State, Workspace, existing_state, prepare, require, require_made_from
+from saukit.core.workspace import State, Workspace, existing_state, prepare, reopened, require, require_made_from
 from saukit.core.writing import write_text
 
 
@@ -74,6 +75,9 @@ def test_runs_are_listed_by_the_time_they_were_completed(workspace: Workspace) -
     assert workspace.run_names() == ["b", "a", "c"]
     (workspace.run("a") / "manifest.json").write_text("{")  # a damaged run hides no other
     assert workspace.run_names() == ["b", "c"]
+    newer = json.loads((workspace.run("c") / "manifest.json").read_text()) | {"format_version": 2}
+    (workspace.run("c") / "manifest.json").write_text(json.dumps(newer))
+    assert workspace.run_names() == ["b"]
 
 
 def test_a_command_names_the_workspace_unless_it_is_the_default() -> None:
@@ -382,6 +386,97 @@ def test_a_kill_while_force_removes_the_old(
         assert prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS) == "new"
         assert sorted(contents(folder)) == BEGUN
     assert killed_at == list(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("until", ["hashes", "manifest", "work", "end"])
+def test_complete_work_is_opened_again_under_another_configuration(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    """A kill on the way leaves the work complete, or unfinished, as it was; at the end it is that of the new one."""
+    folder, other = workspace.run("a"), {**INPUTS, "teacher": "d" * 64}
+    made(folder, "complete")
+    if until == "hashes":
+        monkeypatch.setattr("saukit.core.workspace.write_json", no_disk)
+    if until == "manifest":
+        unlink = Path.unlink
+
+        def all_but_the_manifest(self: Path, missing_ok: bool = False) -> None:
+            no_disk() if self.name == "manifest.json" else unlink(self, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", all_but_the_manifest)
+    with (
+        contextlib.nullcontext() if until == "end" else pytest.raises(OSError, match="gone"),
+        reopened(folder, Recipe(epochs=50), kind="run", inputs=other),
+    ):
+        assert not (folder / "manifest.json").exists() and state_with(folder, other) == "partial"
+        if until == "work":
+            no_disk()
+        write_text(folder / "results.json", "{}")
+    monkeypatch.undo()
+    if until in ("hashes", "manifest"):
+        assert state_with(folder, INPUTS) == "complete"
+        assert (
+            prepare(folder, Recipe(), kind="run", force=False, resume=False, another="x", inputs=INPUTS) == "complete"
+        )
+        assert not {".config.yaml.sha256", "inputs.json"} & {*contents(folder)}
+        return
+    config = Recipe() if until == "work" else Recipe(epochs=50)
+    assert existing_state(folder, config, kind="run", another="x", inputs=other) == "partial"
+    (folder / "model.safetensors").write_text("weighty")  # its hash is known from the manifest
+    state = prepare(folder, config, kind="run", force=False, resume=True, another="x", inputs=other)
+    assert state == "partial" and not (folder / "model.safetensors").exists() and (folder / "config.yaml").exists()
+
+
+def no_disk(*arguments: object, **options: object) -> None:
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_damaged_unfinished_work_is_told(workspace: Workspace, name: str, how: str) -> None:
+    folder = workspace.run("a")
+    made(folder, "partial")
+    if how == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text((folder / name).read_text() + "\n")
+    before = contents(folder)
+    messages = {
+        ("config.yaml", "changed"): f"{folder / name} was changed after it was written: start over with --force",
+        ("inputs.json", "changed"): f"{folder / name} was changed after it was written: start over with --force",
+        ("config.yaml", "missing"): f"{folder / name} is missing: start over with --force",
+        ("inputs.json", "missing"): f"{folder} holds only remains of a run: start over with --force",
+    }
+    for resume in (False, True):
+        with pytest.raises(SaukitError, match=f"^{re.escape(messages[name, how])}$"):
+            prepare(folder, Recipe(), kind="run", force=False, resume=resume, another="x", inputs=INPUTS)
+    assert contents(folder) == before
+    assert prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS) == "new"
+
+
+def test_a_linked_folder_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    workspace.root.mkdir()
+    for link, artifact in ((workspace.split, workspace.split), (workspace.root / "runs", workspace.run("a"))):
+        link.symlink_to(tmp_path / "elsewhere")
+        message = (
+            f"{link} is a link to {tmp_path / 'elsewhere'}, and saukit writes only inside its workspace: "
+            "put the folder itself there, or give the --workspace that it leads to"
+        )
+        with pytest.raises(EnvironmentFault, match=f"^{re.escape(message)}$"), workspace.lock(artifact):
+            pass
+    assert not list((tmp_path / "elsewhere").iterdir()) and not list(workspace.root.glob(".*"))
+
+
+def test_only_a_tidy_lock_clears_what_was_left(workspace: Workspace) -> None:
+    half = workspace.synth / ".plan.json.7.partial"
+    write_text(workspace.synth / "plan.json", "{}")
+    half.touch()
+    with workspace.lock(workspace.synth, tidy=False):
+        assert half.exists()
+    with workspace.lock(workspace.synth):
+        assert not half.exists()
+    assert [path.name for path in workspace.synth.iterdir()] == ["plan.json"]
 
 
 # What a stage needs

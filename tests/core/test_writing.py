@@ -167,3 +167,27 @@ def test_a_link_in_the_place_of_a_temporary_leads_nowhere(tmp_path: Path) -> Non
     (tmp_path / "split").mkdir()
     recover_folder(tmp_path / "split")
     assert (tmp_path / "victims" / "kept").exists() and not list(tmp_path.glob(".split.*"))
+
+
+@pytest.mark.parametrize("process", ["another user's", "no number of a process"])
+def test_remains_go_only_where_their_process_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str
+) -> None:
+    number = 10**30 if process == "no number of a process" else 7
+    remains = tmp_path / f".page.html.{number}.partial"
+    remains.touch()
+
+    def kill(number: int, signal: int) -> None:
+        assert (number, signal) == (7, 0)
+        raise PermissionError(1, "Operation not permitted")
+
+    if number == 7:
+        monkeypatch.setattr(os, "kill", kill)
+    write_text(tmp_path / "page.html", "whole")
+    assert remains.exists() == (number == 7)
+
+
+def test_remains_that_cannot_be_removed_stop_no_write(tmp_path: Path) -> None:
+    (tmp_path / f".page.html.{2**31 - 2}.partial").mkdir()
+    write_text(tmp_path / "page.html", "whole")
+    assert (tmp_path / "page.html").read_text() == "whole"

@@ -4,8 +4,10 @@ import hashlib
 import os
 import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +140,16 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(EnvironmentFault, match=r"no space left to write .*checkpoint\.pt; free some space"):
         save_checkpoint(path, state())
+    assert path.read_bytes() == before
+
+    def broken(document: Any, file: Path) -> None:  # as torch reports it
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", broken)
+    for free, told in ((0, "no space left to write"), (1 << 30, "cannot write .*unexpected pos 64 vs 0; check the")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        with pytest.raises(EnvironmentFault, match=told):
+            save_checkpoint(path, state())
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
