@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from saukit.core.artifacts import save_tensors
-from saukit.core.errors import CorruptArtifactError, DataError
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.data.decoding import Fitting
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.model_file import ModelSpec, load_model, save_model
+from saukit.models.model_file import ModelSpec, load_model, preparation, save_model
 
 SPEC = ModelSpec(
     method="sau",
@@ -114,3 +115,42 @@ def test_a_newer_format(tmp_path: Path) -> None:
     save_tensors(path, {"x": np.zeros(1)}, {"format_version": 2, "model": asdict(SPEC)})
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))} has format version 2, .* reads 1: update saukit$"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ()}, "classes must be names, each once"),
+        ({"classes": ("a", "a")}, "classes must be names, each once"),
+        ({"image_size": (8,)}, "image_size must be two sides of 4 to 1024 pixels, got (8,)"),
+        ({"image_size": (3, 8)}, "image_size must be two sides of 4 to 1024 pixels, got (3, 8)"),
+        ({"image_size": (8, 1025)}, "image_size must be two sides of 4 to 1024 pixels, got (8, 1025)"),
+        ({"mean": (0.5, 0.5)}, "mean must be three numbers, got (0.5, 0.5)"),
+        ({"mean": (0.5, 0.5, float("inf"))}, "mean must be three numbers, got (0.5, 0.5, inf)"),
+        ({"std": (0.5, 0.5, 0.0)}, "std must be three numbers above 0, got (0.5, 0.5, 0.0)"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std must be three numbers above 0, got (0.5, nan, 0.5)"),
+        ({"white_level": 0}, "white_level must be from 1 to 65535, got 0"),
+        ({"white_level": 65536}, "white_level must be from 1 to 65535, got 65536"),
+        (
+            {"white_level": 0, "mean": ()},
+            "white_level must be from 1 to 65535, got 0; mean must be three numbers, got ()",
+        ),
+    ],
+)
+def test_what_no_network_has(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        replace(SPEC, **change)
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    spec = replace(SPEC, image_size=(4, 1024), white_level=1, mean=(-1.0, 0.0, 9.0), classes=("a",))
+    assert replace(spec, white_level=65535, std=(1e-9, 1.0, 9.0)).fitting == Fitting("crop", "white", 65535)
+
+
+def test_how_an_image_is_prepared_in_words() -> None:
+    end = "resized to 8 x 8 pixels, bicubic with antialiasing"
+    assert preparation(SPEC) == f"the centre square, {end}"
+    grey = replace(SPEC, fit="pad", background="grey", white_level=4095)
+    assert preparation(grey) == (f"the whole of it, padded to a square on grey, {end}; 4,095 is white in 16-bit images")
+    assert preparation(replace(SPEC, fit="stretch")) == f"the whole of it, stretched to a square, {end}"
+    assert preparation(replace(SPEC, image_size=(8, 6))).count("8 x 6 pixels") == 1

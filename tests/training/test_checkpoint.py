@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from support import resolved
 
+from saukit.core.config import to_yaml
+from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault
 from saukit.training import checkpoint as room
 from saukit.training.checkpoint import TrainingState
 
 CPU = torch.device("cpu")
+CONFIG = resolved(method="ce", weights="none", as_published=False, lr=0.05)
 ORIGIN = {"kind": "state of a training run", "method": "'ce'", "seed": "0", "split": "a" * 64}
 
 
@@ -217,3 +221,44 @@ def test_a_pipe_in_the_place_of_a_state_is_no_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "checkpoint.pt")
     with pytest.raises(CorruptArtifactError, match="it is a pipe, not a file"):
         load_checkpoint(tmp_path / "checkpoint.pt", CPU)
+
+
+def test_what_a_state_is_made_from_is_all_but_the_learning_rate() -> None:
+    config = replace(CONFIG, lr=0.25)
+    values = room.made_from(config, {"split": "ab"})
+    assert values == room.made_from(replace(config, lr=0.125), {"split": "ab"})
+    assert values != room.made_from(replace(config, weight_decay=0.5), {"split": "ab"})
+    assert values["kind"] == "state of a training run" and values["split"] == "ab" and values["schedule"]
+    assert "lr" not in values and values["batch_size"] == "16"
+
+
+def test_an_interrupted_run_goes_on_with_a_smaller_learning_rate_alone(tmp_path: Path) -> None:
+    class Heard(Reporter):
+        def say(self, text: str, **options: Any) -> None:
+            heard.append(text)
+
+    heard: list[str] = []
+    config, path = CONFIG, tmp_path / "config.yaml"
+    room.lower_learning_rate(tmp_path, config, Heard())
+    assert not path.exists()
+    path.write_text(to_yaml(config))
+    for other in (config, replace(config, lr=0.5), replace(config, lr=0.005, steps=5)):
+        room.lower_learning_rate(tmp_path, other, Heard())
+        assert path.read_text() == to_yaml(config) and heard == []
+    (tmp_path / "manifest.json").touch()
+    room.lower_learning_rate(tmp_path, replace(config, lr=0.005), Heard())
+    assert path.read_text() == to_yaml(config) and heard == []  # a complete run stays what it is
+    (tmp_path / "manifest.json").unlink()
+    room.lower_learning_rate(tmp_path, replace(config, lr=0.005), Heard())
+    assert path.read_text() == to_yaml(replace(config, lr=0.005))
+    assert heard == ["going on with the learning rate 0.005 in place of 0.05, as config.yaml says now"]
+
+
+def test_a_run_that_left_the_finite_numbers_says_the_way_on() -> None:
+    start = "the loss is not finite at step 7 of 9: "
+    over = "start over with --force and a smaller --lr, or with --amp off"
+    first = room.not_finite("the loss", "7 of 9", saved_step=None, lr=0.5)
+    assert (str(first), first.exit_code) == (f"{start}{over}", 1)
+    assert str(room.not_finite("the loss", "7 of 9", saved_step=4, lr=0.5)) == (
+        f"{start}its state of step 4 is kept, go on from there with --resume --lr 0.05; or {over}"
+    )
