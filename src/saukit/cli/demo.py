@@ -27,7 +27,7 @@ DEMO_COMPARISON = CompareConfig(
     methods=("ce", "balanced-softmax", "mixup-cutmix-prior1", "sau+synth", "sau+synth-prior1-finish0.5"),
     seeds=3,
     baseline="balanced-softmax",
-    train={"preset": "small", "steps": 300, "batch_size": 64},
+    train={"preset": "small", "steps": 200, "batch_size": 32},
 )
 
 

@@ -196,8 +196,9 @@ def interval_axes(axes: Axes, rows: Sequence[Row], *, zero: bool = False) -> Non
         axes.plot(row.singles, seeds, "o", color=ink, alpha=0.5, markersize=3, markeredgewidth=0)
         face = colour("paper") if row.colour in ("real", "soft") else ink
         axes.plot(row.value, index + 0.12, "o", color=ink, markerfacecolor=face, markersize=6.5, markeredgewidth=1.7)
-    if zero:
-        axes.axvline(0, color=colour("soft"), linewidth=1, zorder=1)
+    if zero:  # beside the dots alone: a whole line would run through the labels
+        at_dots = np.arange(len(rows)) + 0.12
+        axes.vlines([0] * len(rows), at_dots - 0.24, at_dots + 0.26, color=colour("soft"), linewidth=1, zorder=1)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks([])
     axes.margins(x=0.04)
