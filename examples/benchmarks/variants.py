@@ -38,9 +38,9 @@ TRAINED: dict[str, SynthConfig] = {
     GENERATOR: SynthConfig(train_steps=1000),
     "steps150": SynthConfig(train_steps=150),
     "steps300": SynthConfig(train_steps=300),
-    "natural": SynthConfig(balance=0.0),
-    "cbdm": SynthConfig(tail="cbdm", balance=0.0),
-    "augment": SynthConfig(augment=0.5),
+    "natural": SynthConfig(balance=0.0, train_steps=1000),
+    "natural150": SynthConfig(balance=0.0, train_steps=150),
+    "cbdm150": SynthConfig(tail="cbdm", balance=0.0, train_steps=150),
 }
 # Kinds that draw otherwise, or choose, from the same generator.
 _JUDGED = SynthConfig(filter="classifier", classifier="balanced-softmax")
