@@ -94,8 +94,8 @@ def budget(methods: Sequence[Mapping[str, Any]]) -> str:
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign: +2.1."""
-    return f"{100 * value:+.1f}"
+    """A difference of shares in percentage points, with its sign: +2.1; less than nothing, rounded, is +0.0."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def interval(difference: Mapping[str, Any]) -> str:
