@@ -98,9 +98,11 @@ def test_rows_have_their_mean_interval_and_seeds() -> None:
         Row("b", "-1.0 (too few seeds)", "soft", -1.0),
     ]
     axes: Any = interval_figure(rows, zero=True).axes[0]
-    (interval, seeds, mean, none, lonely, zero) = axes.lines
-    places = [list(line.get_xdata()) for line in (interval, seeds, mean, none, lonely, zero)]
-    assert places == [[8.0, 10.0], [8.5, 9.5], [9.0], [], [-1.0], [0, 0]]
+    (interval, seeds, mean, none, lonely) = axes.lines
+    places = [list(line.get_xdata()) for line in (interval, seeds, mean, none, lonely)]
+    assert places == [[8.0, 10.0], [8.5, 9.5], [9.0], [], [-1.0]]
+    (zero,) = axes.collections  # a piece beside each row's dots
+    assert [list(piece[:, 0]) for piece in zero.get_segments()] == [[0, 0], [0, 0]]
     assert interval.get_ydata()[0] < lonely.get_ydata()[0]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row on top
     assert texts(axes)[1:] == ["9.0", "b", "-1.0 (too few seeds)"] and "…" in texts(axes)[0]

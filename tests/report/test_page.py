@@ -72,7 +72,7 @@ def percent(value: Any) -> str:
 
 
 def signed(value: Any) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{100 * value:+.1f}".replace("-0.0", "+0.0")
 
 
 @pytest.fixture(scope="module")
