@@ -4,13 +4,16 @@
     python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --steps 200 --out ...
     python examples/benchmarks/ranks.py speed --out ranks_speed.json
 
-`equality` trains each method in float32 with one thread: in one process, and in two with --sync-batchnorm, which share
-the batch. `speed` times two processes of one thread and one process of two threads in turn, on random images.
+`equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
+Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
+shows too what becomes of one process whose first layer starts at the next float32 numbers, and of two in float64.
+`speed` times two processes of one thread and one process of two threads in turn, on random images.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,13 @@ SPEED: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("EfficientNet-Lite0, 224 px, fine-tuned", 224, {"backbone": "timm/tf_efficientnet_lite0", "batch_size": 8}),
 )
 SPEED_STEPS = 5
+# What `equality` trains with besides: name, processes, and how it is trained.
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "float32": (PROCESSES, {}),
+    "float32, one process, the first layer at the next numbers": (1, {"nudge": True}),
+    "float64": (PROCESSES, {"double": True}),
+}
+SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -69,10 +80,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
         found = equality(options, Path(folder)) if options.what == "equality" else speed(Path(folder))
+    command, seconds = shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]), 0
+    if options.what == "equality" and options.out and options.out.exists():  # methods that were trained before stay
+        before = json.loads(options.out.read_text())
+        command, seconds = f"{before['command']}; {command}", before["seconds"]
+        found["methods"] = before["methods"] | found["methods"]
     document = {
-        "command": shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]),
+        "command": command,
         **found,
-        "seconds": round(time.monotonic() - started),
+        "seconds": seconds + round(time.monotonic() - started),
         "load_before": load,
         "processor": platform.processor() or platform.machine(),
         "versions": package_versions(),
@@ -106,19 +122,29 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         {"workspace": str(workspace.root), "config": {**given, "method": method}, "out": str(root / f"{method}.pt")}
         for method in methods
     ]
-    alone, together = (run(jobs, processes=n) for n in (1, PROCESSES))
-    rows = {name: compared(one, two) for name, one, two in zip(methods, alone, together, strict=True)}
+    rows: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    for name, (processes, how) in VARIANTS.items():
+        kind = {"double": how.get("double", False)}
+        alone = run([{**job, **kind} for job in jobs], processes=1)
+        other = run([{**job, **how} for job in jobs], processes=processes)
+        for method, one, two in zip(methods, alone, other, strict=True):
+            rows[method][name] = compared(one, two)
     return {"processes": PROCESSES, "batch_size": options.batch_size, "steps": options.steps, "methods": rows}
 
 
 def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
-    """Differences between a run of one process and one of several."""
-    losses = [abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)]
-    weights = {name: float((value - two["weights"][name]).abs().max()) for name, value in one["weights"].items()}
+    """Differences between a run of one process and another run; those of losses relative, with their growth."""
+    losses = [abs(a - b) / max(abs(a), 1) for a, b in zip(one["losses"], two["losses"], strict=True)]
+    largest = {"weights": 0.0, "statistics": 0.0}  # BatchNorm's may be hundreds of times as large as weights
+    for name, value in one["weights"].items():
+        if "num_batches" in name:
+            continue
+        kind = "statistics" if "running" in name else "weights"
+        largest[kind] = max(largest[kind], float((value - two["weights"][name]).abs().max()))
     return {
-        "loss": {"first step": losses[0], "largest": max(losses), "last of one process": one["losses"][-1]},
-        "weights": {"largest": max(weights.values()), "of": max(weights, key=lambda name: weights[name])},
-        "largest_weight": max(float(value.abs().max()) for value in one["weights"].values()),
+        "loss_by_step": {step: losses[step - 1] for step in SHOWN_STEPS if step <= len(losses)},
+        "largest": {"loss": max(losses), **largest},
+        "last_loss": [one["losses"][-1], two["losses"][-1]],
         "bits_equal_in_both_processes": two["equal"],
     }
 
@@ -164,14 +190,40 @@ def work(jobs: list[dict[str, Any]]) -> None:
     with joined(CPU):
         for job in jobs:
             workspace = Workspace(Path(job["workspace"]))
-            found = train(plan_training(TrainConfig(**job["config"]), workspace, name=None, device=CPU))
+            plan = plan_training(TrainConfig(**job["config"]), workspace, name=None, device=CPU)
+            with in_double() if job.get("double") else contextlib.nullcontext():
+                found = train(plan, nudge=job.get("nudge", False), double=job.get("double", False))
             if is_first():
                 torch.save(found, job["out"])
 
 
-def train(plan: TrainingPlan) -> dict[str, Any]:
-    """Losses step by step, the weights, images/s and the share of time in exchanges without the first two steps."""
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """While entered, losses are computed in float64; pixels are not, which are the same in every process."""
+    float32 = torch.Tensor.float
+
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.dtype in (torch.float64, torch.int64) else float32(tensor)
+
+    torch.Tensor.float = of  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = float32  # type: ignore[method-assign]
+
+
+def train(plan: TrainingPlan, *, nudge: bool = False, double: bool = False) -> dict[str, Any]:
+    """Losses step by step, the weights, images/s and the share of time in exchanges without the first two steps.
+
+    `nudge`: the first layer begins with the next float32 numbers; `double`: network and losses are in float64.
+    """
     trainer = Trainer(plan)
+    if nudge:
+        weight = next(trainer.network.parameters()).detach()
+        weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
+    if double:
+        trainer.network.double()
+        trainer.network.backbone.register_forward_pre_hook(lambda _, given: tuple(x.double() for x in given))
     losses, times = [], []
     for _ in range(plan.total_steps):
         times.append((time.perf_counter(), seconds_waited()))
