@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,20 @@ def program(*arguments: str | Path) -> Outcome:
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=environment
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def job(*command: str | Path, processes: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script, or a module after -m, in one process or under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher += [f"--max-restarts={restarts}"]
+    line = [sys.executable, *(launcher if processes > 1 else []), *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def fit_job(root: Path, name: str, fault: str, config: Any, **how: int) -> subprocess.CompletedProcess[str]:
+    given = json.dumps({key: value for key, value in asdict(config).items() if value is not None})
+    return job(Path(__file__).with_name("rank_worker.py"), root, name, fault, given, **how)
 
 
 def tree(root: Path) -> dict[str, str]:

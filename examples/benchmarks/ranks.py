@@ -6,7 +6,7 @@
 
 `equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
 Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
-shows too what becomes of one process whose first layer starts at the next float32 numbers, and of two in float64.
+shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of two in float64.
 `speed` times two processes of one thread and one process of two threads in turn, on random images.
 """
 
@@ -69,8 +69,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--imb", type=float, default=50)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--explain", default="ce,sau,bcl", help="methods with every variant")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)  # of `work`: what a process is to do
     options = parser.parse_args(arguments)
@@ -118,17 +119,18 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     methods = options.methods.split(",")
     given = {"steps": options.steps, "batch_size": options.batch_size, "preset": "small", "synthetic": True}
     given |= {"amp": "off", "sync_batchnorm": True}
-    jobs = [
+    jobs: list[dict[str, Any]] = [
         {"workspace": str(workspace.root), "config": {**given, "method": method}, "out": str(root / f"{method}.pt")}
         for method in methods
     ]
     rows: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    few = [job for job in jobs if job["config"]["method"] in options.explain.split(",")]
     for name, (processes, how) in VARIANTS.items():
-        kind = {"double": how.get("double", False)}
-        alone = run([{**job, **kind} for job in jobs], processes=1)
-        other = run([{**job, **how} for job in jobs], processes=processes)
-        for method, one, two in zip(methods, alone, other, strict=True):
-            rows[method][name] = compared(one, two)
+        chosen = few if how else jobs
+        alone = run([{**job, "double": how.get("double", False)} for job in chosen], processes=1)
+        other = run([{**job, **how} for job in chosen], processes=processes)
+        for job, one, two in zip(chosen, alone, other, strict=True):
+            rows[job["config"]["method"]][name] = compared(one, two)
     return {"processes": PROCESSES, "batch_size": options.batch_size, "steps": options.steps, "methods": rows}
 
 
@@ -178,6 +180,8 @@ def run(jobs: list[dict[str, Any]], *, processes: int, threads: int = 1) -> list
     """What `work` leaves of each job, from one process or several."""
     program = [str(Path(__file__).resolve()), "work", "--jobs", json.dumps(jobs)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    if not jobs:
+        return []
     command = [sys.executable, *(launcher if processes > 1 else []), *program]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     return [torch.load(job["out"], weights_only=True) for job in jobs]

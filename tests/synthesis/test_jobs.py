@@ -1,15 +1,18 @@
 """Several jobs over one plan: each samples its shards, a resume completes the cache; it is that of one process."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support import MICRO
+from support import MICRO, fit_job, tiny
 
 from saukit.core.console import Reporter
 from saukit.core.errors import LockHeldError, UsageError
@@ -17,6 +20,7 @@ from saukit.core.workspace import Workspace
 from saukit.core.writing import sha256_file
 from saukit.synthesis.jobs import Job
 from saukit.synthesis.stage import SynthesisResult, synthesize
+from saukit.training.stage import fit
 
 Go = Callable[..., SynthesisResult]
 TIMED = ("manifest.json", "source.json")
@@ -114,6 +118,23 @@ def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
     go(None, resume=True)
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
     assert {path.name for path in workspace.root.iterdir()} == {"split", "synth"}
+
+
+@pytest.mark.slow
+def test_two_processes_one_killed_make_the_cache_of_one(digits_root: Path, tmp_path: Path, reporter: Reporter) -> None:
+    """Torchrun starts them again; steps 0 to 5 are those of the generator's training, later ones batches."""
+    config = replace(MICRO, train_batch_size=5, train_parts=3, filter="classifier", classifier="judge", max_tries=2.0)
+    judge = tiny(method="balanced-softmax", synthetic=False)
+    whole = workspace_beside(digits_root, tmp_path / "whole")
+    fit(judge, whole, name="judge", device=torch.device("cpu"), force=False, resume=False, reporter=reporter)
+    for root in ("training", "sampling"):
+        shutil.copytree(whole.root, tmp_path / root, symlinks=True)
+    synthesize(config, whole, device=torch.device("cpu"), force=False, resume=False, reporter=reporter)
+    assert len(json.loads((whole.synth / "plan.json").read_text())["rounds"]) == 2
+    for root, fault in (("training", "kill:3"), ("sampling", "kill:9")):
+        done = fit_job(tmp_path / root, "synth", fault, config, restarts=1)
+        assert done.returncode == 0, done.stderr
+        assert hashes_of(tmp_path / root / "synth") == hashes_of(whole.synth)
 
 
 def test_what_a_job_has_not_sampled_or_was_damaged_is_sampled_by_the_resume(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import metrics, tiny
+from support import fit_job, job, metrics, tiny
 from torch import Tensor, nn
 
 from saukit.core import ranks
@@ -32,20 +29,6 @@ from saukit.training.views import Views, draw_jitter
 
 TESTS = Path(__file__).parents[1]
 RANKS = TESTS.parent / "examples" / "benchmarks" / "ranks.py"
-
-
-def job(*command: str | Path, processes: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script, or a module after -m, in one process or under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launcher += [f"--max-restarts={restarts}"]
-    line = [sys.executable, *(launcher if processes > 1 else []), *map(str, command)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, capture_output=True, text=True, env=environment)
-
-
-def fit_job(root: Path, name: str, fault: str, config: Any, **how: int) -> subprocess.CompletedProcess[str]:
-    given = json.dumps({key: value for key, value in asdict(config).items() if value is not None})
-    return job(TESTS / "rank_worker.py", root, name, fault, given, **how)
 
 
 def weights(run: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -213,24 +196,57 @@ def test_a_killed_process_is_restarted_to_the_same_bits(split_work: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
-def test_no_thread_of_the_exchange_outlives_the_work(tmp_path: Path) -> None:
-    """One that is left at the interpreter's end may abort it."""
-    script = tmp_path / "threads.py"
-    script.write_text(
-        "import os, torch\n"
-        "from pathlib import Path\n"
-        "from saukit.training.distributed import joined, total\n"
-        "with joined(torch.device('cpu')):\n"
-        "    import torch.distributed.nn.functional\n"
-        "    assert total(torch.ones(2)).tolist() == [2, 2]\n"
-        "    there = [task.read_text().strip() for task in Path('/proc/self/task').glob('*/comm')]\n"
-        "left = [task.read_text().strip() for task in Path('/proc/self/task').glob('*/comm')]\n"
-        "counts = [sum('gloo' in name for name in names) for names in (there, left)]\n"
-        "Path(__file__).with_name(os.environ['RANK']).write_text(str(counts))\n"
-    )
-    done = job(script)
+def test_what_processes_do_together(tmp_path: Path) -> None:
+    """What the first one alone does, a sum whose bits do not depend on their number, and their end, also by an error.
+
+    A thread of the exchange that is left at the interpreter's end may abort it.
+    """
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    done = job(script, processes=3)
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["[3, 0]"] * 2
+    assert [(tmp_path / rank).read_text() for rank in "012"] == ["[3, 0, 0]"] * 3
+
+
+TOGETHER = """
+import os, torch
+from pathlib import Path
+from saukit.core.errors import Interrupted, UsageError
+from saukit.training.distributed import first_before_others, from_first, joined, rank, size, sum_in_order, total
+
+
+def threads():
+    return sum("gloo" in task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
+
+
+def fails():
+    raise Interrupted("stopped", 15) if size() == 1 else RuntimeError("not alone")
+
+
+counts = []
+with joined(torch.device("cpu")):
+    import torch.distributed.nn.functional
+    assert total(torch.ones(2)).tolist() == [3, 3]
+    assert from_first(lambda: (size(), rank(), int(os.environ["RANK"]))) == (1, 0, 0) and size() == 3
+    assert first_before_others(lambda: int(os.environ["RANK"])) == rank()
+    try:
+        from_first(fails)
+    except Interrupted as stopped:
+        assert (str(stopped), stopped.exit_code) == ("stopped", 143)
+    rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 5)[:, None]
+    for shares in ((2, 2, 1), (0, 5, 0), (1, 0, 4)):
+        mine = rows.split(shares)[rank()]
+        assert torch.equal(sum_in_order(mine, shares), rows[0] + rows[1] + rows[2] + rows[3] + rows[4])
+    counts.append(threads())
+counts.append(threads())
+os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # the addresses in the store are those of the first time
+try:
+    with joined(torch.device("cpu")):
+        raise UsageError("wrong") if rank() == 1 else Interrupted("stopped", 15)
+except (UsageError, Interrupted):
+    counts.append(threads())
+Path(__file__).with_name(os.environ["RANK"]).write_text(str(counts))
+"""
 
 
 @pytest.mark.slow

@@ -85,8 +85,9 @@ def show_synthesis(result: SynthesisResult, reporter: Reporter) -> None:
 
 def show_job(result: SynthesisResult, job: Job, reporter: Reporter) -> None:
     """One job's part of a cache."""
-    mine = job.shards(result.plan)
-    images, total = sum(there.stop - there.start for there in mine.values()), result.plan.rounds[0].total
+    part = result.plan.rounds[0]
+    mine, total = job.shards(part), part.total
+    images = sum(part.shards[index].stop - part.shards[index].start for index in mine)
     reporter.result(
         f"job {job}: {images:,} of {total:,} images in {len(mine)} shards; when all {job.count} jobs are done: "
         f"{Workspace(result.folder.parent).command('saukit synth --resume')}"

@@ -12,7 +12,7 @@ from saukit.core.words import brief, format_bytes, format_duration, shortened
 from saukit.synthesis.config import SELECTION, SynthConfig
 
 
-@stage_command(SynthConfig)
+@stage_command(SynthConfig, every_process=True)
 def command(
     call: Call,
     config: SynthConfig = SynthConfig(),
@@ -46,12 +46,15 @@ def command(
       saukit synth --shard 0/3
 
       saukit synth --resume
+
+      torchrun --nproc-per-node 4 -m saukit synth --train-parts 4
     """
     from saukit.cli.show import show_job, show_synthesis
     from saukit.core.artifacts import CONFIG_NAME
     from saukit.synthesis.jobs import Job
     from saukit.synthesis.stage import preview, synthesize
     from saukit.synthesis.stage import refilter as choose_again
+    from saukit.training.distributed import from_first, joined
 
     if refilter and (call.force or resume or shard is not None):
         raise UsageError("--refilter samples nothing: leave out --force, --resume and --shard")
@@ -77,20 +80,22 @@ def command(
         }
         call.show_plan("synth", plan.config, rows, document=document)
         return
-    if refilter:
-        result = choose_again(config, call.workspace, device=call.device, reporter=call.reporter)
-        show_synthesis(result, call.reporter)
-        return
     job = None if shard is None else Job.parse(shard)
-    result = synthesize(
-        config,
-        call.workspace,
-        device=call.device,
-        force=call.force,
-        resume=resume,
-        reporter=call.reporter,
-        job=job,
-    )
+    with joined(call.device):
+        if refilter:
+            result = from_first(
+                lambda: choose_again(config, call.workspace, device=call.device, reporter=call.reporter)
+            )
+        else:
+            result = synthesize(
+                config,
+                call.workspace,
+                device=call.device,
+                force=call.force,
+                resume=resume,
+                reporter=call.reporter,
+                job=job,
+            )
     if job is not None and result.manifest is None:
         show_job(result, job, call.reporter)
     else:

@@ -43,6 +43,6 @@ class EnvironmentFault(SaukitError):
 class Interrupted(SaukitError):
     """A signal stopped the work after it was saved; exit code 128 + signal number (130 for Ctrl-C, 143 for SIGTERM)."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number

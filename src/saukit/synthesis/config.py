@@ -101,6 +101,13 @@ class SynthConfig(Paths):
     train_batch_size: int | None = option(
         None, "Images per batch in training.", preset=True, least=1, most=65536, **OF_TRAINING
     )
+    train_parts: int = option(
+        1,
+        "Parts of a training batch, one after the other; under torchrun so many processes share them.",
+        least=1,
+        most=1024,
+        **OF_TRAINING,
+    )
     amp: Amp = option("auto", "Precision of the forward passes.", **OF_OWN)
 
     prompts: str | None = option(

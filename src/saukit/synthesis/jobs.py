@@ -12,7 +12,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import LockHeldError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.workspace import Workspace
-from saukit.synthesis.plan import SynthesisPlan
+from saukit.synthesis.plan import Round
 
 WAIT_SECONDS = 2.0
 
@@ -37,9 +37,9 @@ class Job:
         """For locks."""
         return f"job-{self.index}-of-{self.count}"
 
-    def shards(self, plan: SynthesisPlan) -> dict[int, slice]:
-        """The shards of the first round that are this job's, and the candidates of each."""
-        return {index: there for index, there in plan.rounds[0].shards.items() if index % self.count == self.index}
+    def shards(self, part: Round) -> list[int]:
+        """The shards of a round that are this job's."""
+        return [index for index in part.shards if index % self.count == self.index]
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
@@ -16,9 +17,11 @@ from saukit.data.synthetic import Shard
 from saukit.data.types import Images
 from saukit.synthesis.cache import load_scores, read_shard, write_shard
 from saukit.synthesis.generators.protocol import ImageGenerator
+from saukit.synthesis.jobs import Job
 from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, Score, rules_of
 from saukit.synthesis.judging.selection import Selection, more_candidates, select
 from saukit.synthesis.plan import Round, SynthesisPlan
+from saukit.training.distributed import is_first, rank, size, total, wait_for_all
 
 
 @dataclass
@@ -32,6 +35,12 @@ class Rate:
     def images_per_second(self) -> float | None:
         """None before the first batch."""
         return self.images / self.seconds if self.seconds else None
+
+    def of_all(self) -> Rate:
+        """The images of all processes in this one's time."""
+        if size() == 1:
+            return self
+        return Rate(int(total(torch.tensor(self.images))), self.seconds)
 
     def __str__(self) -> str:
         return f"{self.images / self.seconds:.1f} images/s" if self.seconds else ""
@@ -49,11 +58,15 @@ def sample_rounds(
 ) -> tuple[SynthesisPlan, Selection]:
     """Sample, score and choose, round by round, until the target is met or `max_tries` is reached.
 
+    Of several processes each makes its shards, which are whole batches: the bits of an image depend on its batch.
     Returns the plan with all its rounds, and what became of their candidates.
     """
+    job = Job(rank(), size())
     while True:
         for part in plan.rounds:
-            sample_shards(folder, plan, part, part.shards, generator, judges.scores, rate, stop=stop, reporter=reporter)
+            shards = job.shards(part)
+            sample_shards(folder, plan, part, shards, generator, judges.scores, rate, stop=stop, reporter=reporter)
+        wait_for_all()
         selection = choose(folder, plan, judges)
         kept = plan.count(selection.kept)
         further = more_candidates(
@@ -65,7 +78,8 @@ def sample_rounds(
             f"{plan.total - int(kept.sum()):,} of {plan.total:,} images rejected; sampling {further.sum():,} more"
         )
         plan = plan.with_round(further)
-        plan.save(folder)
+        if is_first():
+            plan.save(folder)
 
 
 def sample_shards(

@@ -12,10 +12,13 @@ audit and pictures, manifest.
 Several jobs (`--shard i/n`) prepare under one lock, so that the first of them trains the generator and the others wait
 for it; then each samples every n-th shard of the first round by itself. Resuming without `--shard` does what comes
 after. One process that does all of it goes through the same steps, and so to the same bytes.
+
+Under torchrun the processes are one job: the first one writes what there is one of, and each samples its shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ from saukit.core.documents import read_json
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
+from saukit.core.ranks import restarts
 from saukit.core.state import remove_states
 from saukit.core.words import format_duration
 from saukit.core.workspace import State, Workspace, prepare, reopened, require_made_from
@@ -59,6 +63,7 @@ from saukit.synthesis.judging.selection import Selection
 from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
 from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
+from saukit.training.distributed import first_before_others, from_first, is_first, require_same, size
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -142,6 +147,8 @@ def synthesize(
 ) -> SynthesisResult:
     """Make the cache of synthetic images of `workspace`, or continue it, or find it complete; or one job's part of it.
 
+    Of several processes (`training.distributed.joined`) the first one writes all but shards; a job that torchrun has
+    restarted continues by itself.
     Raises: DataError without a split, or for a cache of another split; UsageError for a bad value, a target that needs
     no image or another configuration; Interrupted after a signal, with all saved; EnvironmentFault on a full disk.
     """
@@ -150,53 +157,77 @@ def synthesize(
         raise UsageError(
             f"--force with --shard would remove what other jobs sampled: remove {folder} yourself, then start all jobs"
         )
+    if job is not None and size() > 1:
+        raise UsageError("--shard is for jobs that know nothing of each other, and torchrun's do: leave it out")
+    resume, force = resume or restarts() > 0, force and not restarts()
     split = load_split(workspace)
     with StopRequest() as stop:
         work = _Work(workspace, split, device, reporter, stop)
-        with cache_lock(workspace, job, stop=stop, reporter=reporter):
-            begun = not force and (folder / CONFIG_NAME).exists()
+        lock = cache_lock(workspace, job, stop=stop, reporter=reporter) if is_first() else contextlib.nullcontext()
+        with lock:
+            begun, planned = from_first(
+                lambda: (not force and (folder / CONFIG_NAME).exists(), (folder / PLAN_NAME).exists())
+            )
+            planned = begun and planned
             find_batch = not begun and config.sample_batch_size is None
             if begun and config.sample_batch_size is None:  # what was found by trying stays
                 saved = load_saved(SynthConfig, folder / CONFIG_NAME)
                 config = dataclasses.replace(config, sample_batch_size=saved.sample_batch_size)
             plan = outline(resolve(config, split, device), split)
-            state = work.prepare(plan, force=False, resume=resume or job is not None) if begun else "new"
+            require_same("configurations or inputs", (repr(plan.config), work.inputs))
+            state: State = "new"
+            if begun:
+                state = from_first(lambda: work.prepare(plan, force=False, resume=resume or job is not None))
             if state == "complete":
-                remove_states(folder / CHECKPOINT)  # a kill may have come just after the manifest
+                from_first(lambda: remove_states(folder / CHECKPOINT))  # a kill may have come just after the manifest
                 manifest = read_manifest(folder, kind=KIND, verify=False)
                 return SynthesisResult(state, load_plan(folder, plan), manifest, folder)
-            planned = begun and (folder / PLAN_NAME).exists()
             if planned:
                 plan = load_plan(folder, plan)
             if plan.closed:  # a choice without sampling that was interrupted
-                judges = open_judges(plan.config, workspace, split, device, reporter)
-                return SynthesisResult(state, plan, _complete_closed(work, plan, judges), folder)
+
+                def chosen() -> Manifest:
+                    judges = open_judges(plan.config, workspace, split, device, reporter)
+                    return _complete_closed(work, plan, judges)
+
+                return SynthesisResult(state, plan, from_first(chosen), folder)
 
             # Open all that may be missing: before hours of training, and before --force removes an earlier cache.
-            generator = find_generator(config.generator).open(plan.config, split, device, reporter)
+            entry = find_generator(config.generator)
+            opened = first_before_others(lambda: entry.open(plan.config, split, device, reporter))
             if find_batch:
-                plan = _with_batch_size(plan, generator, work)
+                plan = from_first(lambda: _with_batch_size(plan, opened, work))
             if not planned:
-                plan = begin(plan, capacity=generator.capacity)
-            _announce(plan, generator, work)
-            judges = open_judges(plan.config, workspace, split, device, reporter)
+                plan = begin(plan, capacity=opened.capacity)
+            from_first(lambda: _announce(plan, opened, work))
+            judges = first_before_others(lambda: open_judges(plan.config, workspace, split, device, reporter))
             if not begun:
-                state = work.prepare(plan, force=force, resume=resume)
+                state = from_first(lambda: work.prepare(plan, force=force, resume=resume))
 
-            generator = _trained(plan, generator, work)
-            note_source(folder, generator)
-            if not planned:
-                plan.save(folder)
-            _preflight(plan, generator, judges, work)
+            generator = _trained(plan, opened, work)
+            require_same("generators", generator.digest)
+
+            def prepared() -> None:
+                note_source(folder, generator)
+                if not planned:
+                    plan.save(folder)
+                _preflight(plan, generator, judges, work)
+
+            from_first(prepared)
             rate = Rate()
             if job is None:
                 plan, selection = sample_rounds(
                     folder, plan, generator, judges, rate=rate, stop=stop, reporter=reporter
                 )
-                note_source(folder, generator, rate, images=plan.total)
-                return SynthesisResult(state, plan, _complete(work, plan, selection, judges), folder)
+                rate = rate.of_all()
+
+                def completed() -> Manifest:
+                    note_source(folder, generator, rate, images=plan.total)
+                    return _complete(work, plan, selection, judges)
+
+                return SynthesisResult(state, plan, from_first(completed), folder)
         with workspace.lock(folder / job.name, tidy=False):
-            first, shards = plan.rounds[0], job.shards(plan)
+            first, shards = plan.rounds[0], job.shards(plan.rounds[0])
             sample_shards(folder, plan, first, shards, generator, judges.scores, rate, stop=stop, reporter=reporter)
     return SynthesisResult(state, plan, None, folder)
 
@@ -265,9 +296,9 @@ def _with_batch_size(plan: SynthesisPlan, generator: ImageGenerator | Trainable,
             generator.sample(ordinals % len(plan.classes), ordinals, ordinals)
         return time.monotonic() - began
 
-    size = find_batch_size(seconds)
-    work.reporter.say(f"sampling {size} images per batch")
-    return outline(dataclasses.replace(plan.config, sample_batch_size=size), work.split)
+    found = find_batch_size(seconds)
+    work.reporter.say(f"sampling {found} images per batch")
+    return outline(dataclasses.replace(plan.config, sample_batch_size=found), work.split)
 
 
 def _announce(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _Work) -> None:

@@ -1,4 +1,4 @@
-"""Several processes that train as one: torchrun starts them, gloo connects processors, NCCL GPUs.
+"""Several processes that work as one: torchrun starts them, gloo connects processors, NCCL GPUs.
 
 What is computed does not depend on their number. Each process has a share of a batch's images and draws the random
 parameters of the whole batch; logits and embeddings are gathered, so that each loss sees the whole batch and is the
@@ -22,14 +22,16 @@ from torch import Tensor, nn
 
 from saukit.core import ranks
 from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
+from saukit.core.interrupts import StopRequest
 
-TIMEOUT = timedelta(hours=1)  # for the others while one process reads, verifies or writes
+TIMEOUT = timedelta(days=2)  # for the others while one process trains alone; a process that ends is noticed at once
 BUCKET = 2**23  # numbers that are summed over the processes at once: 32 MiB
 
 Value = TypeVar("Value")
 Drawn = TypeVar("Drawn", bound=Tensor | tuple[Tensor, ...])
 
 _waited = 0.0
+_alone = False  # whether this process does something by itself, for which the others wait
 
 
 @contextlib.contextmanager
@@ -43,12 +45,14 @@ def joined(device: torch.device) -> Iterator[None]:
     if size == 1:
         yield
         return
-    if device.type == "cuda":
+    if device.type == "mps":
+        raise UsageError(f"this machine has one GPU, and each of the {size} processes needs its own: use --device cpu")
+    if device.type != "cpu":
         if device.index != ranks.local_rank():
-            raise UsageError(f"--device {device} is one GPU, and each of the {size} processes needs its own: use cuda")
-        torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise UsageError(f"several processes need CPUs or CUDA devices, got {device}: use one process")
+            raise UsageError(
+                f"--device {device} is one GPU, and each of the {size} processes needs its own: use {device.type}"
+            )
+        torch.accelerator.set_device_index(device.index)
     # Imported while there is a group, its functions' defaults would keep it, and its threads, to the interpreter's end:
     # one that then lets go of a tensor aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
@@ -56,14 +60,21 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         kept, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
         store = dist.PrefixStore(f"attempt {_attempt(kept, size)}", kept)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo"
+        if device.type != "cpu":
+            backend += f",{device.type}:{dist.get_default_backend_for_device(device)}"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EnvironmentFault(f"the {size} processes of this job do not find each other ({reason})") from error
     ranks.meet(store)
-    yield
-    dist.destroy_process_group()  # after an error the process ends, and with it what waits for the others
+    try:
+        yield
+    except BaseException:
+        if device.type == "cpu":  # on GPUs that would wait for what a failed process never sends
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _attempt(store: dist.Store, size: int) -> int:
@@ -77,13 +88,18 @@ def _attempt(store: dist.Store, size: int) -> int:
 
 
 def size() -> int:
-    """Processes that work together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Processes that work together; 1 within what the first one does alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if size() > 1 else 0
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return size() == 1 or dist.get_rank() == 0
+    return rank() == 0
 
 
 def seconds_waited() -> float:
@@ -105,7 +121,7 @@ class Share:
     @classmethod
     def of(cls, count: int) -> Share | None:
         """This process's share; None where it has all."""
-        return None if size() == 1 else cls(count, dist.get_rank(), size())
+        return None if size() == 1 else cls(count, rank(), size())
 
     @property
     def rows(self) -> slice:
@@ -200,6 +216,25 @@ def sum_gradients(network: nn.Module) -> None:
             tensor.copy_(part.view(tensor.shape))
 
 
+def sum_in_order(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The sum [n] of the rows [m, n] of all processes, of which each has as many as `counts` says.
+
+    They are added one by one, in their order, so the bits do not depend on which process has which row.
+    """
+    width = -(-rows.shape[1] // size())  # of the columns that each process sums
+    padded = nn.functional.pad(rows, (0, width * size() - rows.shape[1]))
+    mine = padded.new_empty(sum(counts) * width)
+    summed = padded.new_empty(size() * width)
+    with _exchanging():
+        sent = padded.view(len(rows), size(), width).transpose(0, 1).flatten()
+        dist.all_to_all_single(mine, sent, [count * width for count in counts], [len(rows) * width] * size())
+        own, *others = mine.view(-1, width)
+        for row in others:
+            own += row
+        dist.all_gather_into_tensor(summed, own.contiguous())
+    return summed[: rows.shape[1]]
+
+
 def _local_statistics(network: nn.Module) -> Iterator[Tensor]:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not hasattr(module, "synced"):
@@ -225,19 +260,37 @@ def copy_from_first(network: nn.Module) -> None:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What `make` returns in the first process, which alone calls it."""
+    """What `make` returns in the first process, which alone calls it, and to which `size()` is 1 meanwhile.
+
+    Raises: in all processes the SaukitError that `make` raises in the first one.
+    """
+    global _alone
     if size() == 1:
         return make()
-    box = [make() if is_first() else None]
+    made: list[Any] = [None, None]
+    if is_first():
+        _alone = True
+        try:
+            made[0] = make()
+        except SaukitError as error:
+            made[1] = error
+        finally:
+            _alone = False
     with _exchanging():
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-    return box[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(made, 0, device=torch.device("cpu"))
+    if made[1] is not None:
+        raise made[1]
+    return cast(Value, made[0])
 
 
 def first_before_others(make: Callable[[], Value]) -> Value:
-    """What `make` returns in each process; the others call it when the first one has."""
-    made = [make()] if is_first() else []
-    wait_for_all()
+    """What `make` returns in each process; the others call it when the first one has, alone (`from_first`)."""
+    made: list[Value] = []
+
+    def first() -> None:
+        made.append(make())
+
+    from_first(first)
     return made[0] if made else make()
 
 
@@ -249,6 +302,13 @@ def largest(number: int) -> int:
     with _exchanging():
         dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
+
+
+def any_stops(stop: StopRequest) -> bool:
+    """Whether a process was asked to stop; all of them get the same answer, and the signal that came."""
+    if size() > 1:
+        stop.signal_number = largest(stop.signal_number or 0) or None
+    return stop.requested
 
 
 def wait_for_all() -> None:

@@ -44,7 +44,7 @@ from saukit.training.checkpoint import (
     save_checkpoint,
 )
 from saukit.training.context import class_prototypes
-from saukit.training.distributed import Share, from_first, is_first, largest, seconds_waited, size, wait_for_all
+from saukit.training.distributed import Share, any_stops, from_first, is_first, seconds_waited, size, wait_for_all
 from saukit.training.features import FrozenFeatures
 from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
@@ -198,14 +198,13 @@ class Trainer:
                 f"the label check trusts {100 * self.trusted_share:.1f} % of the synthetic images at the end, and "
                 "takes the others for noise: train for more steps, or with `--method mixup-cutmix`, which has none"
             )
-        return from_first(lambda: self._complete(folder, preparation))
+        processes = size()
+        return from_first(lambda: self._complete(folder, preparation, processes))
 
     def _all_stop(self, stop: StopRequest) -> bool:
         """Whether a process was asked to stop; all of them answer alike, and on a GPU where they wait anyway."""
-        if size() > 1 and (self.plan.device.type == "cpu" or self.step_count % LOG_EVERY_STEPS == 0):
-            stop.signal_number = largest(stop.signal_number or 0) or None
-            return stop.requested
-        return stop.requested and size() == 1
+        may_wait = self.plan.device.type == "cpu" or self.step_count % LOG_EVERY_STEPS == 0
+        return any_stops(stop) if may_wait else stop.requested and size() == 1
 
     def state(self) -> TrainingState:
         """All that `restore` needs."""
@@ -386,7 +385,7 @@ class Trainer:
             advice = "give fewer --steps, or a GPU"
         return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
 
-    def _complete(self, folder: Path, preparation: float) -> Manifest:
+    def _complete(self, folder: Path, preparation: float, processes: int) -> Manifest:
         plan = self.plan
         rate = plan.images_of(self.step_count) / max(self.seconds, 1e-9)
         chosen = merged_state(self.network, self._learned.state_dict() if self.best is None else self.best[2])
@@ -418,7 +417,7 @@ class Trainer:
                 "share_of_peak": self._share_of_peak(rate),
                 "peak_memory_bytes": peak_memory(plan.device),
                 **({"lowered_lr": self.lowered} if self.lowered else {}),
-                **({"processes": size(), "exchange_seconds": round(seconds_waited(), 1)} if size() > 1 else {}),
+                **({"processes": processes, "exchange_seconds": round(seconds_waited(), 1)} if processes > 1 else {}),
             },
             device=describe_device(plan.device),
         )

@@ -17,8 +17,9 @@ from saukit.data.split import Split, load_split, make_split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators import diffusion_training as training_room
 from saukit.synthesis.generators.diffusion import save_generator
-from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, TrainingImages
+from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig, Preset
+from saukit.synthesis.generators.training_images import TrainingImages
 from saukit.synthesis.plan import resolve
 
 SMALL = replace(PRESETS["tiny"][0], channels=(16, 32))

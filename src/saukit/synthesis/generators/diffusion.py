@@ -17,6 +17,7 @@ from saukit.synthesis.generators.diffusion_model import build_scheduler, is_guid
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.generators.presets import DiffusionConfig, auto_preset, default_steps, drawn_size, preset_values
 from saukit.synthesis.generators.protocol import CHECKPOINT, GeneratorEntry, Images, Integers
+from saukit.training.distributed import first_before_others, from_first
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -95,7 +96,19 @@ class DiffusionTraining:
     def train(
         self, folder: Path, *, stop: StopRequest, reporter: Reporter, announce: Callable[[], None]
     ) -> DiffusionGenerator:
-        """Train to the end from where the checkpoint stands, and write the network and its scheduler."""
+        """Train to the end from where the checkpoint stands, and write the network and its scheduler.
+
+        Of several processes the first one trains and the others read its last checkpoint, unless a batch has parts
+        that they share.
+        """
+        config = self._trainer.config
+        if config.train_parts == 1:
+            return first_before_others(lambda: self._train(folder, stop, reporter, announce))
+        return self._train(folder, stop, reporter, announce)
+
+    def _train(
+        self, folder: Path, stop: StopRequest, reporter: Reporter, announce: Callable[[], None]
+    ) -> DiffusionGenerator:
         trainer, checkpoint = self._trainer, folder / CHECKPOINT
         state = load_state(checkpoint, trainer.device, made_from=trainer.made_from, warn=reporter.warn)
         if state is not None:
@@ -106,11 +119,15 @@ class DiffusionTraining:
             reporter.say(f"this generator samples images of {drawn} pixels, enlarged to {wanted}")
         was_done = trainer.done
         if not was_done:
-            announce()
+            from_first(announce)
             trainer.run(checkpoint, stop=stop, reporter=reporter)
-        if not was_done or not all((folder / name).is_file() for name in (UNET, WEIGHTS, SCHEDULER)):
-            save_generator(folder, trainer.average)
-        return DiffusionGenerator(trainer, sha256_file(folder / WEIGHTS))
+
+        def saved() -> str:
+            if not was_done or not all((folder / name).is_file() for name in (UNET, WEIGHTS, SCHEDULER)):
+                save_generator(folder, trainer.average)
+            return sha256_file(folder / WEIGHTS)
+
+        return DiffusionGenerator(trainer, from_first(saved))
 
 
 def save_generator(folder: Path, unet: UNet2DModel) -> None:
@@ -140,7 +157,9 @@ def _settle(config: SynthConfig, split: Split, device: torch.device) -> dict[str
 
 
 def _problems(config: SynthConfig) -> Iterator[str]:
-    """Pipelines may be distilled, with one step and guidance 0; this model is not."""
+    """What limits alone do not say. Pipelines may be distilled, with one step and guidance 0; this model is not."""
+    if config.train_parts > (config.train_batch_size or config.train_parts):
+        yield f"train_parts must be at most train_batch_size ({config.train_batch_size}), got {config.train_parts}"
     if config.guidance is not None and not 1 <= config.guidance <= 20:
         yield f"guidance must be at least 1 (none) and at most 20 with generator diffusion, got {config.guidance}"
     if config.sampler_steps == 1:

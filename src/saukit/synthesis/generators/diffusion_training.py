@@ -6,14 +6,13 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.config import to_mapping
@@ -24,7 +23,6 @@ from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
 from saukit.core.words import first_line
-from saukit.data.images import ImageStore, chunks
 from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
@@ -40,8 +38,10 @@ from saukit.synthesis.generators.diffusion_model import (
     sample_times,
     update_ema,
 )
-from saukit.synthesis.generators.grey import is_grey, without_colour
+from saukit.synthesis.generators.grey import without_colour
 from saukit.synthesis.generators.presets import DiffusionConfig, Preset, drawn_size, preset_values
+from saukit.synthesis.generators.training_images import TrainingImages, resized
+from saukit.training.distributed import Share, any_stops, is_first, rank, size, sum_in_order, wait_for_all
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -53,70 +53,6 @@ CHECKPOINT_SECONDS = 30.0
 NOTE_STEPS = 10  # .item() is a sync point: the loss is looked at every so many steps
 GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
-
-
-class TrainingImages:
-    """The split's training images on a device, at `size` (height, width; None: their own), class by class.
-
-    A class of n images is chosen with probability proportional to n^(1 - balance): 1 makes all classes equally likely,
-    0 all images. `grey`: whether no image has any colour.
-    """
-
-    def __init__(
-        self,
-        images: ImageStore,
-        labels: npt.NDArray[np.int64],
-        num_classes: int,
-        *,
-        size: tuple[int, int] | None = None,
-        flip: bool,
-        balance: float,
-        device: torch.device,
-    ) -> None:
-        order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels, minlength=num_classes)
-        self._class_counts, self._first = counts, np.cumsum(counts) - counts
-        if size in (None, images.shape[2:]):
-            self.images = torch.from_numpy(np.asarray(images)).to(device)
-        else:
-            assert size is not None
-            self.images = torch.cat([resized(torch.from_numpy(some), size) for some in chunks(images)]).to(device)
-        self.flip = flip
-        self.grey = is_grey(images)
-        self._order = torch.from_numpy(order).to(device)
-        self._counts = torch.from_numpy(counts).to(device)
-        self._shares = self._counts.double() ** (1 - balance)
-        self._starts = torch.from_numpy(self._first).to(device)
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch: uint8 images [count, 3, H, W], half of them mirrored if the split allows it, and labels [count]."""
-        device = generator.device
-        labels = torch.multinomial(self._shares, count, replacement=True, generator=generator)
-        within = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
-        index = self._starts[labels] + (within * self._counts[labels]).long()
-        images = self.images[self._order[index]]
-        if self.flip:
-            mirrored = torch.rand(count, generator=generator, device=device) < 0.5
-            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-        return images, labels
-
-    def draw_classes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Classes int64 [count], each as likely as it has images."""
-        return torch.multinomial(self._counts.double(), count, replacement=True, generator=generator)
-
-    def origins(self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
-        """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary: of the class, chosen by the seed."""
-        index = [
-            int(self._first[c] + derive_seed(int(seed), "origin") % self._class_counts[c])
-            for c, seed in zip(labels, seeds, strict=True)
-        ]
-        return self.images[self._order[torch.tensor(index, device=self._order.device)]]
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images uint8 [n, 3, H, W] at another height and width, bicubic with antialiasing."""
-    pixels = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class GeneratorTrainer:
@@ -186,7 +122,7 @@ class GeneratorTrainer:
         Precision: the forward pass in autocast; interpolation, loss, clipping, optimizer and average in float32.
         """
         generator = torch_generator(self.config.seed, "synth-batch", self.step, device=self.device)
-        count = self.config.train_batch_size or self.preset.train_batch_size
+        count, parts = self.config.train_batch_size or self.preset.train_batch_size, self.config.train_parts
         pixels, labels = self.data.draw(count, generator)
         warps = None
         if self.config.augment:
@@ -196,20 +132,26 @@ class GeneratorTrainer:
         noise = torch.randn(images.shape, generator=generator, device=self.device)
         times = sample_times(len(images), generator)
         labels = drop_labels(labels, self.num_classes, generator)
+        others = self.data.draw_classes(len(labels), generator) if self.config.tail == "cbdm" else None
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        with self._dropout_state(), self.precision.autocast():
-            noisy = interpolate(images, noise, times)
-            inputs = noisy if warps is None else warp.append_planes(noisy, warps)
-            velocity = self._velocity(inputs, times, labels)
-            loss = flow_matching_loss(velocity, images, noise)
-            if self.config.tail == "cbdm":
-                others = self.data.draw_classes(len(labels), generator)
-                balancing = class_balancing_loss(
-                    velocity, self._velocity(inputs, times, others), times, labels != self.num_classes
-                )
-                loss = loss + balancing
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+        def loss_of(part: int) -> Tensor:
+            """The share of the batch's loss that is of one of its parts."""
+            rows = Share(count, part, parts).rows
+            with self._dropout_state(part), self.precision.autocast():
+                noisy = interpolate(images[rows], noise[rows], times[rows])
+                inputs = noisy if warps is None else warp.append_planes(noisy, warps[rows])
+                velocity = self._velocity(inputs, times[rows], labels[rows])
+                loss = flow_matching_loss(velocity, images[rows], noise[rows])
+                if others is not None:
+                    of_others = self._velocity(inputs, times[rows], others[rows])
+                    labelled = labels[rows] != self.num_classes
+                    loss = loss + class_balancing_loss(velocity, of_others, times[rows], labelled)
+            share: Tensor = loss * ((rows.stop - rows.start) / count)
+            return share
+
+        loss = self._backward(loss_of)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), GRADIENT_NORM)
         self.scaler.step(self.optimizer)
@@ -217,7 +159,32 @@ class GeneratorTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         update_ema(self.average.parameters(), self.unet.parameters(), ema_decay(self.step, self.preset.ema_decay))
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _backward(self, loss_of: Callable[[int], Tensor]) -> Tensor:
+        """The gradients of the losses of all parts, added in their order, and the sum of these losses.
+
+        So the bits do not depend on which process computes which part.
+        """
+        shares = [Share(self.config.train_parts, at, size()).rows for at in range(size())]
+        weights, rows = list(self.unet.parameters()), []
+        lengths = [weight.numel() for weight in weights]
+        loss = torch.zeros((), device=self.device)
+        for part in range(shares[rank()].start, shares[rank()].stop):
+            part_loss = loss_of(part)
+            self.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
+            loss = loss + part_loss.detach()
+            if size() > 1:
+                rows.append(torch.cat([part_loss.detach().view(1), *(weight.grad.flatten() for weight in weights)]))
+                self.optimizer.zero_grad(set_to_none=True)
+        if size() > 1:
+            mine = torch.stack(rows) if rows else loss.new_empty(0, 1 + sum(lengths))
+            summed = sum_in_order(mine, [share.stop - share.start for share in shares])
+            loss, *gradients = torch.split(summed, [1, *lengths])
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = torch.empty_like(weight).copy_(gradient.view_as(weight))
+        total: Tensor = loss.view(())
+        return total
 
     def _velocity(self, inputs: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         velocity: Tensor = self.unet(inputs, TIME_SCALE * times, class_labels=labels, return_dict=False)[0]
@@ -237,16 +204,20 @@ class GeneratorTrainer:
             while not self.done:
                 self._recent.append(self.train_step())
                 now = time.monotonic()
-                due = now - saved >= CHECKPOINT_SECONDS or self.done or stop.requested
+                may_wait = self.device.type == "cpu" or self.step % NOTE_STEPS == 0
+                stopping = any_stops(stop) if may_wait else stop.requested and size() == 1
+                due = now - saved >= CHECKPOINT_SECONDS or self.done or stopping
                 if due or len(self._recent) >= NOTE_STEPS:
                     progress.update(self.step, f"loss {self._recent_loss():.4f}")
                 if due:
                     self.seconds = now - began
                     if not self.is_finite:
                         raise self._not_finite("weights are not numbers")
-                    self.save(checkpoint)
+                    if is_first():
+                        self.save(checkpoint)
                     saved = time.monotonic()
-                if stop.requested:
+                if stopping:
+                    wait_for_all()  # until the state is saved
                     raise stop.interrupted()
 
     def save(self, path: Path) -> None:
@@ -349,13 +320,13 @@ class GeneratorTrainer:
         self.step = self.total_steps
 
     @contextlib.contextmanager
-    def _dropout_state(self) -> Iterator[None]:
-        """Dropout draws from the global generator: give that a state which depends on seed and step alone."""
+    def _dropout_state(self, part: int) -> Iterator[None]:
+        """Dropout draws from the global generator: give that a state which depends on seed, step and part alone."""
         if not self.preset.dropout:
             yield
             return
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(self.config.seed, "synth-dropout", self.step))
+            torch.manual_seed(derive_seed(self.config.seed, "synth-dropout", self.step, part))
             yield
 
     def _recent_loss(self) -> float:
