@@ -36,10 +36,10 @@ def fail_at(fault: str, room: Any, name: str, count: Callable[[Any], int]) -> No
     kind, _, step = fault.partition(":")
     work = getattr(room, name)
 
-    def faulty(self: Any, *arguments: Any) -> Any:
+    def faulty(self: Any, *arguments: Any, **options: Any) -> Any:
         if job_rank() == job_size() - 1 and step and count(self) == int(step) and not restarts():
             os.kill(os.getpid(), {"stop": signal.SIGTERM, "kill": signal.SIGKILL}[kind])
-        return work(self, *arguments)
+        return work(self, *arguments, **options)
 
     setattr(room, name, faulty)
 

@@ -6,7 +6,8 @@
 
 `equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
 Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
-shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of two in float64.
+shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of
+two in float64.
 `speed` times two processes of one thread and one process of two threads in turn, on random images.
 """
 

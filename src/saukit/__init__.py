@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from saukit.core.version import __version__ as __version__
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from saukit.models.classifier import ImageClassifier
     from saukit.synthesis.config import SynthConfig
     from saukit.training.config import TrainConfig
+
+# What an Apple GPU lacks is computed by the processor, and torch says so; it reads this when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = [
     "CompareConfig",

@@ -3,6 +3,7 @@ import platform
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +13,33 @@ from saukit.core.device import (
     Precision,
     cpu_has_bf16,
     describe_device,
+    free_memory,
     limit_threads,
+    limits,
     peak_flops,
+    peak_memory,
     resolve_amp,
     resolve_device,
     suited_threads,
     using_threads,
+    widest,
 )
 from saukit.core.errors import EnvironmentFault, UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def pretend_others(monkeypatch: pytest.MonkeyPatch, *, xpus: int = 0, has_mps: bool = False, macos: int = 14) -> None:
+    """As many Intel GPUs, with bf16 and without float64, and perhaps Apple's."""
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: xpus)
+    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device: f"Arc of {device}")
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace(has_fp64=device.index > 0))
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device: (3 << 30, 8 << 30))
+    monkeypatch.setattr(torch.mps, "device_count", lambda: int(has_mps))
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 << 30)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major)
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, capability: tuple[int, int] = (9, 0)) -> None:
@@ -47,10 +65,14 @@ def test_names(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, expected: 
     assert resolve_device(name) == torch.device(expected)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps", "", "CPU", "cuda:0:0", "cudax"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:x", "", "CPU", "cuda:0:0", "cudax"]
+)
 def test_an_unknown_name_tells_the_known_ones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pretend_gpus(monkeypatch, 8)
-    with pytest.raises(UsageError, match=rf"^unknown device {re.escape(repr(name))}: use auto, cpu, cuda or cuda:0$"):
+    with pytest.raises(
+        UsageError, match=rf"^unknown device {re.escape(repr(name))}: use auto, cpu, cuda, cuda:0, mps, xpu or xpu:0$"
+    ):
         resolve_device(name)
 
 
@@ -61,6 +83,58 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str, gpu
     with pytest.raises(EnvironmentFault, match=message) as caught:
         resolve_device(name)
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "xpus", "has_mps", "expected"),
+    [
+        ("auto", 2, True, "xpu:0"),
+        ("auto", 0, True, "mps:0"),
+        ("auto", 0, False, "cpu"),
+        ("xpu:1", 2, False, "xpu:1"),
+        ("xpu", 1, False, "xpu:0"),
+        ("mps", 0, True, "mps:0"),
+    ],
+)
+def test_names_of_other_gpus(
+    monkeypatch: pytest.MonkeyPatch, name: str, xpus: int, has_mps: bool, expected: str
+) -> None:
+    pretend_gpus(monkeypatch, 0)
+    pretend_others(monkeypatch, xpus=xpus, has_mps=has_mps)
+    assert resolve_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(("name", "count"), [("mps", 0), ("xpu", 0), ("xpu:2", 2), ("mps:1", 1)])
+def test_other_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
+    pretend_others(monkeypatch, xpus=count, has_mps=count > 0)
+    kind = name[:3].upper()
+    with pytest.raises(EnvironmentFault, match=f"^device {name} asked for, but {count} {kind} devices are here"):
+        resolve_device(name)
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_others(monkeypatch, xpus=2, has_mps=True)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_device("xpu") == torch.device("xpu", 1)
+    with pytest.raises(EnvironmentFault, match="process 1 has no GPU of its own, this machine has 1"):
+        resolve_device("mps")
+
+
+def test_what_other_gpus_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_others(monkeypatch, xpus=2, has_mps=True)
+    arc, max_, mps = torch.device("xpu", 0), torch.device("xpu", 1), torch.device("mps", 0)
+    assert [resolve_amp("auto", device) for device in (arc, max_, mps)] == ["bf16"] * 3
+    assert [widest(device) for device in (arc, max_, mps, CPU)] == [torch.float32, torch.float64] * 2
+    assert [free_memory(device) >> 30 for device in (arc, mps)] == [3, 10]
+    assert (describe_device(max_), describe_device(mps)) == ("xpu:1 (Arc of xpu:1)", f"mps:0 ({platform.machine()})")
+    assert limits(max_) == ["without CUDA graphs"] and limits(CPU) == []
+    assert limits(mps)[:2] == ["without float64, so a pixel of AutoAugment may differ by one", "for one process"]
+    assert peak_memory(mps) == peak_memory(CPU) is not None  # it shares the host's memory
+    pretend_others(monkeypatch, has_mps=True, macos=13)
+    assert resolve_amp("auto", mps) == "off"
+    with Precision("bf16", "mps").autocast() as context:
+        assert context is None or torch.is_autocast_enabled("mps")
 
 
 @pytest.mark.parametrize(

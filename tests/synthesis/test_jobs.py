@@ -124,6 +124,7 @@ def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
 def test_two_processes_one_killed_make_the_cache_of_one(digits_root: Path, tmp_path: Path, reporter: Reporter) -> None:
     """Torchrun starts them again; steps 0 to 5 are those of the generator's training, later ones batches."""
     config = replace(MICRO, train_batch_size=5, train_parts=3, filter="classifier", classifier="judge", max_tries=2.0)
+    config = replace(config, min_confidence=0.1)
     judge = tiny(method="balanced-softmax", synthetic=False)
     whole = workspace_beside(digits_root, tmp_path / "whole")
     fit(judge, whole, name="judge", device=torch.device("cpu"), force=False, resume=False, reporter=reporter)

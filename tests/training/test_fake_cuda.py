@@ -25,12 +25,12 @@ from saukit.core.workspace import Workspace
 from saukit.data.split import Split, load_split
 from saukit.models.dual_branch import DualBranchNet
 from saukit.synthesis.config import Sampler
-from saukit.synthesis.generators import diffusion_model, diffusion_training
+from saukit.synthesis.generators import diffusion_model, diffusion_training, training_images
 from saukit.synthesis.generators.diffusion_model import guided_velocity, solve
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer, unwarped
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig
 from saukit.synthesis.plan import resolve
-from saukit.training import autoaugment, blur
+from saukit.training import autoaugment, blur, losses
 from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry
@@ -184,12 +184,47 @@ def run(method: MethodEntry, *, second_stage: bool = False, **options: Any) -> N
     assert all(p.device == CUDA for p in step.network.parameters())
 
 
+class NoDouble(TorchDispatchMode):
+    """No operation makes a float64, which some GPUs have not."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)):
+            raise AssertionError(f"{func} makes a float64")
+        return result
+
+
+@pytest.fixture
+def without_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (autoaugment, losses, training_images):
+        monkeypatch.setattr(room, "widest", lambda device: torch.float32)
+
+
 STAGES = [(name, stage) for name, row in METHODS.items() for stage in (False, True)[: 2 if row.second_stage else 1]]
 
 
 @pytest.mark.parametrize(("name", "second_stage"), STAGES, ids=str)
 def test_every_method(name: Any, second_stage: bool) -> None:
     run(METHODS[name], second_stage=second_stage, synthetic_weight=0.5)
+
+
+@pytest.mark.usefixtures("without_double")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_without_float64(name: Any) -> None:
+    with NoDouble():
+        run(METHODS[name])
+
+
+def test_float64_is_found() -> None:
+    with NoDouble(), pytest.raises(AssertionError, match="makes a float64"):
+        run(METHODS["sau"])
+
+
+@pytest.mark.usefixtures("without_double")
+def test_a_generator_learns_without_float64(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = generator_trainer(split, monkeypatch, tail="cbdm", augment=0.5)
+    with NoDouble():
+        trainer.train_step()
 
 
 @pytest.mark.parametrize(("amp", "noise"), list(zip(("off", "bf16", "fp16"), NOISE_STRATEGIES, strict=True)))

@@ -42,7 +42,9 @@ def command(call: Call) -> None:
     if document["threads"] is not None:
         used, usable = document["threads"]["used"], document["threads"]["usable_cores"]
         rows += [["threads", f"{used}, this process may use {usable} of {document['threads']['cores']} cores"]]
-    rows += [[device["name"], f"amp {device['amp']}, {device['about']}"] for device in document["devices"]]
+    for device in document["devices"]:
+        works = "a training step works" if device["problem"] is None else device["problem"]
+        rows.append([device["name"], "; ".join([f"amp {device['amp']}, {device['about']}", *device["limits"], works])])
     rows += [["free disk", f"{format_bytes(document['free_disk_bytes'])} at {existing}"]]
     if document["start_with"] is not None:
         rows += [["method", document["start_with"]]]
@@ -90,17 +92,49 @@ def _threads() -> dict[str, int]:
     return {"used": torch.get_num_threads(), "usable_cores": usable_cores(), "cores": os.cpu_count() or 1}
 
 
-def _devices() -> list[dict[str, str]]:
+def _devices() -> list[dict[str, Any]]:
+    """The devices here, the arithmetic that suits each, and whether a training step works there."""
     import torch
 
-    from saukit.core.device import describe_device, resolve_amp
+    from saukit.core.device import GPUS, describe_device, device_count, free_memory, limits, resolve_amp
     from saukit.core.words import format_bytes
 
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    rows = []
-    for device in devices:
-        memory = "" if device.type == "cpu" else f", {format_bytes(torch.cuda.mem_get_info(device)[1])}"
-        rows.append(
-            {"name": str(device), "amp": resolve_amp("auto", device), "about": describe_device(device) + memory}
-        )
+    rows: list[dict[str, Any]] = []
+    for device in [torch.device("cpu"), *(torch.device(kind, i) for kind in GPUS for i in range(device_count(kind)))]:
+        about = describe_device(device)
+        if device.type != "cpu":
+            about += f", {format_bytes(free_memory(device))} free"
+        row = {"name": str(device), "amp": resolve_amp("auto", device), "about": about, "limits": limits(device)}
+        rows.append({**row, "problem": _try_step(device)})
     return rows
+
+
+def _try_step(device: Any) -> str | None:
+    """Why one step with every view does not work on a device; None if it does."""
+    import torch
+
+    from saukit.core.device import Precision, resolve_amp
+    from saukit.models.dual_branch import DualBranchNet
+    from saukit.training.views import Views
+
+    try:
+        network = DualBranchNet("convnet-small", 2, projection=True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
+        precision, generator = (
+            Precision(resolve_amp("auto", device), device.type),
+            torch.Generator(device).manual_seed(0),
+        )
+        views = Views(torch.zeros(3, device=device), torch.ones(3, device=device), flip=True)
+        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device=device)
+        with precision.autocast():
+            seen = [view(images, generator) for view in (views.crop_flip, views.autoaugment, views.simclr)]
+            loss = network(seen[0]).float().square().mean() + sum(network.project(x).float().sum() for x in seen[1:])
+        scaler = precision.scaler()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if not bool(torch.stack([weight.detach().isfinite().all() for weight in network.parameters()]).all()):
+            return "a training step gives weights that are not numbers"
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        return f"a training step fails: {str(error).splitlines()[0]}"
+    return None

@@ -40,7 +40,7 @@ COMMON_OPTIONS: dict[str, tuple[Any, Any]] = {
         help="Folder of one split and all made from it.",
     ),
     "config": _common(Path | None, None, "--config", help="A saved config.yaml; options given here win."),
-    "device": _common(str, "auto", help="auto, cpu, cuda or cuda:0."),
+    "device": _common(str, "auto", help="auto, cpu, cuda, cuda:0, mps, xpu or xpu:0."),
     "dry_run": _common(bool, False, "--dry-run", help="Show what would be done; write nothing."),
     "force": _common(bool, False, "--force", help="Replace what an earlier command made."),
     "json": _common(bool, False, "--json", help="One JSON document on stdout, all else on stderr."),

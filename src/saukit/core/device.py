@@ -43,31 +43,41 @@ _PEAK_TFLOPS = {
     "V100-PCIE": 112,
     "T4": 65,
 }
+GPUS = ("cuda", "xpu", "mps")  # NVIDIA's and AMD's, Intel's, Apple's
+COPIES_ASIDE = ("cuda", "xpu")  # have memory of their own, and copy to it beside computing
 ONE_THREAD_SIDE = 64  # pixels; up to here a CPU works with one thread
 _WITHOUT_BF16 = ("V100-SXM2", "V100-PCIE", "T4")
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is `cuda` where there is one, else `cpu`; `cuda` is the first device, under torchrun each process's own.
+    """`auto` is the first kind of GPU that is there, else `cpu`; a kind is its first device, under torchrun each
+    process's own.
 
-    Raises: UsageError for another name, EnvironmentFault for a CUDA device that is not there.
+    Raises: UsageError for another name, EnvironmentFault for a device that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or not (index.isdigit() or name == "cuda")):
-        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:0")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        own = int(index or local_rank())
-        if own >= count and not index and count:
-            raise EnvironmentFault(
-                f"process {own} has no GPU of its own, this machine has {count}: use --nproc-per-node {count}"
-            )
-        if own >= count:
-            raise EnvironmentFault(f"device {name} asked for, but {count} CUDA devices are here: use --device cpu")
-        return torch.device("cuda", own)
-    return torch.device("cpu")
+        name = next(filter(device_count, GPUS), "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    found = re.fullmatch(r"(cuda|xpu|mps)(?::(\d+))?", name)
+    if not found:
+        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:0, mps, xpu or xpu:0")
+    kind, index, count = found[1], found[2], device_count(found[1])
+    own = int(index or local_rank())
+    if own >= count and not index and count:
+        raise EnvironmentFault(
+            f"process {own} has no GPU of its own, this machine has {count}: use --nproc-per-node {count}"
+        )
+    if own >= count:
+        raise EnvironmentFault(
+            f"device {name} asked for, but {count} {kind.upper()} devices are here: use --device cpu"
+        )
+    return torch.device(kind, own)
+
+
+def device_count(kind: str) -> int:
+    """GPUs of a kind that this process can use."""
+    return int(torch.get_device_module(kind).device_count())
 
 
 def open_device(name: str) -> torch.device:
@@ -114,6 +124,10 @@ def resolve_amp(amp: Amp, device: torch.device) -> Literal["bf16", "fp16", "off"
         return amp
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "xpu":
+        return "bf16" if torch.xpu.is_bf16_supported() else "fp16"
+    if device.type == "mps":
+        return "bf16" if torch.backends.mps.is_macos_or_newer(14, 0) else "off"
     return "bf16" if cpu_has_bf16() else "off"
 
 
@@ -124,8 +138,10 @@ def cpu_has_bf16() -> bool:
 
 def describe_device(device: torch.device) -> str:
     """A device in words, for messages and manifests."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "mps":
+        return f"{device} ({platform.machine()})"
+    if device.type != "cpu":
+        return f"{device} ({torch.get_device_module(device.type).get_device_name(device)})"
     threads = torch.get_num_threads()
     return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
 
@@ -192,25 +208,53 @@ def keep_freed_memory() -> None:
     library.mallopt(trim_threshold, 2**31 - 1)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64 where the device computes it; float32 on Apple's GPUs and some of Intel's."""
+    if device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64):
+        return torch.float32
+    return torch.float64
+
+
+def limits(device: torch.device) -> list[str]:
+    """What does not work on a device, or differs there, in words."""
+    found = []
+    if widest(device) != torch.float64:
+        found.append("without float64, so a pixel of AutoAugment may differ by one")
+    if device.type == "mps":
+        found.append("for one process")
+        found.append("operations that it lacks are computed by the processor, and torch warns of each")
+    if device.type in ("mps", "xpu"):
+        found.append("without CUDA graphs")
+    return found
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that are free; on Apple's, which share the host's memory, what is left of what they may use."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(torch.get_device_module(device.type).mem_get_info(device)[0])
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start `peak_memory` of a GPU over; a process's own cannot be."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in COPIES_ASIDE:
+        torch.accelerator.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: on a GPU what torch allocated at most, else the process's largest resident size since it began.
+    """Bytes: on a GPU of its own memory what torch allocated at most, else the process's largest resident size since
+    it began.
 
     None on Windows, where Python does not know it.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in COPIES_ASIDE:
+        return torch.accelerator.max_memory_allocated(device)
     try:
         import resource
     except ImportError:

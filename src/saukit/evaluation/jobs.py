@@ -29,7 +29,7 @@ import torch
 
 from saukit.core.artifacts import Manifest
 from saukit.core.console import ProgressLine, Reporter
-from saukit.core.device import open_device, resolve_device, usable_cores
+from saukit.core.device import device_count, open_device, resolve_device, usable_cores
 from saukit.core.errors import EnvironmentFault, Interrupted, LockHeldError, SaukitError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.workspace import Workspace
@@ -65,7 +65,7 @@ def job_devices(name: str, jobs: int | None = None) -> list[str]:
     device = resolve_device(name)
     if device.type == "cpu":
         return ["cpu"] * (jobs or usable_cores())
-    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if ":" not in name else [name]
+    every = [f"{device.type}:{index}" for index in range(device_count(device.type))] if ":" not in name else [name]
     return [every[index % len(every)] for index in range(jobs or len(every))]
 
 

@@ -38,7 +38,7 @@ from saukit.core.artifacts import (
 )
 from saukit.core.config import differences, load_saved
 from saukit.core.console import Reporter
-from saukit.core.device import describe_device
+from saukit.core.device import COPIES_ASIDE, describe_device
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
@@ -286,7 +286,7 @@ def preview(
 
 def _with_batch_size(plan: SynthesisPlan, generator: ImageGenerator | Trainable, work: _Work) -> SynthesisPlan:
     """The outline with the batch size that suits a GPU, found by trying, where that limits it."""
-    if work.device.type != "cuda" or not find_generator(plan.config.generator).tries_batch_sizes:
+    if work.device.type not in COPIES_ASIDE or not find_generator(plan.config.generator).tries_batch_sizes:
         return plan
 
     def seconds(count: int) -> float:

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saukit.core.device import widest
+
 # The order matters: the three families below are ranges of positions in this tuple.
 OPERATIONS = (
     *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
@@ -218,14 +220,15 @@ def shear_bicubic(images: Tensor, amount: Tensor, down: Tensor) -> Tensor:
 
 def _shear_rows(images: Tensor, amount: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    x = torch.arange(width, dtype=torch.float64, device=images.device)[None, None, :] + 0.5
-    y = torch.arange(height, dtype=torch.float64, device=images.device)[None, :, None] + 0.5
-    source = x + amount.double()[:, None, None] * y
+    double = widest(images.device)
+    x = torch.arange(width, dtype=double, device=images.device)[None, None, :] + 0.5
+    y = torch.arange(height, dtype=double, device=images.device)[None, :, None] + 0.5
+    source = x + amount.to(double)[:, None, None] * y
     inside = (source >= 0) & (source < width)
     base = (source - 0.5).floor()
     d = source - 0.5 - base
     weights = (((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d)
-    pixels = images.double()
+    pixels = images.to(double)
     total = torch.zeros_like(pixels)
     for tap, weight in enumerate(weights):
         index = (base + tap - 1).clamp(0, width - 1).long()
@@ -322,7 +325,7 @@ def _look_up(images: Tensor, operation: Tensor, factor: Tensor, threshold: Tenso
 def _autocontrast_table(lowest: Tensor, highest: Tensor, ramp: Tensor) -> Tensor:
     # float64 and in this order: PIL truncates, so exact integers depend on the last bit.
     # Division of two tensors, because `255 / tensor` multiplies by the reciprocal.
-    spread = (highest - lowest).clamp(min=1).to(torch.float64)
+    spread = (highest - lowest).clamp(min=1).to(widest(highest.device))
     scale = torch.full_like(spread, 255.0) / spread
     stretched = (ramp * scale + -lowest * scale).clamp(0, 255).to(torch.int64)
     return torch.where(highest > lowest, stretched, ramp).to(torch.uint8)

@@ -107,7 +107,8 @@ def class_prototypes(
     """
     sums: Tensor | int = 0
     # On an accelerator a large batch, or the launches of its kernels would take longer than the kernels.
-    batch_size = min(2048 if labels.is_cuda else 256, max(1, PROTOTYPE_PIXELS // math.prod(images.shape[2:])))
+    most = 256 if labels.device.type == "cpu" else 2048
+    batch_size = min(most, max(1, PROTOTYPE_PIXELS // math.prod(images.shape[2:])))
     for start in range(0, len(labels), batch_size):
         end, views = min(start + batch_size, len(labels)), context.views
         mine = slice(start, end)

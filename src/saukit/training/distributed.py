@@ -335,7 +335,7 @@ def _exchanging() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         raise SaukitError(
             f"another process of this job has ended ({reason}): torchrun's report says which; continue with --resume, "
             "or have torchrun do so with --max-restarts"

@@ -35,7 +35,7 @@ def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
     """
     threads = suited_threads(plan.split.image_size, plan.device)
     measure = measure and plan.config.tune == "all"  # of a frozen backbone the features count, timed on real images
-    if measure or plan.device.type == "cuda":
+    if measure or plan.device.type != "cpu":
         with using_threads(threads):
             return _measured(plan) if measure else _estimated(plan, plan.batch_size)
     with using_threads(1):

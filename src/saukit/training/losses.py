@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saukit.core.device import widest
+
 NoiseStrategy = Literal["pos_neg", "neg_only", "drop"]
 NOISE_STRATEGIES: tuple[NoiseStrategy, ...] = ("pos_neg", "neg_only", "drop")
 
@@ -120,7 +122,9 @@ def class_balanced_weights(class_counts: Tensor, *, beta: float) -> Tensor:
         raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
     # 1 - beta^n by expm1 and in double precision: as written it would lose the digits that tell classes apart.
     weights = (
-        (1 - beta) / -torch.expm1(class_counts.double() * math.log(beta)) if beta else torch.ones_like(class_counts)
+        (1 - beta) / -torch.expm1(class_counts.to(widest(class_counts.device)) * math.log(beta))
+        if beta
+        else torch.ones_like(class_counts)
     )
     return (weights / weights.mean()).float()
 

@@ -22,6 +22,7 @@ from saukit.core.device import (
     peak_flops,
     peak_memory,
     synchronise,
+    widest,
 )
 from saukit.core.errors import EnvironmentFault
 from saukit.core.interrupts import StopRequest
@@ -84,6 +85,7 @@ class Trainer:
         self.lowered: list[list[float]] = []  # learning rates, as in `TrainingState`
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self._orders: dict[tuple[bool, bool], BatchOrder] = {}
+        self._widest = widest(plan.device)
         self._is_prepared = not (plan.config.compile or plan.config.cuda_graph)
 
     def use_features(self, features: FrozenFeatures) -> None:
@@ -127,7 +129,7 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.network)
         for name, value in {**metrics, "steps": torch.ones((), device=self.plan.device)}.items():
-            self.meters[name] = self.meters.get(name, 0) + value.double()
+            self.meters[name] = self.meters.get(name, 0) + value.to(self._widest)
 
     def run(self, folder: Path, reporter: Reporter, *, tracker: TrackerName | None = None) -> Manifest:
         """Train to the end, with log, checkpoints and validation, and complete the run's folder.

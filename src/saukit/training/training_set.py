@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saukit.core.device import COPIES_ASIDE, free_memory
 from saukit.core.seeding import torch_generator
 from saukit.core.words import format_bytes
 from saukit.data.images import ImageStore
@@ -118,9 +119,8 @@ def build_training_set(
     on_disk = not isinstance(split.train.images, np.ndarray)
     if residence is None:
         residence = "device"
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            residence = choose_residence(sum(part.images.nbytes for part in parts), free)
+        if device.type != "cpu":
+            residence = choose_residence(sum(part.images.nbytes for part in parts), free_memory(device))
     labels = np.concatenate([part.labels for part in parts])
     return TrainingSet(
         images=StoredImages([part.images for part in parts])
@@ -233,7 +233,9 @@ class BatchOrder:
         return on_host[:, chosen], on_device[:, chosen]
 
     def _shuffle(self, epoch: int) -> Tensor:
-        orders = torch.empty((2, self._count), dtype=torch.int64, pin_memory=self.training_set.device.type == "cuda")
+        orders = torch.empty(
+            (2, self._count), dtype=torch.int64, pin_memory=self.training_set.device.type in COPIES_ASIDE
+        )
         for order, purpose in zip(orders, ("shuffle-a", "shuffle-b"), strict=True):
             generator = torch_generator(self._seed, purpose, epoch)
             if self._labels is None or not self._balanced[purpose]:
@@ -263,12 +265,12 @@ class _Delivery:
     """Images on their way to the device; `arrived` is None where there is no device to wait for."""
 
     images: Tensor
-    arrived: torch.cuda.Event | None
+    arrived: Any
 
     def receive(self) -> Tensor:
         """The images, for work on the device's current stream. The host does not wait for them."""
         if self.arrived is not None:
-            stream = torch.cuda.current_stream(self.images.device)
+            stream = torch.get_device_module(self.images.device.type).current_stream(self.images.device)
             stream.wait_event(self.arrived)
             # They were allocated for the copying stream. Without this the allocator would give their memory to a
             # later copy as soon as Python lets go of them, while this stream may still have to read them.
@@ -286,11 +288,12 @@ class _HostFeed:
 
     def __init__(self, images: Tensor, rows: int, device: torch.device) -> None:
         self._images, self._device = images, device
-        on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        aside = device.type in COPIES_ASIDE
+        self._module = torch.get_device_module(device.type)
+        self._stream = self._module.Stream(device) if aside else None
         shape = (rows, *images.shape[1:])
-        self._staging = [torch.empty(shape, dtype=images.dtype, pin_memory=on_gpu) for _ in range(2)]
-        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._staging = [torch.empty(shape, dtype=images.dtype, pin_memory=aside) for _ in range(2)]
+        self._copied: list[Any] = [None, None]  # the events of the last copies
         self._turn = 0
 
     def send(self, rows: Tensor) -> _Delivery:
@@ -302,8 +305,8 @@ class _HostFeed:
         staging = staging[: rows.numel()]
         torch.index_select(self._images, 0, rows.flatten(), out=staging)
         if self._stream is None:
-            return _Delivery(staging.clone(), None)
-        with torch.cuda.stream(self._stream):
+            return _Delivery(staging.to(self._device, copy=True), None)
+        with self._module.stream(self._stream):
             images = torch.empty_like(staging, device=self._device)
             images.copy_(staging, non_blocking=True)
             arrived = self._stream.record_event()

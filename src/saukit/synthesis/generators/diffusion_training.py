@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saukit.core.config import to_mapping
-from saukit.core.device import Precision, suited_threads, using_threads
+from saukit.core.device import COPIES_ASIDE, Precision, suited_threads, using_threads
 from saukit.core.errors import DataError, SaukitError
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
@@ -85,7 +85,7 @@ class GeneratorTrainer:
         self.step, self.seconds = 0, 0.0
         planes = warp.PLANES if config.augment else 0
         self.unet = build_unet(self.preset, self.size, self.num_classes, config.seed, planes=planes).to(device)
-        if device.type == "cuda":  # on a CPU, oneDNN's own layout is faster in bf16
+        if device.type in COPIES_ASIDE:  # on a CPU, oneDNN's own layout is faster in bf16
             self.unet = self.unet.to(memory_format=torch.channels_last)
         self.average: UNet2DModel = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -315,7 +315,7 @@ class GeneratorTrainer:
                     "give one that was trained on a split like this one, with the same --preset and --augment"
                 )
         self.average = unet.to(self.device).eval().requires_grad_(False)
-        if self.device.type == "cuda":
+        if self.device.type in COPIES_ASIDE:
             self.average = self.average.to(memory_format=torch.channels_last)
         self.step = self.total_steps
 

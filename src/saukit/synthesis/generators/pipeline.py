@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.words import first_line
@@ -237,7 +238,7 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     Raises: UsageError for float16 on a CPU, where it is emulated and overflows.
     """
     if dtype == "auto":
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        native = device.type != "cpu" and resolve_amp("auto", device) == "bf16"
         return torch.bfloat16 if native else torch.float32
     if dtype == "float16" and device.type == "cpu":
         raise UsageError("dtype float16 needs a GPU: use float32, bfloat16 or auto")

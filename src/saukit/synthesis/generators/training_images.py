@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saukit.core.device import widest
 from saukit.core.seeding import derive_seed
 from saukit.data.images import ImageStore, chunks
 from saukit.synthesis.generators.grey import is_grey
@@ -43,14 +44,14 @@ class TrainingImages:
         self.grey = is_grey(images)
         self._order = torch.from_numpy(order).to(device)
         self._counts = torch.from_numpy(counts).to(device)
-        self._shares = self._counts.double() ** (1 - balance)
+        self._shares = self._counts.to(widest(device)) ** (1 - balance)
         self._starts = torch.from_numpy(self._first).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch: uint8 images [count, 3, H, W], half of them mirrored if the split allows it, and labels [count]."""
         device = generator.device
         labels = torch.multinomial(self._shares, count, replacement=True, generator=generator)
-        within = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        within = torch.rand(count, generator=generator, device=device, dtype=widest(device))
         index = self._starts[labels] + (within * self._counts[labels]).long()
         images = self.images[self._order[index]]
         if self.flip:
@@ -60,7 +61,9 @@ class TrainingImages:
 
     def draw_classes(self, count: int, generator: torch.Generator) -> Tensor:
         """Classes int64 [count], each as likely as it has images."""
-        return torch.multinomial(self._counts.double(), count, replacement=True, generator=generator)
+        return torch.multinomial(
+            self._counts.to(widest(generator.device)), count, replacement=True, generator=generator
+        )
 
     def origins(self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary: of the class, chosen by the seed."""
