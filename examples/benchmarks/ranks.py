@@ -3,22 +3,27 @@
     python examples/benchmarks/ranks.py equality --dataset digits --imb 50 --steps 200 --out ranks_digits.json
     python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --steps 200 --out ...
     python examples/benchmarks/ranks.py speed --out ranks_speed.json
+    python examples/benchmarks/ranks.py jobs --out ranks_jobs.json
 
 `equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
 Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
 shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of
 two in float64.
-`speed` times two processes of one thread and one process of two threads in turn, on random images.
+`speed` times two processes of one thread and one process of two threads in turn. `jobs` makes a comparison with
+`compare --jobs 1` and with `--jobs 2`, and a cache with one process and with two.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import shlex
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,11 +39,13 @@ from saukit.core.console import Reporter
 from saukit.core.device import keep_freed_memory, limit_threads
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
+from saukit.data.images import RowsOf
 from saukit.data.split import make_split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.distributed import is_first, joined, seconds_waited, size
+from saukit.training.features import kept_features
 from saukit.training.methods import METHODS
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
@@ -46,13 +53,17 @@ from saukit.training.trainer import Trainer
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
 PROCESSES = 2
-# (name, pixels, configuration) of what `speed` times; the backbones start from random weights.
+# Name, pixels and configuration of what `speed` times; the backbones start from random weights.
+LITE = {"backbone": "timm/tf_efficientnet_lite0", "batch_size": 8}
 SPEED: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("resnet32-w16, 32 px", 32, {"backbone": "resnet32-w16", "batch_size": 64}),
     ("resnet32-w64, 32 px", 32, {"backbone": "resnet32-w64", "batch_size": 16}),
-    ("EfficientNet-Lite0, 224 px, fine-tuned", 224, {"backbone": "timm/tf_efficientnet_lite0", "batch_size": 8}),
+    ("EfficientNet-Lite0, 224 px, fine-tuned", 224, LITE),
+    ("EfficientNet-Lite0, 224 px, frozen: features", 224, LITE),
 )
-SPEED_STEPS = 5
+FEATURES = 256  # images
+ROUNDS = 5
+SPEED_STEPS = 4
 # What `equality` trains with besides: name, processes, and how it is trained.
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
     "float32": (PROCESSES, {}),
@@ -64,7 +75,7 @@ SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equality", "speed", "work"))
+    parser.add_argument("what", choices=("equality", "speed", "jobs", "work"))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--root", type=Path, help="folder that holds the data set")
     parser.add_argument("--imb", type=float, default=50)
@@ -81,7 +92,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return {}
     started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
-        found = equality(options, Path(folder)) if options.what == "equality" else speed(Path(folder))
+        root = Path(folder)
+        found = (
+            equality(options, root)
+            if options.what == "equality"
+            else {"speed": speed, "jobs": side_by_side}[options.what](root)
+        )
     command, seconds = shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]), 0
     if options.what == "equality" and options.out and options.out.exists():  # methods that were trained before stay
         before = json.loads(options.out.read_text())
@@ -154,27 +170,100 @@ def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
 
 def speed(root: Path) -> dict[str, Any]:
     """Images/s of two processes of one thread and of one of two threads, and the share of time in exchanges."""
-    rows = []
+    jobs = []
     for name, side, given in SPEED:
         workspace = Workspace(root / f"{side}")
         if not workspace.split.exists():
             split = SplitConfig(dataset="digits", imb=50, image_size=side)
             make_split(split, workspace, root=None, force=False, reporter=QUIET)
         config = {"method": "ce", "preset": "small", "steps": SPEED_STEPS + 2, "amp": "off", "weights": "none", **given}
-        job = {"workspace": str(workspace.root), "config": config, "out": str(root / "speed.pt")}
-        turns = [(run([job], processes=1, threads=2)[0], run([job], processes=2)[0]) for _ in range(2)]
-        one, two = (max((turn[i] for turn in turns), key=lambda found: found["rate"]) for i in (0, 1))
+        job = {"workspace": str(workspace.root), "config": config, "out": str(root / f"{len(jobs)}.pt")}
+        jobs.append({**job, "features": "features" in name})
+    kinds = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
+    turns: dict[str, list[list[dict[str, Any]]]] = {kind: [] for kind in kinds}
+    for _ in range(ROUNDS):
+        for kind, (processes, threads) in kinds.items():
+            shutil.rmtree(root / "224" / "features", ignore_errors=True)
+            turns[kind].append(run(jobs, processes=processes, threads=threads))
+    rows = []
+    for index, (name, _, given) in enumerate(SPEED):
+        rates = {kind: [turn[index]["rate"] for turn in turns[kind]] for kind in kinds}
+        one, two = (statistics.median(values) for values in rates.values())
+        waited = [turn[index]["waited"] for turn in turns["two processes, one thread each"]]
         rows.append(
             {
                 "what": name,
                 "batch_size": given["batch_size"],
-                "images_per_second": {"one process, two threads": one["rate"], "two processes": two["rate"]},
-                "ratio": round(two["rate"] / one["rate"], 2),
-                "share_of_time_in_exchanges": two["waited"],
+                "images_per_second": {kind: statistics.median(values) for kind, values in rates.items()},
+                "ratio": round(two / one, 2),
+                "share_of_time_in_exchanges": statistics.median(waited),
+                "turns": rates,
             }
         )
-        print(rows[-1], flush=True, file=sys.stderr)
-    return {"rows": rows, "about": "the quicker of two turns each; an exchange's time includes waiting for the other"}
+    return {"rows": rows, "about": "medians of turns; an exchange's time includes waiting for the other process"}
+
+
+def side_by_side(root: Path) -> dict[str, Any]:
+    """Seconds of a comparison and of a cache by one process and by two, and whether their files have the same bytes."""
+    compare = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "2", "--steps", "100"]
+    synth = [
+        "synth",
+        "--per-class-target",
+        "142",
+        "--train-steps",
+        "60",
+        "--filter",
+        "classifier",
+        "--classifier",
+        "ce",
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "saukit"]
+    ways = {
+        "compare --jobs": (["-m", "saukit", *compare, "--jobs", "1"], ["-m", "saukit", *compare, "--jobs", "2"]),
+        "synth": (["-m", "saukit", *synth], [*torchrun, *synth]),
+        "synth --train-parts 2": (
+            ["-m", "saukit", *synth, "--train-parts", "2"],
+            [*torchrun, *synth, "--train-parts", "2"],
+        ),
+    }
+    make_split(SplitConfig(imb=50), Workspace(root / "work"), root=None, force=False, reporter=QUIET)
+    saukit(["-m", "saukit", "train", "--method", "ce", "--steps", "100", "--name", "ce"], root / "work")
+    rows = {}
+    for name, commands in ways.items():
+        seconds, digests = [], []
+        for index, command in enumerate(commands):
+            workspace = shutil.copytree(root / "work", root / f"{name} {index}")
+            seconds.append(round(saukit(command, workspace), 1))
+            digests.append(digests_of(workspace))
+        rows[name] = {
+            "seconds": {"one process": seconds[0], "two": seconds[1]},
+            "ratio": round(seconds[0] / seconds[1], 2),
+            "files": len(digests[0]),
+            "equal_bytes": digests[0] == digests[1],
+        }
+    return {"rows": rows, "about": "seconds of the whole command; files but for those that tell times"}
+
+
+def saukit(command: list[str], workspace: Path) -> float:
+    """Seconds that a command of the program takes, with one thread."""
+    began = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command, "-q", "-w", str(workspace)], check=True, env=environment)
+    return time.perf_counter() - began
+
+
+def digests_of(workspace: Path) -> dict[str, str]:
+    """SHA-256 of each file by its path, without those that tell times; of a log, of its losses."""
+    found = {}
+    for path in sorted(workspace.rglob("*")):
+        if not path.is_file() or path.name in ("manifest.json", "source.json", "compare.json", "compare.csv"):
+            continue
+        content = path.read_bytes()
+        if path.name == "metrics.jsonl":
+            lines = [json.loads(line) for line in content.splitlines()]
+            content = json.dumps([line["losses"] for line in lines]).encode()
+        found[path.relative_to(workspace).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def run(jobs: list[dict[str, Any]], *, processes: int, threads: int = 1) -> list[dict[str, Any]]:
@@ -197,7 +286,11 @@ def work(jobs: list[dict[str, Any]]) -> None:
             workspace = Workspace(Path(job["workspace"]))
             plan = plan_training(TrainConfig(**job["config"]), workspace, name=None, device=CPU)
             with in_double() if job.get("double") else contextlib.nullcontext():
-                found = train(plan, nudge=job.get("nudge", False), double=job.get("double", False))
+                found = (
+                    extract(plan, workspace)
+                    if job.get("features")
+                    else train(plan, nudge=job.get("nudge", False), double=job.get("double", False))
+                )
             if is_first():
                 torch.save(found, job["out"])
 
@@ -215,6 +308,15 @@ def in_double() -> Iterator[None]:
         yield
     finally:
         torch.Tensor.float = float32  # type: ignore[method-assign]
+
+
+def extract(plan: TrainingPlan, workspace: Workspace) -> dict[str, Any]:
+    """Images/s of a frozen backbone's features, and the share of time in exchanges."""
+    network, images = Trainer(plan).network, RowsOf(plan.split.train.images, slice(0, FEATURES))
+    began, waited = time.perf_counter(), seconds_waited()
+    kept_features(network, plan.model_spec, images, "some train", workspace, device=CPU, reporter=QUIET)
+    seconds = time.perf_counter() - began
+    return {"rate": round(len(images) / seconds, 1), "waited": round((seconds_waited() - waited) / seconds, 3)}
 
 
 def train(plan: TrainingPlan, *, nudge: bool = False, double: bool = False) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from saukit.data.images import ImageStore
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import FLOAT32, Predictions, backbone_features, predict
 from saukit.models.model_file import ModelSpec
+from saukit.training.distributed import is_first, rank, size, total
 from saukit.training.plan import TrainingPlan
 
-CHUNK = 512  # images between two lines of progress
+CHUNK = 128  # images between two lines of progress, and of each process in turn
 
 Features = npt.NDArray[np.float32]
 
@@ -72,21 +73,22 @@ def kept_features(
 ) -> Features:
     """What the frozen backbone of `network` makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised.
 
-    `name` identifies the images: a digest of what they are from, and the part.
+    `name` identifies the images: a digest of what they are from, and the part. Several processes share the work.
     """
     facts = [name, spec.backbone, spec.crops, spec.mean, spec.std, _digest_of(network), precision.amp, device.type]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = workspace.root / "features" / f"{key}.safetensors"
     if (kept := _read(path, len(images))) is not None:
         return kept
-    chunks = []
+    made = np.zeros((len(images), network.classifier.in_features), np.float32)
     with reporter.progress(f"features ({name.split()[-1]})", len(images)) as progress:
-        for start in range(0, len(images), CHUNK):
-            chunk = images[start : start + CHUNK]
-            chunks.append(backbone_features(network, spec, chunk, device=device, precision=precision))
-            progress.update(start + len(chunk))
-    made = np.concatenate(chunks)
-    save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
+        for start in range(0, len(images), CHUNK)[rank() :: size()]:
+            rows = slice(start, start + CHUNK)
+            made[rows] = backbone_features(network, spec, images[rows], device=device, precision=precision)
+            progress.update(min(start + size() * CHUNK, len(images)))
+    total(torch.from_numpy(made))
+    if is_first():
+        save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
     return made
 
 

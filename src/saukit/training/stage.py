@@ -19,7 +19,7 @@ from saukit.models.backbones import count_parameters
 from saukit.training.advice import starting_method
 from saukit.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, lower_learning_rate, made_from
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
-from saukit.training.distributed import first_before_others, from_first, is_first, require_same, size
+from saukit.training.distributed import from_first, is_first, require_same, size
 from saukit.training.features import frozen_features
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trackers import TrackerName, require_tracker
@@ -98,10 +98,7 @@ def fit(
                     passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
                     reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":
-                    network = trainer.network
-                    trainer.use_features(
-                        first_before_others(lambda: frozen_features(plan, network, workspace, reporter))
-                    )
+                    trainer.use_features(frozen_features(plan, trainer.network, workspace, reporter))
                 saved = load_checkpoint(folder / CHECKPOINT_NAME, device, made_from=origin, warn=reporter.warn)
                 require_same("checkpoints", None if saved is None else saved.step)
                 if saved is not None:
