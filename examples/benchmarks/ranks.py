@@ -4,13 +4,15 @@
     python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --steps 200 --out ...
     python examples/benchmarks/ranks.py speed --out ranks_speed.json
     python examples/benchmarks/ranks.py jobs --out ranks_jobs.json
+    python examples/benchmarks/ranks.py memory --out ranks_memory.json
 
 `equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
 Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
 shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of
 two in float64.
 `speed` times two processes of one thread and one process of two threads in turn. `jobs` makes a comparison with
-`compare --jobs 1` and with `--jobs 2`, and a cache with one process and with two.
+`compare --jobs 1` and with `--jobs 2`, and a cache with one process and with two. `memory` is what one process and two
+hold of CIFAR-10 (SAUKIT_DATA) when all images have been looked at.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from inputs import default_root
 
 from saukit.core.artifacts import package_versions, write_json
 from saukit.core.console import Reporter
@@ -44,7 +47,7 @@ from saukit.data.split import make_split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.config import TrainConfig
-from saukit.training.distributed import is_first, joined, seconds_waited, size
+from saukit.training.distributed import is_first, joined, seconds_waited, size, wait_for_all
 from saukit.training.features import kept_features
 from saukit.training.methods import METHODS
 from saukit.training.plan import TrainingPlan, plan_training
@@ -75,9 +78,9 @@ SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equality", "speed", "jobs", "work"))
+    parser.add_argument("what", choices=("equality", "speed", "jobs", "memory", "work"))
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--root", type=Path, help="folder that holds the data set")
+    parser.add_argument("--root", type=Path, default=default_root(), help="folder with CIFAR-10 (default: SAUKIT_DATA)")
     parser.add_argument("--imb", type=float, default=50)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -96,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         found = (
             equality(options, root)
             if options.what == "equality"
-            else {"speed": speed, "jobs": side_by_side}[options.what](root)
+            else {"speed": speed, "jobs": side_by_side, "memory": memory}[options.what](root)
         )
     command, seconds = shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]), 0
     if options.what == "equality" and options.out and options.out.exists():  # methods that were trained before stay
@@ -122,7 +125,8 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     workspace = Workspace(root / "work")
     given = {} if options.image_size is None else {"image_size": options.image_size}
     split = SplitConfig(dataset=options.dataset, imb=options.imb, **given)
-    make_split(split, workspace, root=options.root, force=False, reporter=QUIET)
+    root_of_data = None if options.dataset == "digits" else options.root
+    make_split(split, workspace, root=root_of_data, force=False, reporter=QUIET)
     few = SynthConfig(
         preset="tiny",
         per_class_target=60,
@@ -244,6 +248,44 @@ def side_by_side(root: Path) -> dict[str, Any]:
     return {"rows": rows, "about": "seconds of the whole command; files but for those that tell times"}
 
 
+def memory(root: Path) -> dict[str, Any]:
+    """What each process holds of CIFAR-10's training images, all of which were looked at, and of its own (Linux)."""
+    workspace = Workspace(root / "work")
+    split = SplitConfig(dataset="cifar10", profile="none")
+    make_split(split, workspace, root=default_root(), force=False, reporter=QUIET)
+    config = {"method": "ce", "preset": "small", "steps": 2, "batch_size": 8, "amp": "off"}
+    job = {"workspace": str(workspace.root), "config": config, "out": str(root / "memory.pt"), "memory": True}
+    stored = workspace.split.joinpath("train.safetensors").stat().st_size
+    rows = {str(n): run([job], processes=n)[0] for n in (1, PROCESSES)}
+    return {"split_mib": round(stored / 2**20, 1), "processes": rows, "about": memory.__doc__}
+
+
+def occupied(plan: TrainingPlan) -> dict[str, Any]:
+    """MiB of each process once all images have been looked at."""
+    trainer = Trainer(plan)
+    trainer.advance()
+    assert isinstance(trainer.training_set.images, torch.Tensor)
+    int(trainer.training_set.images.sum(dtype=torch.int64))
+    wait_for_all()
+    kib, of_split = (
+        dict.fromkeys(("Rss", "Pss", "Private_Dirty", "split Rss", "split Pss", "split Private_Dirty"), 0),
+        "",
+    )
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):  # the line of a mapping
+            of_split = "split " if line.endswith("train.safetensors") else ""
+        elif name[:-1] in kib:
+            kib[name[:-1]] += int(rest.split()[0])
+            if of_split:
+                kib[of_split + name[:-1]] += int(rest.split()[0])
+    mine = torch.tensor(list(kib.values()), dtype=torch.float64) / 1024
+    parts = [torch.empty_like(mine) for _ in range(size())]
+    torch.distributed.all_gather(parts, mine) if size() > 1 else parts[0].copy_(mine)
+    wait_for_all()
+    return {"mib": [dict(zip(kib, part.round().tolist(), strict=True)) for part in parts]}
+
+
 def saukit(command: list[str], workspace: Path) -> float:
     """Seconds that a command of the program takes, with one thread."""
     began = time.perf_counter()
@@ -287,7 +329,9 @@ def work(jobs: list[dict[str, Any]]) -> None:
             plan = plan_training(TrainConfig(**job["config"]), workspace, name=None, device=CPU)
             with in_double() if job.get("double") else contextlib.nullcontext():
                 found = (
-                    extract(plan, workspace)
+                    occupied(plan)
+                    if job.get("memory")
+                    else extract(plan, workspace)
                     if job.get("features")
                     else train(plan, nudge=job.get("nudge", False), double=job.get("double", False))
                 )

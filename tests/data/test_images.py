@@ -3,16 +3,22 @@
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
+from saukit.core.artifacts import save_tensors
 from saukit.core.errors import CorruptArtifactError
+from saukit.core.workspace import Workspace
 from saukit.data import images as room
-from saukit.data.images import Encoded, EncodedImages, chunks, shard_paths, write_shards
+from saukit.data.images import Encoded, EncodedImages, chunks, mapped, shard_paths, write_shards
+from saukit.data.split import load_split
 
 SIZE = 16
 
@@ -118,3 +124,27 @@ def test_an_image_that_cannot_be_decoded_is_named(stored: EncodedImages, tmp_pat
         stored[[1, 2]]
     with pytest.raises(CorruptArtifactError, match="it is RGB of 16 x 16 pixels"):
         EncodedImages([path], (SIZE, 2 * SIZE))[0]
+
+
+def test_raw_images_of_a_split_are_mapped_not_copied(shared_val_work: Path) -> None:
+    """So processes on one machine share them: the array's memory is the file's."""
+    images = load_split(Workspace(shared_val_work)).train.images
+    assert isinstance(images, np.ndarray) and not isinstance(images, np.memmap)
+    owner: Any = images
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, mmap)
+    tensor = torch.from_numpy(images)
+    assert tensor.data_ptr() == images.ctypes.data
+    stored = load_file(shared_val_work / "split" / "train.safetensors")["images"]
+    assert np.array_equal(images, stored)
+
+
+def test_what_cannot_be_mapped(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "none.safetensors", {"images": np.zeros((0, 3, 8, 8), np.uint8)}, {})
+    assert mapped(tmp_path / "none.safetensors", "images").shape == (0, 3, 8, 8)
+    whole = tmp_path / "whole.safetensors"
+    save_tensors(whole, {"images": np.zeros((9, 3, 8, 8), np.uint8)}, {})
+    whole.write_bytes(whole.read_bytes()[:-5])
+    with pytest.raises(CorruptArtifactError, match=r"whole\.safetensors is not a shard of images"):
+        mapped(whole, "images")

@@ -241,6 +241,21 @@ def stored_rows(path: Path, name: str, dtype: str, rows: Any) -> np.ndarray[Any,
         raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
+def mapped(path: Path, name: str) -> Images:
+    """An array uint8 of a file, in memory that all processes of a machine share: it is read when it is looked at.
+
+    Raises: CorruptArtifactError.
+    """
+    start, shape = _place(path, name)
+    try:
+        # Copied where it is written to, which nobody does: torch warns of an array that cannot be written to.
+        if not math.prod(shape):  # which cannot be mapped
+            return np.zeros(shape, np.uint8)
+        return np.asarray(np.memmap(path, np.uint8, "c", start, tuple(shape)))
+    except (OSError, ValueError) as error:
+        raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
+
+
 def _place(path: Path, name: str) -> tuple[int, list[int]]:
     """Where an array of a shard begins in its file, and its shape, as the header says."""
     try:

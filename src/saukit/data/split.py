@@ -39,7 +39,7 @@ from saukit.data.decoding import CROP, Fitting, refuse_or_warn
 from saukit.data.duplicates import DUPLICATES_NAME, Duplicates, Pool, find_duplicates
 from saukit.data.encoding import StoredFiles
 from saukit.data.fingerprints import Hashes, compared_size, fingerprints
-from saukit.data.images import EncodedImages, ImageStore, shard_paths
+from saukit.data.images import EncodedImages, ImageStore, mapped, shard_paths
 from saukit.data.long_tail import class_counts
 from saukit.data.plan import SplitPlan, plan_of, resolved_for, without
 from saukit.data.shots import GROUP_NAMES, ShotGroups
@@ -262,12 +262,13 @@ def fitting_of(config: SourceConfig) -> Fitting:
 
 
 def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
-    tensors, metadata = load_tensors(folder / f"{name}.safetensors")  # its hash is the manifest's: all is there
+    path = folder / f"{name}.safetensors"
+    tensors, metadata = load_tensors(path, without=("images",))  # its hash is the manifest's: all is there
     images: ImageStore
-    if "images" in tensors:
-        images = tensors["images"]
-    else:
+    if "image_size" in metadata:
         images = EncodedImages(shard_paths(folder, name), (metadata["image_size"],) * 2)
+    else:
+        images = mapped(path, "images")
     return Part(images, tensors["labels"], tensors["source_indices"]), metadata
 
 
