@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +87,19 @@ def fields(name: str) -> str:
     return "\n".join(lines)
 
 
+def faults() -> str:
+    """What `pytest tests/faults --record-faults` counted: a row per file, in the words of its docstring."""
+    record = json.loads((REPOSITORY / "examples/benchmarks/results/cpu/faults.json").read_text(encoding="utf-8"))
+    lines, cases, survived = ["| what is tried | cases | survived | test |", "|---|---|---|---|"], 0, 0
+    for name, row in record["kinds"].items():
+        file = f"tests/faults/test_{name}.py"
+        what = ast.get_docstring(ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))) or ""
+        what = _plain(what.partition("\n\n")[0])
+        lines.append(f"| {what} | {row['cases']:,} | {row['survived']:,} | `{file}` |")
+        cases, survived = cases + row["cases"], survived + row["survived"]
+    return "\n".join([*lines, f"| **all** | {cases:,} | {survived:,} | `tests/faults` |"])
+
+
 def _default(parameter: Any) -> str:
     shown, default = parameter.show_default, parameter.default
     if parameter.required:
@@ -125,8 +140,9 @@ def on_files(files: Any, config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """mkdocs calls this with each page's source: `<!-- fields: NAME -->` becomes the fields of a configuration, and
-    `<!-- file: PATH -->` that file of the repository."""
+    """mkdocs calls this with each page's source: `<!-- fields: NAME -->` becomes the fields of a configuration,
+    `<!-- file: PATH -->` that file of the repository, and `<!-- faults -->` the table of faults."""
+    markdown = markdown.replace("<!-- faults -->", faults() if "<!-- faults -->" in markdown else "")
     markdown = re.sub(r"<!-- file: (\S+) -->", lambda match: _file(REPOSITORY / match[1]), markdown)
     return re.sub(r"<!-- fields: (\w+) -->", lambda match: fields(match[1]), markdown)
 

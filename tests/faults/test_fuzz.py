@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import Count
 
 from saukit.core.artifacts import load_tensors, read_manifest
 from saukit.core.config import load_config
 from saukit.core.documents import read_json, read_json_lines, read_yaml
 from saukit.core.errors import SaukitError
+from saukit.core.state import load_state
 from saukit.data.config import SplitConfig
+from saukit.data.images import EncodedImages, stored_rows
+from saukit.data.part_files import read_part_files
+from saukit.data.synthetic import load_shard
 from saukit.evaluation.config import CompareConfig
+from saukit.models.model_file import load_model
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.prompts import read_prompts, read_texts
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
+from saukit.training.metrics_log import MetricsLog
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -38,6 +45,13 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "compare": ("config.yaml", lambda path: load_config(CompareConfig, path)),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent, kind="run")),
     "tensors": ("x.safetensors", load_tensors),
+    "rows": ("x.safetensors", lambda path: stored_rows(path, "bytes", "<i8", slice(None))),
+    "shard": ("x.safetensors", lambda path: load_shard(path, (8, 8))),
+    "images": ("x.safetensors", lambda path: EncodedImages([path], (8, 8))[:]),
+    "model": ("x.safetensors", load_model),
+    "files": ("files.csv", lambda path: read_part_files(path.parent)),
+    "state": ("x.pt", lambda path: load_state(path, torch.device("cpu"), made_from={}, warn=print)),
+    "log": ("metrics.jsonl", lambda path: MetricsLog(path, keep_steps=2).close()),
 }
 # Pieces that mean something to one of the readers.
 PIECES = [
@@ -117,11 +131,23 @@ def strategies(name: str) -> Any:
     if name == "manifest":
         keys = st.sampled_from(sorted(MANIFEST))
         found |= st.dictionaries(keys, values, max_size=3).map(lambda it: json.dumps(MANIFEST | it).encode())
+    if READERS[name][0].endswith("safetensors"):
+        sizes = st.integers(-2, 9) | st.integers()
+        array = {"dtype": st.sampled_from(["U8", "I64", "F32"]), "shape": st.lists(sizes, max_size=4) | values,
+                 "data_offsets": st.lists(sizes, max_size=3) | values}  # fmt: skip
+        names = st.sampled_from(["bytes", "offsets", "images", "labels", "seeds", "__metadata__"])
+        header = st.dictionaries(names, st.fixed_dictionaries({}, optional=array) | values, max_size=4)
+        found |= st.builds(safetensors_file, header, st.binary(max_size=80))
     if name in ("split", "synth", "train", "compare", "resolved"):
         kind = {"split": SplitConfig, "synth": SynthConfig, "compare": CompareConfig}.get(name, TrainConfig)
         fields = st.sampled_from(sorted(kind.__dataclass_fields__))  # type: ignore[attr-defined]
         found |= st.dictionaries(fields, values, max_size=6).map(lambda change: json.dumps(change).encode())
     return found
+
+
+def safetensors_file(header: Any, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
 
 
 def only_saukit_errors(read: Callable[[Path], Any], path: Path, content: bytes) -> None:

@@ -237,7 +237,7 @@ def stored_rows(path: Path, name: str, dtype: str, rows: Any) -> np.ndarray[Any,
                 file.seek(start + int(chosen[first]) * each)
                 content += file.read((last - first) * each)
         return np.frombuffer(bytes(content), dtype).reshape(-1, *shape[1:])
-    except (OSError, ValueError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, MemoryError, OverflowError) as error:
         raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
@@ -264,7 +264,7 @@ def _place(path: Path, name: str) -> tuple[int, list[int]]:
             header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
             shape = [int(side) for side in header[name]["shape"]]
             return 8 + length + int(header[name]["data_offsets"][0]), shape
-    except (OSError, CorruptArtifactError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+    except (OSError, CorruptArtifactError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
         raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
