@@ -221,6 +221,17 @@ CORPUS = [
     b"a: +.inf",
     b"a: 0o8",
     b"a: 09",
+    *(
+        safetensors_file(header, bytes(16))
+        for header in (
+            {"bytes": {"data_offsets": [], "shape": []}},
+            {"offsets": {"data_offsets": [0, 16], "shape": []}},
+            {"offsets": {"data_offsets": [0, 16], "shape": [-2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+            {"offsets": {"data_offsets": [0, 16], "shape": [0]}, "bytes": {"data_offsets": [0], "shape": [0]}},
+            {"offsets": {"data_offsets": [0, 16], "shape": [2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+            {"offsets": {"data_offsets": [0, 16], "shape": [1, 2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+        )
+    ),
 ]
 
 

@@ -210,6 +210,8 @@ class Shard:
     def of(cls, path: Path) -> Shard:
         """The shard at `path`. Raises: CorruptArtifactError."""
         offsets = stored_rows(path, "offsets", "<i8", slice(None)).astype(np.int64)
+        if offsets.ndim != 1 or not len(offsets) or offsets[0] < 0 or (np.diff(offsets) < 0).any():
+            raise CorruptArtifactError(f"{path} is not a shard of images: its offsets do not rise")
         return cls(path, _place(path, "bytes")[0], offsets)
 
     def __len__(self) -> int:
