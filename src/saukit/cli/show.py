@@ -238,7 +238,15 @@ def show_export(result: ExportResult, reporter: Reporter) -> None:
 
 def show_comparison(result: ComparisonResult, reporter: Reporter) -> None:
     """A comparison: its means, its paired differences, its verdict, how its models were chosen, where it is."""
-    from saukit.evaluation.comparison_files import CLEAR, answer, chosen_by, difference_rows, footnotes, mean_rows, trust
+    from saukit.evaluation.comparison_files import (
+        CLEAR,
+        answer,
+        chosen_by,
+        difference_rows,
+        footnotes,
+        mean_rows,
+        trust,
+    )
     from saukit.evaluation.summary import MEASURES
 
     document = result.document

@@ -152,7 +152,9 @@ def difference_rows(document: dict[str, Any], measures: Collection[str]) -> list
     rows = []
     for method in document["methods"]:
         if (found := method["difference"]) is not None:
-            cells = [difference_text(found[name]) + CLEAR * bool(found[name] and found[name]["clear"]) for name in measures]
+            cells = [
+                difference_text(found[name]) + CLEAR * bool(found[name] and found[name]["clear"]) for name in measures
+            ]
             rows.append([method["label"], *cells])
     return rows
 
@@ -219,9 +221,9 @@ def comparison_markdown(document: dict[str, Any]) -> str:
             *_table(["method", *MEASURES.values()], rows, text_columns=1),
             "",
             f"Paired by training seed; Student-t intervals at {share}, with at least {MIN_SEEDS} seeds. "
-            f"{CLEAR}: clear, which is significant after Holm's correction over the methods, for each measure by itself. Intervals cover "
-            "what the training seed decides, on this split, this cache of synthetic images and these test images. They "
-            "do not cover another sample of the split, another cache or another test set.",
+            f"{CLEAR}: clear, which is significant after Holm's correction over the methods, for each measure by "
+            "itself. Intervals cover what the training seed decides, on this split, this cache of synthetic images and "
+            "these test images. They do not cover another sample of the split, another cache or another test set.",
             "",
         ]
     lines += [
