@@ -172,6 +172,14 @@ def test_only_saukit_errors_leave_a_reader(record_property: Count, name: str, tm
     record_property("cases", tried)
 
 
+HEADERS: list[dict[str, Any]] = [
+    {"bytes": {"data_offsets": [], "shape": []}},
+    {"offsets": {"data_offsets": [0, 16], "shape": []}},
+    {"offsets": {"data_offsets": [0, 16], "shape": [-2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+    {"offsets": {"data_offsets": [0, 16], "shape": [0]}, "bytes": {"data_offsets": [0], "shape": [0]}},
+    {"offsets": {"data_offsets": [0, 16], "shape": [2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+    {"offsets": {"data_offsets": [0, 16], "shape": [1, 2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
+]
 CORPUS = [
     b"",
     b"\xef\xbb\xbf",
@@ -221,17 +229,7 @@ CORPUS = [
     b"a: +.inf",
     b"a: 0o8",
     b"a: 09",
-    *(
-        safetensors_file(header, bytes(16))
-        for header in (
-            {"bytes": {"data_offsets": [], "shape": []}},
-            {"offsets": {"data_offsets": [0, 16], "shape": []}},
-            {"offsets": {"data_offsets": [0, 16], "shape": [-2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
-            {"offsets": {"data_offsets": [0, 16], "shape": [0]}, "bytes": {"data_offsets": [0], "shape": [0]}},
-            {"offsets": {"data_offsets": [0, 16], "shape": [2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
-            {"offsets": {"data_offsets": [0, 16], "shape": [1, 2]}, "bytes": {"data_offsets": [16], "shape": [0]}},
-        )
-    ),
+    *(safetensors_file(header, bytes(16)) for header in HEADERS),
 ]
 
 
