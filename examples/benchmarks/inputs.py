@@ -20,8 +20,9 @@ from saukit.data.sources.table import CIFAR_MEAN, CIFAR_STD
 from saukit.data.split import Part, Split
 from saukit.data.synthetic import SyntheticImages
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training.config import PRESETS, ResolvedTrainConfig
+from saukit.training.config import ResolvedTrainConfig
 from saukit.training.plan import TrainingPlan
+from saukit.training.presets import PRESETS
 from saukit.training.views import Views
 
 SIDE = 32

@@ -20,9 +20,10 @@ from inputs import split_in_memory
 from saukit.core.artifacts import write_json
 from saukit.data.images import stored_bytes
 from saukit.models.backbones import count_parameters
-from saukit.training.config import PRESETS, ResolvedTrainConfig
+from saukit.training.config import ResolvedTrainConfig
 from saukit.training.costs import run_costs
 from saukit.training.plan import TrainingPlan
+from saukit.training.presets import PRESETS
 
 ASSUMED = {
     "peak_flops": 989.4e12,  # of an H100 SXM in bf16, without sparsity

@@ -7,8 +7,9 @@ import pytest
 
 from saukit.core.errors import UsageError
 from saukit.models.backbones import BACKBONES
-from saukit.training.config import PRESETS, Method, TrainConfig, default_run_name, resolve
+from saukit.training.config import Method, TrainConfig, default_run_name
 from saukit.training.methods import METHODS
+from saukit.training.presets import PRESETS, resolve
 
 
 def resolved(config: TrainConfig, **facts: Any) -> TrainConfig:

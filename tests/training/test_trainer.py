@@ -39,9 +39,10 @@ from saukit.training import methods
 from saukit.training import plan as plan_room
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
-from saukit.training.config import PRESETS, TrainConfig
+from saukit.training.config import TrainConfig
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.plan import TrainingPlan, learning_rate, plan_training, validation_interval
+from saukit.training.presets import PRESETS
 from saukit.training.stage import TrainingResult, fit
 from saukit.training.step import build_context
 from saukit.training.trainer import Trainer

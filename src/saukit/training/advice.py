@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saukit.training.config import PRESETS
+from saukit.training.presets import PRESETS
 
 
 def starting_method(passes: float, *, synthetic: bool) -> str:

@@ -1,14 +1,12 @@
-"""What `saukit train` can be told, and the presets that fill in what it was not told. Imports no torch."""
+"""What `saukit train` can be told. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from saukit.core.config import Amp
-from saukit.core.extras import TIMM
-from saukit.core.options import Paths, check, option, options_of, resolved_as
+from saukit.core.options import Paths, option, options_of
 
 Method = Literal[
     "sau",
@@ -34,6 +32,9 @@ ViewsName = Literal["small", "photo"]
 Head = Literal["cosine", "class-means"]
 PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 
+# Panels of --help.
+PRETRAINED, OPTIMISATION, VIEWS = "Pretrained backbones", "Optimisation", "Views of an image"
+LOSS, SELECTION, SPEED = "Loss and label check", "Which step is kept", "Speed and precision"
 LEARNING = {"tune": ("all", "lora")}  # a backbone that learns
 SAU = {"method": ("sau", "sau-aware")}
 
@@ -67,37 +68,58 @@ class TrainConfig(Paths):
         "What the backbone starts from: pretrained (timm's), a safetensors file, run:NAME or none.",
         shown="pretrained for timm/NAME, else none",
         path=True,
+        panel=PRETRAINED,
     )
     tune: Tune | None = option(
         None,
         "Train the whole network, a linear head on the frozen backbone's features, or low-rank updates (extra lora).",
         preset=True,
+        panel=PRETRAINED,
     )
     head: Head | None = option(
         None,
         "A cosine classifier, from random weights or from the mean of each class's features.",
         shown="linear; cosine with ldam-drw",
         needs={"method.takes_cosine": True},
+        panel=PRETRAINED,
     )
-    lora_rank: int = option(8, "Rank of the low-rank updates.", least=1, needs={"tune": "lora"})
+    lora_rank: int = option(8, "Rank of the low-rank updates.", least=1, needs={"tune": "lora"}, panel=PRETRAINED)
     multi_crop: bool | None = option(
         None,
         "Average the features of a frozen backbone over the image and its centre, and over both mirrored with --flip.",
         preset=True,
         needs={"tune": "head"},
         flags=("--multi-crop/--single-crop",),
+        panel=PRETRAINED,
     )
-    epochs: int | None = option(None, "Passes over the training set.", preset=True, least=1, excludes=("steps",))
-    steps: int | None = option(None, "Optimizer steps, however many images there are.", preset=True, least=1)
-    batch_size: int | None = option(None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images")
-    optimizer: Literal["sgd", "adamw"] | None = option(None, "SGD with momentum 0.9, or AdamW.", preset=True)
+    epochs: int | None = option(
+        None, "Passes over the training set.", preset=True, least=1, excludes=("steps",), panel=OPTIMISATION
+    )
+    steps: int | None = option(
+        None, "Optimizer steps, however many images there are.", preset=True, least=1, panel=OPTIMISATION
+    )
+    batch_size: int | None = option(
+        None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images", panel=OPTIMISATION
+    )
+    optimizer: Literal["sgd", "adamw"] | None = option(
+        None, "SGD with momentum 0.9, or AdamW.", preset=True, panel=OPTIMISATION
+    )
     drop_last: bool | None = option(
-        None, "Leave out an epoch's last batch if it is not full.", preset=True, flags=("--drop-last/--keep-last",)
+        None,
+        "Leave out an epoch's last batch if it is not full.",
+        preset=True,
+        flags=("--drop-last/--keep-last",),
+        panel=OPTIMISATION,
     )
-    lr: float | None = option(None, "Peak learning rate.", preset=True, above=0)
-    weight_decay: float | None = option(None, "Weight decay; photo-small: 100 / real images.", preset=True, least=0)
+    lr: float | None = option(None, "Peak learning rate.", preset=True, above=0, panel=OPTIMISATION)
+    weight_decay: float | None = option(
+        None, "Weight decay; photo-small: 100 / real images.", preset=True, least=0, panel=OPTIMISATION
+    )
     schedule: Schedule | None = option(
-        None, "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.", preset=True
+        None,
+        "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.",
+        preset=True,
+        panel=OPTIMISATION,
     )
     head_share: float | None = option(
         None,
@@ -107,6 +129,7 @@ class TrainConfig(Paths):
         least=0,
         below=1,
         needs=LEARNING,
+        panel=PRETRAINED,
     )
     layer_decay: float | None = option(
         None,
@@ -116,6 +139,7 @@ class TrainConfig(Paths):
         above=0,
         most=1,
         needs={"tune": "all"},
+        panel=PRETRAINED,
     )
     freeze_bn: bool | None = option(
         None,
@@ -123,10 +147,19 @@ class TrainConfig(Paths):
         preset=True,
         needs=LEARNING,
         flags=("--freeze-bn/--train-bn",),
+        panel=PRETRAINED,
     )
-    clip_norm: float | None = option(None, "Clip the gradient's norm to this.", preset=True, above=0, shown="none")
+    clip_norm: float | None = option(
+        None, "Clip the gradient's norm to this.", preset=True, above=0, shown="none", panel=OPTIMISATION
+    )
     average: float | None = option(
-        None, "Keep an average of the weights with this decay per step.", preset=True, above=0, below=1, shown="none"
+        None,
+        "Keep an average of the weights with this decay per step.",
+        preset=True,
+        above=0,
+        below=1,
+        shown="none",
+        panel=OPTIMISATION,
     )
     crop_scale: float | None = option(
         None,
@@ -136,20 +169,31 @@ class TrainConfig(Paths):
         most=1,
         needs=LEARNING,
         shown="none; 0.08 in views photo",
+        panel=VIEWS,
     )
     views: ViewsName | None = option(
         None,
         "How images are augmented: SAU's views for small images, or its authors' for photos, with RandAugment.",
         shown="photo above 64 pixels, else small",
         needs=LEARNING,
+        panel=VIEWS,
     )
-    warmup: float | None = option(None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1)
-    noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU)
+    warmup: float | None = option(
+        None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1, panel=OPTIMISATION
+    )
+    noise: Noise = option(
+        "pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU, panel=LOSS
+    )
     check_after: float = option(
-        0.0, "Share of the steps after which SAU checks labels; until then it trusts all.", least=0, below=1, needs=SAU
+        0.0,
+        "Share of the steps after which SAU checks labels; until then it trusts all.",
+        least=0,
+        below=1,
+        needs=SAU,
+        panel=LOSS,
     )
     temperature: float = option(
-        0.1, "Temperature of the contrastive loss.", above=0, needs={"method": ("sau", "sau-aware", "bcl")}
+        0.1, "Temperature of the contrastive loss.", above=0, needs={"method": ("sau", "sau-aware", "bcl")}, panel=LOSS
     )
     prior_correction: float | None = option(
         None,
@@ -159,6 +203,7 @@ class TrainConfig(Paths):
         least=0,
         needs={"method.takes_prior": True},
         tag="prior",
+        panel=LOSS,
     )
     synthetic_weight: float = option(
         1.0,
@@ -167,6 +212,7 @@ class TrainConfig(Paths):
         most=1,
         needs={"synthetic": True},
         tag="weight",
+        panel=LOSS,
     )
     real_finish: float = option(
         0.0,
@@ -175,6 +221,7 @@ class TrainConfig(Paths):
         below=1,
         needs=({"synthetic": True}, {"method.takes_real_finish": True}),
         tag="finish",
+        panel=LOSS,
     )
     label_smoothing: float = option(
         0.0,
@@ -183,27 +230,33 @@ class TrainConfig(Paths):
         below=1,
         needs={"method.takes_smoothing": True},
         tag="smooth",
+        panel=LOSS,
     )
     as_published: bool | None = option(
         None,
         "SAU's details as in its authors' code: initialisation, blur, Cutout, AutoAugment, two mixing shares.",
         preset=True,
+        panel=LOSS,
     )
-    flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows")
-    select: Literal["last", "val"] = option("last", "Keep the last step, or the best on the validation part.")
+    flip: bool | None = option(None, "Mirror images at random.", shown="as the data set allows", panel=VIEWS)
+    select: Literal["last", "val"] = option(
+        "last", "Keep the last step, or the best on the validation part.", panel=SELECTION
+    )
     patience: int | None = option(
         None,
         "Early stopping: end after this many validations in a row without a new best.",
         least=1,
         needs={"select": "val"},
         shown="none",
+        panel=SELECTION,
     )
-    amp: Amp = option("auto", "Precision of the forward passes.")
-    compile: bool = option(False, "Compile the network with torch.compile.")
+    amp: Amp = option("auto", "Precision of the forward passes.", panel=SPEED)
+    compile: bool = option(False, "Compile the network with torch.compile.", panel=SPEED)
     sync_batchnorm: bool = option(
         False,
         "Under torchrun: BatchNorm's statistics over the whole batch, as one process has them, not over each share.",
         needs=LEARNING,
+        panel=SPEED,
     )
     cuda_graph: bool = option(
         False,
@@ -214,6 +267,7 @@ class TrainConfig(Paths):
             {"drop_last": (True, None)},
             {"head_share": (None, 0.0)},
         ),
+        panel=SPEED,
     )
     seed: int = option(0, "Training seed; it never changes the data.")
 
@@ -243,149 +297,6 @@ class ResolvedTrainConfig(TrainConfig):
     as_published: bool
     flip: bool
     amp: Literal["bf16", "fp16", "off"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A row of the table of presets; exactly one of `epochs` and `steps` is set.
-
-    `warmup` is the share of the steps in which the learning rate rises. `drop_last` leaves an epoch's last batch out
-    where it is not a whole one. `weight_decay` None is `HEAD_PRIOR` / real training images.
-    `steps` is a fixed number of optimizer steps however many images there are: more images are not more training.
-    """
-
-    backbone: str
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    lr: float
-    weight_decay: float | None
-    schedule: Schedule
-    warmup: float
-    drop_last: bool = True
-    tune: Tune = "all"
-    multi_crop: bool = False
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    head_share: float = 0.0
-    layer_decay: float = 1.0
-    freeze_bn: bool = False
-    clip_norm: float | None = None
-    average: float | None = None
-    crop_scale: float | None = None
-    as_published: bool = False
-
-
-HEAD_PRIOR = 100.0  # 1 / C of scikit-learn's logistic regression, whose loss is a sum over the images, not a mean
-PHOTO_SIDE = 64  # above it auto takes the preset for photos
-SMALL_IMAGE_SIDE = 16  # up to here a ResNet's strides leave too little, and the small convolutional network is used
-
-PRESETS: dict[PresetName, Preset] = {
-    # SAU's own settings for CIFAR: no warm-up, the learning rate changes once an epoch.
-    "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0, as_published=True),
-    # The customary settings of long-tail papers, those of LDAM-DRW (Cao et al. 2019): warm-up over five epochs.
-    "ldam": Preset("resnet32-w16", 200, None, 128, 0.1, 2e-4, "step", 0.025, drop_last=False),
-    "fast": Preset("resnet32-w64", 50, None, 128, 0.05, 1e-3, "cosine-step", 0.05),
-    # A budget for a processor; minutes, not days.
-    "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
-    # Photos in minutes on a CPU: the weight decay is what regularises a linear head on standardised features.
-    "photo-small": Preset(
-        "timm/tf_efficientnet_lite0", None, 1000, 256, 0.01, None, "cosine-step", 0.05, tune="head", multi_crop=True
-    ),
-    # Fine-tuning on a GPU, of the network that long-tail papers fine-tune besides CLIP's (LIFT, Shi et al. 2024).
-    "photo": Preset(
-        "timm/vit_base_patch16_224.augreg_in21k",
-        10,
-        None,
-        128,
-        2e-4,
-        0.05,
-        "cosine-step",
-        0.1,
-        optimizer="adamw",
-        head_share=0.1,
-        layer_decay=0.75,
-        clip_norm=1.0,
-        crop_scale=0.35,
-    ),
-}
-
-
-def resolve(
-    config: TrainConfig,
-    *,
-    methods: Mapping[Any, Any],
-    backbones: Mapping[str, Any],
-    cache_exists: bool,
-    image_side: int,
-    real_images: int,
-    default_flip: bool,
-    device_type: str,
-    amp: Literal["bf16", "fp16", "off"],
-    may_freeze: bool,
-) -> ResolvedTrainConfig:
-    """The configuration with nothing left open: what config.yaml holds, and what a run is repeated from.
-
-    `methods` and `backbones` are the tables that its names are looked up in. `may_freeze`: whether preset auto may be
-    that of a frozen backbone, which the extra timm brings.
-    Raises: UsageError that lists every value that makes no sense.
-    """
-    tiny = image_side <= SMALL_IMAGE_SIDE
-    single_view = [name for name, row in methods.items() if row.takes_features]
-    suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
-    freezable = config.method in (None, *single_view) and (config.backbone or TIMM).startswith(TIMM)
-    if (
-        image_side > PHOTO_SIDE
-        and may_freeze
-        and freezable
-        and config.tune in (None, "head")
-        and config.weights != "none"
-    ):
-        suitable = "photo-small"
-    values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
-    if values["weight_decay"] is None:
-        values["weight_decay"] = HEAD_PRIOR / real_images
-    if config.epochs is not None or config.steps is not None:
-        del values["epochs"], values["steps"]
-    if tiny and values["tune"] == "all":
-        values["backbone"] = "convnet-small"
-    values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
-    values["views"] = "photo" if image_side > PHOTO_SIDE else "small"
-    config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
-    name = config.backbone or values["backbone"]
-    values["weights"] = "pretrained" if name.startswith(TIMM) else "none"
-    tune = config.tune or values["tune"]
-    values["method"] = "balanced-softmax" if tune == "head" else "sau"
-    if tune == "head":
-        values |= {"views": "small", "head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
-    else:
-        values["multi_crop"] = False
-    if tune == "lora":
-        values["layer_decay"] = 1.0
-    resolved = resolved_as(ResolvedTrainConfig, config, values)
-    if resolved.head == methods[resolved.method].classifier:
-        resolved = replace(resolved, head=None)  # the method's own: one run, one configuration
-    problems = []
-    if resolved.head == "class-means" and resolved.weights == "none":
-        problems.append("head class-means starts from features, and weights none has learned nothing: give --weights")
-    if resolved.weights == "pretrained" and not resolved.backbone.startswith(TIMM):
-        problems.append(f"{resolved.backbone} has no pretrained weights: use --weights none, a file or run:NAME")
-    if resolved.tune == "head" and resolved.method not in single_view:
-        problems.append(
-            f"tune head trains on features of one view per image, and {resolved.method} needs other views: "
-            f"use method {', '.join(single_view)}, or tune all"
-        )
-    if resolved.tune != "all" and resolved.weights == "none":
-        problems.append(
-            f"tune {resolved.tune} trains on a frozen backbone, and weights none has learned nothing: give --weights"
-        )
-    if resolved.layer_decay != 1 and not resolved.backbone.startswith(TIMM):
-        problems.append(f"layer_decay needs a backbone of timm, got {resolved.backbone}: use timm/NAME, or omit it")
-    if resolved.backbone not in backbones:
-        problems.append(f"unknown backbone {resolved.backbone!r}: use one of {', '.join(backbones)}")
-    if resolved.cuda_graph and device_type != "cuda":
-        problems.append(f"cuda_graph needs a CUDA device, this is {device_type}: use --no-cuda-graph")
-    check(resolved, *problems, tables={"method": methods})
-    return resolved
 
 
 def default_run_name(config: TrainConfig) -> str:

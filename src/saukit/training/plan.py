@@ -20,8 +20,9 @@ from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.models.backbones import BACKBONES, count_parameters
 from saukit.models.model_file import MODEL_NAME, ModelSpec
-from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name, resolve
+from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name
 from saukit.training.methods import METHODS, MethodEntry
+from saukit.training.presets import resolve
 from saukit.training.training_set import batches_per_epoch
 
 # An image that is validated costs about a third of one that is trained on: no more than a tenth of the time then.
