@@ -40,7 +40,7 @@ JUDGE = "--classifier judge"
 # The cache of the workspace `main` is the one that runs train on.
 CACHES = {
     "main": f"{DIFFUSION} {SAMPLING} --per-class-target 20 {NO_LOOK}",
-    "cbdm": f"{DIFFUSION} {SAMPLING} --tail cbdm --augment 0.3 --per-class-target 8 --sampler unipc {NO_LOOK}",
+    "cbdm": f"{DIFFUSION} {SAMPLING} --tail cbdm --per-class-target 8 --sampler unipc {NO_LOOK}",
     "variations": f"{DIFFUSION} {SAMPLING} --variation 0.6 --per-class-target 8 {NO_LOOK}",
     "folder": f"--generator folder --from {{root}}/images --per-class-target 16 {NO_LOOK}",
     "pipeline": f"--generator pipeline --model {{root}}/model --dtype float32 {SAMPLING} "

@@ -68,9 +68,9 @@ def test_every_problem_is_in_the_one_message(split: Split) -> None:
 WHOLE: list[dict[str, Any]] = [
     {},
     {"per_class_target": 150, "guidance": 2.0, "sampler_steps": 5, "sample_batch_size": 8, "seed": 3, "amp": "off"},
-    {"preset": "small", "balance": 0.5, "tail": "cbdm", "augment": 0.2, "sampler": "unipc", "train_steps": 9},
-    {"variation": 0.5, "train_batch_size": 4, "preflight": 2, "inception": "weights.pth"},
-    {"model": "generator", "augment": 0.2, "variation": 0.9, "preset": "small"},
+    {"preset": "small", "balance": 0.5, "tail": "cbdm", "sampler": "unipc", "train_steps": 9},
+    {"variation": 0.5, "train_batch_size": 4, "train_parts": 2, "preflight": 2, "inception": "weights.pth"},
+    {"model": "generator", "variation": 0.9, "preset": "small"},
     {"filter": "classifier", "classifier": "judge", "min_confidence": 0.2, "max_tries": 3.0},
     {"filter": "clip", "clip_model": "folder", "min_clip": 0.1, "max_tries": 2.0, "audit": False},
     {"filter": "classifier+clip", "min_confidence": 0.4, "min_clip": 0.1, "classifier": "judge", **UNSEEN},

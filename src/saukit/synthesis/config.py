@@ -84,9 +84,6 @@ class SynthConfig(Paths):
         **OF_TRAINING,
     )
     tail: Literal["none", "cbdm"] = option("none", "Class-balancing regulariser for the tail (CBDM).", **OF_TRAINING)
-    augment: float = option(
-        0.0, "Probability that a training image is warped; samples are not.", least=0, most=1, **OF_OWN
-    )
     variation: float | None = option(
         None,
         "Start from a real image of the class with this share of noise (SDEdit); more is further from it.",

@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("fields", [{"tail": "cbdm"}, {"augment": 0.7}, {"balance": 0.0}], ids=str)
+@pytest.mark.parametrize("fields", [{"tail": "cbdm"}, {"balance": 0.0}], ids=str)
 def test_every_variant_of_the_training_resumes_to_the_same_bits_and_draws(
     fields: dict[str, Any], micro: SynthConfig, split: Split, cpu: torch.device, tmp_path: Path
 ) -> None:
@@ -239,6 +239,7 @@ def test_a_generator_of_another_workspace_draws_its_images(
     assert np.array_equal(other.sample(labels, seeds), trained.sample(labels, seeds))
     with pytest.raises(DataError, match=r"no generator in .*nowhere: give the folder synth/generator of another"):
         other.adopt(tmp_path / "nowhere")
-    warped = trainer(replace(config, augment=0.5), split, cpu)
-    with pytest.raises(DataError, match=r"does not fit this split and preset \(in_channels is 3, not 9\)"):
-        warped.adopt(tmp_path / "generator")
+    unet = tmp_path / "generator/unet/config.json"
+    unet.write_text(unet.read_text().replace('"in_channels": 3', '"in_channels": 9'))
+    with pytest.raises(DataError, match=r"the generator in .* cannot be read"):
+        other.adopt(tmp_path / "generator")

@@ -93,13 +93,8 @@ class Geometry:
         return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def build_unet(
-    preset: Preset, image_size: tuple[int, int], num_classes: int, seed: int, *, planes: int = 0
-) -> UNet2DModel:
-    """An untrained network with weights from `seed`; class `num_classes` is the null class of guidance.
-
-    `planes` more input channels say how a training image was warped (`generators.warp`); zeros: not at all.
-    """
+def build_unet(preset: Preset, image_size: tuple[int, int], num_classes: int, seed: int) -> UNet2DModel:
+    """An untrained network with weights from `seed`; class `num_classes` is the null class of guidance."""
     from diffusers import UNet2DModel
 
     geometry = Geometry.of(image_size, preset)
@@ -109,7 +104,7 @@ def build_unet(
         torch.manual_seed(derive_seed(seed, "synth-init"))
         unet: UNet2DModel = UNet2DModel(
             sample_size=(height, width),
-            in_channels=channels + planes,
+            in_channels=channels,
             out_channels=channels,
             block_out_channels=preset.channels,
             layers_per_block=preset.layers_per_block,

@@ -23,11 +23,9 @@ from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
 from saukit.core.words import first_line
-from saukit.synthesis.generators import warp
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
     Geometry,
-    Velocity,
     build_unet,
     class_balancing_loss,
     drop_labels,
@@ -83,8 +81,7 @@ class GeneratorTrainer:
             device=device,
         )
         self.step, self.seconds = 0, 0.0
-        planes = warp.PLANES if config.augment else 0
-        self.unet = build_unet(self.preset, self.size, self.num_classes, config.seed, planes=planes).to(device)
+        self.unet = build_unet(self.preset, self.size, self.num_classes, config.seed).to(device)
         if device.type in COPIES_ASIDE:  # on a CPU, oneDNN's own layout is faster in bf16
             self.unet = self.unet.to(memory_format=torch.channels_last)
         self.average: UNet2DModel = copy.deepcopy(self.unet).eval().requires_grad_(False)
@@ -124,10 +121,6 @@ class GeneratorTrainer:
         generator = torch_generator(self.config.seed, "synth-batch", self.step, device=self.device)
         count, parts = self.config.train_batch_size or self.preset.train_batch_size, self.config.train_parts
         pixels, labels = self.data.draw(count, generator)
-        warps = None
-        if self.config.augment:
-            warps = warp.draw_warps(len(pixels), self.config.augment, generator)
-            pixels = warp.warp(pixels.float(), warps)
         images = self.geometry.fold(pixels)
         noise = torch.randn(images.shape, generator=generator, device=self.device)
         times = sample_times(len(images), generator)
@@ -141,11 +134,10 @@ class GeneratorTrainer:
             rows = Share(count, part, parts).rows
             with self._dropout_state(part), self.precision.autocast():
                 noisy = interpolate(images[rows], noise[rows], times[rows])
-                inputs = noisy if warps is None else warp.append_planes(noisy, warps[rows])
-                velocity = self._velocity(inputs, times[rows], labels[rows])
+                velocity = self._velocity(noisy, times[rows], labels[rows])
                 loss = flow_matching_loss(velocity, images[rows], noise[rows])
                 if others is not None:
-                    of_others = self._velocity(inputs, times[rows], others[rows])
+                    of_others = self._velocity(noisy, times[rows], others[rows])
                     labelled = labels[rows] != self.num_classes
                     loss = loss + class_balancing_loss(velocity, of_others, times[rows], labelled)
             share: Tensor = loss * ((rows.stop - rows.start) / count)
@@ -271,7 +263,7 @@ class GeneratorTrainer:
         config = self.config
         with using_threads(self.threads):
             images = sample_images(
-                unwarped(self.average) if config.augment else self.average,
+                self.average,
                 self.geometry,
                 labels,
                 seeds,
@@ -291,7 +283,7 @@ class GeneratorTrainer:
     def adopt(self, folder: Path) -> None:
         """Sample from the trained generator in `folder`, which another `saukit synth` wrote, without any training.
 
-        Raises: DataError if there is none, or if it was made for other images, classes or warps.
+        Raises: DataError if there is none, or if it was made for other images or classes.
         """
         from diffusers import UNet2DModel
 
@@ -312,7 +304,7 @@ class GeneratorTrainer:
             if tuple(np.atleast_1d(here)) != tuple(np.atleast_1d(there)):
                 raise DataError(
                     f"the generator in {folder} does not fit this split and preset ({field} is {there}, not {here}): "
-                    "give one that was trained on a split like this one, with the same --preset and --augment"
+                    "give one that was trained on a split like this one, with the same --preset"
                 )
         self.average = unet.to(self.device).eval().requires_grad_(False)
         if self.device.type in COPIES_ASIDE:
@@ -341,14 +333,3 @@ class GeneratorTrainer:
             f"the generator's {what} any more at step {self.step}: "
             "start over with `saukit synth --force --amp off`, or with another --seed"
         )
-
-
-def unwarped(unet: UNet2DModel) -> Velocity:
-    """A network with inputs for warps, fixed to no warp."""
-
-    def velocity(sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool) -> tuple[Tensor]:
-        inputs = warp.append_planes(sample, sample.new_zeros((len(sample), 2, 3)))
-        output: tuple[Tensor] = unet(inputs, timestep, class_labels=class_labels, return_dict=return_dict)
-        return output
-
-    return velocity
