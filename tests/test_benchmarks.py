@@ -216,8 +216,9 @@ def test_threads_compares_one_with_several_as_found_and_busy(
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.slow
-def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Options of the benchmarks of photos: a folder with two classes, and random weights of a tiny network."""
     draw = np.random.default_rng(0)
     for part, count in (("train", 6), ("test", 4)):
         for label, name in enumerate(("boot", "hat")):
@@ -227,29 +228,38 @@ def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, capsys: py
                 pixels[..., label] //= 2
                 Image.fromarray(pixels).resize((220, 180)).save(tmp_path / "photos" / part / name / f"{index}.jpg")
     save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.safetensors")
-    own = [
-        "--device",
-        "cpu",
-        "--root",
-        str(tmp_path / "photos"),
-        "--image-size",
-        "96",
-        "--out",
-        str(tmp_path / "out.json"),
-    ]
-    training = [
-        "--backbone",
-        "timm/test_efficientnet",
-        "--weights",
-        str(tmp_path / "weights.safetensors"),
-        "--steps",
-        "3",
-    ]
-    document = load("photo_deployed").main([*own, *training, "--batch-size", "8"])
+    paths = {"--root": "photos", "--weights": "weights.safetensors", "--out": "out.json"}
+    return ["--device", "cpu", *(text for name, path in paths.items() for text in (name, str(tmp_path / path)))]
+
+
+@pytest.mark.slow
+def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, photos: list[str]) -> None:
+    training = ["--image-size", "96", "--backbone", "timm/test_efficientnet", "--steps", "3", "--batch-size", "8"]
+    document = load("photo_deployed").main([*photos, *training])
     assert document["differing"] == 0 and document["with_another_class_than_eval"] == {"predict": 0, "onnx": 0}
     assert set(document["right"].values()) == {round(8 * document["top1"])}
     assert [row["command"] for row in document["commands"]] == ["make-lt", "train", "eval", "predict", "export"]
     assert document["peak_bytes"] == max(row["peak_bytes"] for row in document["commands"]) > 100e6
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+@pytest.mark.slow
+def test_photo_step_has_ratios_of_its_medians_and_equal_heads(
+    tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("photo_step")
+    monkeypatch.setattr(module, "SIZE", 96)
+    options = ["--quick", "--threads", "1", "--backbone", "test_efficientnet", "--batch-size", "4"]
+    document = module.main([*photos, *options])
+    rates = {row["name"]: row["images_per_second"] for row in document["candidates"]}
+    reference, in_layout = "torchvision + timm", "the same, channels_last"
+    assert document["ratio"] == pytest.approx(rates["saukit: SAU"] / rates[f"{reference}: SAU"], rel=0.02)
+    assert document["ratio_channels_last"] == pytest.approx(rates["saukit: SAU"] / rates[f"{in_layout}: SAU"], rel=0.02)
+    seconds = 1 / rates["saukit: features"] / document["epochs_of_frozen"] + 1 / rates["saukit: head"]
+    assert document["ratio_frozen"] == pytest.approx(1 / seconds / rates[f"{reference}: frozen"], rel=0.02)
+    top1 = document["top1_of_a_head"]
+    assert top1.keys() == {reference, "saukit"} and abs(top1[reference] - top1["saukit"]) <= 1 / 8
+    assert max(document["agreement"].values()) < 1e-4
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 

@@ -136,7 +136,10 @@ def pixels_of(plan: TrainingPlan) -> Pixels:
     )
 
 
-class PilViews(Dataset[tuple[Tensor | int | bool, ...]]):
+Views = Dataset[tuple[Tensor | int | bool, ...]]
+
+
+class PilViews(Views):
     """A sample is its views, its label, and whether it is synthetic."""
 
     def __init__(self, pixels: Pixels, views: Sequence[Transform]) -> None:
@@ -181,10 +184,19 @@ def pil_feed(pixels: Pixels, batch_size: int, threads: int, device: torch.device
     """
     make = (first_view, second_view, third_view)
     v1, v2, v3 = (view(pixels.mean, pixels.std, pixels.side) for view in make)
+    with feed_of((PilViews(pixels, (v1, v2, v3)), PilViews(pixels, (v1,))), batch_size, threads, device) as feed:
+        yield feed
+
+
+@contextlib.contextmanager
+def feed_of(
+    datasets: Sequence[Views], batch_size: int, threads: int, device: torch.device
+) -> Iterator[Iterator[ViewBatch]]:
+    """As `pil_feed`, of the data sets of A and of B."""
     workers = worker_processes(threads)
     loaders = [
-        iter(_endless_loader(PilViews(pixels, views), batch_size, count, device, seed))
-        for seed, (views, count) in enumerate(zip(((v1, v2, v3), (v1,)), workers, strict=True))
+        iter(_endless_loader(dataset, batch_size, count, device, seed))
+        for seed, (dataset, count) in enumerate(zip(datasets, workers, strict=True))
     ]
 
     def batches() -> Iterator[ViewBatch]:
@@ -204,7 +216,7 @@ def pil_feed(pixels: Pixels, batch_size: int, threads: int, device: torch.device
 
 
 def _endless_loader(
-    dataset: PilViews, batch_size: int, workers: int, device: torch.device, seed: int
+    dataset: Views, batch_size: int, workers: int, device: torch.device, seed: int
 ) -> DataLoader[list[Tensor]]:
     generator = torch.Generator().manual_seed(SEED + seed)
     sampler = RandomSampler(dataset, num_samples=batch_size * 1_000_000, generator=generator)
