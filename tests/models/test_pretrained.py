@@ -87,10 +87,27 @@ def test_weights_that_do_not_fit_are_listed(
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+class Executed:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("a pickle was executed",)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "pickle", "header"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, kind: str) -> None:
     _, path = saved(tmp_path)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CorruptArtifactError, match="is not a safetensors file"):
+    whole = path.read_bytes()
+    if kind == "pickle":
+        torch.save({"conv_stem.weight": Executed()}, path)
+    else:
+        path.write_bytes({"cut": whole[:1000], "text": b"weights", "header": b"\xff" * 8 + whole[8:]}[kind])
+    with pytest.raises(CorruptArtifactError, match=r"is not a safetensors file .*: give another --weights"):
+        load_weights(build_backbone(NAME), path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    broken = torch.full((timm.create_model("test_efficientnet").bn1.weight.shape), torch.nan)
+    _, path = saved(tmp_path, **{"bn1.weight": broken})
+    with pytest.raises(CorruptArtifactError, match=r"are not finite in bn1\.weight: give another --weights"):
         load_weights(build_backbone(NAME), path)
 
 

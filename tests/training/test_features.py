@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from support import tiny, tree
 
 from saukit.core.console import Reporter
-from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, load_test, make_split
@@ -232,6 +232,34 @@ def test_a_run_starts_from_another_ones_weights(work: Path, weights: Path) -> No
     assert state["backbone.network.conv_stem.weight"].numpy() == pytest.approx(
         load_file(weights)["conv_stem.weight"].numpy(), abs=1e-6
     )
+
+
+def test_a_tampered_run_is_no_start(work: Path, weights: Path) -> None:
+    model = train(work, weights, "first") / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"model\.safetensors") as caught:
+        train(work, "run:first", "second")
+    assert caught.value.exit_code == 4 and not (work / "runs" / "second").exists()
+
+
+def test_a_run_of_another_backbone_is_no_start(work: Path, weights: Path) -> None:
+    train(work, "none", "first", backbone="convnet-small", tune="all", steps=1)
+    with pytest.raises(DataError, match=r"the weights in .*do not fit the backbone: 0 of ") as caught:
+        train(work, "run:first", "second")
+    assert caught.value.exit_code == 3 and not (work / "runs" / "second").exists()
+
+
+def test_weights_that_changed_are_another_run(work: Path, weights: Path) -> None:
+    train(work, weights)
+    own = work.parent / "own.safetensors"
+    shutil.copyfile(weights, own)
+    train(work, own, "again")
+    state = load_file(own)
+    save_file({**state, "bn1.weight": state["bn1.weight"] + 1}, own)
+    with pytest.raises(UsageError, match="weights"):
+        train(work, own, "again")
 
 
 @pytest.mark.parametrize(

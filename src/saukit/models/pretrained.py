@@ -38,7 +38,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     """Give `backbone` the weights of a safetensors file, or those of a run's model.
 
     The file has the network's own names, as timm and torchvision write them; a classifier in it is passed over.
-    Raises: DataError with what does not fit, CorruptArtifactError if the file is not one of safetensors.
+    Raises: DataError with what does not fit, CorruptArtifactError if the file is not one of safetensors or not finite.
     """
     found = _read(path)
     network = backbone.network if hasattr(backbone, "network") else backbone
@@ -57,6 +57,10 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         raise DataError(
             f"the weights in {path} do not fit the backbone: {matched} of {len(wanted)} tensors match; "
             f"{'; '.join(parts)}; give the weights of this --backbone"
+        )
+    if broken := [name for name in wanted if not found[name].isfinite().all()]:
+        raise CorruptArtifactError(
+            f"the weights in {path} are not finite in {shortened(broken, limit=LISTED)}: give another --weights"
         )
     network.load_state_dict({name: found[name] for name in wanted})
 
