@@ -27,7 +27,7 @@ class Means:
     """Features: the means of quarters; the class: by the first channel's mean, unless `judges` is off."""
 
     def __init__(self, num_classes: int = 3, *, judges: bool = True) -> None:
-        self.name = "means"
+        self.name = self.features_of = "means"
         self.num_classes, self.judges = num_classes, judges
         self.seen = 0
 

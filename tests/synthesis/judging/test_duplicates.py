@@ -3,6 +3,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,3 +281,63 @@ def test_copies_of_cifar_images_are_found_and_unseen_images_are_not(cifar: tuple
     assert detector.is_copy(detector.nearest(test)).mean() < 0.005  # the set is known to hold a few
     faint = (test[:1000] * 0.3 + 90).astype(np.uint8)
     assert detector.is_copy(detector.nearest(faint)).mean() < 0.002
+
+
+# --- features of a pretrained network -----------------------------------------------------------------------------
+
+
+def histograms(images: Any) -> np.ndarray:
+    """Features that do not see where a pixel lies: a histogram of each channel, [n, 24]."""
+    levels = np.asarray(images[:]) // 32
+    counts = [(levels == level).mean(axis=(2, 3)) for level in range(8)]
+    return np.concatenate(counts, axis=1).astype(np.float32)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1 - cosine of all pairs of images in these features."""
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in map(histograms, (a, b))]
+    distances: np.ndarray = 1 - unit[0] @ unit[1].T
+    return distances
+
+
+@pytest.mark.parametrize("given", [None, 0.2])
+def test_with_features_what_only_they_recognise_is_a_copy_too(given: float | None) -> None:
+    reference, new = noise(60, 32, 32), noise(20, 32, 32, seed=1)
+    turned = np.ascontiguousarray(reference[:10].transpose(0, 1, 3, 2)[:, :, ::-1])
+    plain = CopyDetector(reference, flip=False, threshold=given, device=CPU)
+    detector = CopyDetector(reference, flip=False, threshold=given, device=CPU, features=histograms)
+    assert detector.threshold == plain.threshold
+    assert not plain.is_copy(plain.nearest(turned)).any() and not plain.is_copy(plain.nearest(new)).any()
+    found = detector.nearest(turned)
+    assert detector.is_copy(found).all() and found.index.tolist() == list(range(10))
+    assert detector.is_copy(detector.nearest(reference)).all()
+
+    # The smaller of both distances, the cosine's scaled so that 1 % of the reference images lie below the threshold.
+    own = cosines(reference, reference)
+    np.fill_diagonal(own, np.inf)
+    scale = detector.threshold / np.clip(np.quantile(own.min(axis=1), 0.01), 0.01, 0.25)
+    by_pixels, by_cosine = plain.nearest(new), cosines(new, reference)
+    expected = np.minimum(by_pixels.distance, scale * by_cosine.min(axis=1))
+    assert detector.nearest(new).distance == pytest.approx(expected, rel=1e-3)
+    closer = scale * by_cosine.min(axis=1) < by_pixels.distance
+    assert detector.nearest(new).index.tolist() == np.where(closer, by_cosine.argmin(axis=1), by_pixels.index).tolist()
+    assert detector.real_distances == pytest.approx(np.minimum(plain.real_distances, scale * own.min(axis=1)), rel=1e-3)
+
+    # Of other images by the same measure: not one calibrated on them.
+    other = detector.of(new)
+    assert other.nearest(reference).distance == pytest.approx(
+        np.minimum(
+            CopyDetector(new, flip=False, threshold=detector.threshold, device=CPU).nearest(reference).distance,
+            scale * by_cosine.min(axis=0),
+        ),
+        rel=1e-3,
+    )
+
+
+def test_features_of_a_single_image_and_of_images_that_are_all_alike() -> None:
+    one = noise(1, 32, 32)
+    detector = CopyDetector(one, flip=False, device=CPU, features=histograms)
+    assert len(detector.real_distances) == 0 and detector.is_copy(detector.nearest(one)).all()
+    alike = np.concatenate([one] * 30)
+    detector = CopyDetector(alike, flip=False, device=CPU, features=histograms)
+    assert not detector.is_copy(detector.nearest(noise(5, 32, 32, seed=1))).any()

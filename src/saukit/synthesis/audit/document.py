@@ -35,7 +35,11 @@ class FeatureExtractor(Protocol):
 
     @property
     def name(self) -> str:
-        """What the document calls it, such as "classifier balanced-softmax (convnet-small)"."""
+        """What the document calls it, such as "balanced-softmax"."""
+
+    @property
+    def features_of(self) -> str:
+        """What it calls its features."""
 
     def __call__(self, images: ImageStore) -> tuple[Floats, Floats | None]:
         """Features float32 [n, d] and probabilities float32 [n, K] or None, of images uint8 [n, 3, H, W].
@@ -120,7 +124,7 @@ def audit_document(
     return {
         "format_version": FORMAT_VERSION,
         "classifier": judged.classifier,
-        "diversity_features": judged.name,
+        "diversity_features": judged.features_of,
         "per_class": per_class,
         "overall": {
             "real": len(real_labels),
@@ -166,7 +170,7 @@ class _Judged:
     agrees bool [n] and confidence float32 [n]: None without probabilities, `classifier` too.
     """
 
-    name: str
+    features_of: str
     classifier: str | None
     agrees: npt.NDArray[np.bool_] | None
     confidence: Floats | None
@@ -187,7 +191,7 @@ def _judge(extractor: FeatureExtractor, sets: Sets) -> _Judged:
             classifier = extractor.name
             agrees = probabilities.argmax(1) == labels
             confidence = probabilities[np.arange(len(labels)), labels]
-    return _Judged(extractor.name, classifier, agrees, confidence, features)
+    return _Judged(extractor.features_of, classifier, agrees, confidence, features)
 
 
 def _diversities(judged: _Judged, sets: Sets, num_classes: int) -> list[dict[str, float | None]]:
@@ -227,7 +231,7 @@ def _leakage(
     names = ("near_test", "explained_by_training", "leaked", "share", "real_share")
     if not len(test_images):
         return dict.fromkeys(names), None
-    of_test = CopyDetector(test_images, flip=detector.flip, threshold=detector.threshold, device=detector.device)
+    of_test = detector.of(test_images)
     to_test = of_test.nearest(images)
     near = of_test.is_copy(to_test)
     explained = near & (nearest.distance <= to_test.distance)
@@ -243,7 +247,7 @@ def _distances(
     counts = {part: np.bincount(labels, minlength=len(classes)) for part, (_, labels) in sets.items()}
     chosen, each = _most_balanced(np.minimum(counts["synthetic"], counts["test"]))
     document: dict[str, Any] = {
-        "features": extractor.name,
+        "features": extractor.features_of,
         "reference": "test",
         "classes": [classes[c] for c in chosen],
         "synthetic": None,

@@ -3,13 +3,14 @@
 A mirrored image counts as a copy only where mirroring keeps an image's class (`flip`, as a split says of itself): there
 a generator is trained on mirrored images too. A mirrored 2 is not a 2, and no generator has seen one.
 
-The distance is `data.pair_distance`, at the better of two mirrorings.
+The distance is `data.pair_distance`, at the better of two mirrorings. Pixels do not find an image that was cropped or
+made brighter; where there is a pretrained network, its features do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,10 +26,13 @@ from saukit.data.images import ImageStore
 from saukit.data.pair_distance import SHIFTS, as_compared, pair_distance
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Features = Callable[[ImageStore], Floats]
 
 # The rule of the threshold, see `CopyDetector`.
 REAL_SHARE = 0.01
 LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.1, 0.25
+LOWEST_COSINE = 0.01  # of features: images of one machine or camera are all alike
 CALIBRATION_IMAGES = 2000
 # A descriptor has at most 10 cells a side. Of 3,000 shifted copies in CIFAR-10, 16 candidates then hold every one and 8
 # all but one; with 8 cells a side 16 candidates miss 3, with 4 they miss 59.
@@ -56,13 +60,25 @@ class CopyDetector:
     Two stages: the nearest candidates by a coarse descriptor (means over a grid of cells, both mirrorings if `flip`),
     and the exact distance to these. A copy is practically always a candidate; for an image that is none, the closest
     reference image may be missed for one nearly as close.
+
+    With `features` an image is also a copy that is closer to a reference image by their cosine than 99 % of the
+    reference images are to any other of them; its distance is the smaller of both, that of the cosine scaled to the
+    threshold.
     """
 
     def __init__(
-        self, reference: ImageStore, *, flip: bool, threshold: float | None = None, device: torch.device
+        self,
+        reference: ImageStore,
+        *,
+        flip: bool,
+        threshold: float | None = None,
+        device: torch.device,
+        features: Features | None = None,
+        feature_scale: float | None = None,
     ) -> None:
         """`reference`: uint8 [m, 3, H, W], m at least 1; `flip`: whether a mirrored copy is a copy.
 
+        `features` gives float32 [n, d] of images; `feature_scale`: what 1 - cosine is multiplied by, None: calibrated.
         Raises: ValueError if the reference is none, or threshold <= 0.
         """
         _check(reference, "reference")
@@ -79,12 +95,26 @@ class CopyDetector:
             for mirrored in _mirrorings(flip)
         ]
         self._described = torch.cat(described)  # [v, d]: as they are, v = m, then if `flip` mirrored, v = 2 m
+        self._features, self._scale = features, feature_scale
+        self._embedded = None if features is None else _normalised(features(reference))  # [m, d]
+
+    def of(self, images: ImageStore) -> CopyDetector:
+        """The same detector, threshold and all, of copies of other images."""
+        scale = None if self._features is None else self._feature_scale
+        return CopyDetector(
+            images,
+            flip=self.flip,
+            threshold=self.threshold,
+            device=self.device,
+            features=self._features,
+            feature_scale=scale,
+        )
 
     @property
     def threshold(self) -> float:
         """What is closer than this is a copy. Calibrated at the first use, if none was given."""
         if self._threshold is None:
-            self._threshold = calibrated_threshold(self.real_distances)
+            self._threshold = calibrated_threshold(self._search(*self._real).distance)
         return self._threshold
 
     @cached_property
@@ -93,13 +123,48 @@ class CopyDetector:
 
         Empty if there is only one.
         """
-        count = len(self._reference)
-        if count == 1:
+        if not len(self._real[1]):
             return np.empty(0, dtype=np.float32)
-        chosen = np.arange(count)
-        if count > CALIBRATION_IMAGES:
-            chosen = np.sort(numpy_generator(0, "copy-calibration").choice(count, CALIBRATION_IMAGES, replace=False))
-        return self._search(self._reference[chosen], chosen).distance
+        found = self._search(*self._real)
+        if self._embedded is None:
+            return found.distance
+        return self._nearer(found, self._by_cosine(self._embedded[self._real[1]], self._real[1])).distance
+
+    @cached_property
+    def _real(self) -> tuple[Pixels, npt.NDArray[np.int64]]:
+        """The reference images that calibrate the detector, and where they are; none where there is only one."""
+        chosen = np.arange(len(self._reference) if len(self._reference) > 1 else 0)
+        if len(chosen) > CALIBRATION_IMAGES:
+            sample = numpy_generator(0, "copy-calibration").choice(len(chosen), CALIBRATION_IMAGES, replace=False)
+            chosen = np.sort(sample)
+        return self._reference[chosen], chosen
+
+    @property
+    def _feature_scale(self) -> float:
+        """What 1 - cosine is multiplied by, so that the threshold is where 1 % of the reference images lie."""
+        if self._scale is None:
+            assert self._embedded is not None
+            real = self._by_cosine(self._embedded[self._real[1]], self._real[1]).distance
+            self._scale = self.threshold / calibrated_threshold(real, lowest=LOWEST_COSINE)
+        return self._scale
+
+    def _nearer(self, by_pixels: Nearest, by_cosine: Nearest) -> Nearest:
+        scaled = by_cosine.distance * np.float32(self._feature_scale)
+        closer = scaled < by_pixels.distance
+        distance = np.where(closer, scaled, by_pixels.distance)
+        return Nearest(distance, np.where(closer, by_cosine.index, by_pixels.index))
+
+    def _by_cosine(self, embedded: Floats, own: npt.NDArray[np.int64] | None) -> Nearest:
+        """By 1 - cosine, of features [n, d] of length 1; `own` as in `_search`."""
+        assert self._embedded is not None
+        distance, index = np.empty(len(embedded), np.float32), np.empty(len(embedded), np.int64)
+        for part in _slices(len(embedded), MATRIX_VALUES // len(self._embedded)):
+            found = 1 - embedded[part] @ self._embedded.T
+            if own is not None:
+                found[np.arange(len(found)), own[part]] = np.inf
+            index[part] = found.argmin(axis=1)
+            distance[part] = np.maximum(found.min(axis=1), 0)
+        return Nearest(distance, index)
 
     def nearest(self, images: ImageStore) -> Nearest:
         """The closest reference image of each image, uint8 [n, 3, H, W]; among equals the first.
@@ -111,7 +176,10 @@ class CopyDetector:
             raise ValueError(
                 f"images must have the size of the reference images {self._reference.shape[1:]}, got {images.shape[1:]}"
             )
-        return self._search(images, None)
+        found = self._search(images, None)
+        if self._features is None:
+            return found
+        return self._nearer(found, self._by_cosine(_normalised(self._features(images)), None))
 
     def is_copy(self, nearest: Nearest) -> npt.NDArray[np.bool_]:
         """Whether each image is a copy, bool [n]."""
@@ -159,13 +227,16 @@ class CopyDetector:
         return distances.view_as(picked)
 
 
-def calibrated_threshold(real_distances: npt.NDArray[np.float32]) -> float:
+def calibrated_threshold(real_distances: Floats, *, lowest: float = LOWEST_THRESHOLD) -> float:
     """The threshold of `CopyDetector` for the distances of real images to the closest other one."""
     if not len(real_distances):
         return HIGHEST_THRESHOLD
-    return float(
-        np.clip(np.quantile(real_distances.astype(np.float64), REAL_SHARE), LOWEST_THRESHOLD, HIGHEST_THRESHOLD)
-    )
+    return float(np.clip(np.quantile(real_distances.astype(np.float64), REAL_SHARE), lowest, HIGHEST_THRESHOLD))
+
+
+def _normalised(features: Floats) -> Floats:
+    rows: Floats = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return rows
 
 
 def _mirrorings(flip: bool) -> tuple[bool, ...]:

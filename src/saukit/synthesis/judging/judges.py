@@ -12,6 +12,7 @@ import torch
 
 from saukit.core.artifacts import MANIFEST_NAME
 from saukit.core.console import Reporter
+from saukit.core.errors import EnvironmentFault
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split
@@ -92,10 +93,13 @@ def open_judges(
         require_made_from(manifest, folder, split=split.manifest, command=command)
         scores.insert(0, Score(CONFIDENCE, sha256_file(folder / MODEL_NAME), classifier.confidence))
     if config.audit or config.reject_copies:
-        found = detector = CopyDetector(split.train.images, flip=split.flip, device=device)
+        judge = classifier if classifier is not None and classifier.is_pretrained else None
+        features = None if judge is None else lambda images: judge.features_and_probabilities(images)[0]
+        found = detector = CopyDetector(split.train.images, flip=split.flip, device=device, features=features)
         # The split's digest covers its `flip` too; the word sets these scores apart from those of a saukit that took a
         # mirrored image for a copy everywhere.
         digest = split.manifest.digest if split.flip else f"{split.manifest.digest} unmirrored"
+        digest += "" if judge is None else f" {scores[0].digest}"
         scores.append(Score(COPY_DISTANCE, digest, lambda images, labels: found.nearest(images).distance))
     if config.generator == "pipeline":  # its safety checker makes images black
         scores.append(Score(BRIGHTEST, "1", lambda images, labels: images.max(axis=(1, 2, 3)).astype(np.float32)))
@@ -132,4 +136,8 @@ def _train_judge(config: SynthConfig, workspace: Workspace, device: torch.device
             f"training the judge, a classifier of the real images (run {plan.name}): {plan.total_steps:,} steps of "
             f"{plan.batch_size} images; --classifier names another run"
         )
-        fit(plan.config, workspace, name=plan.name, device=device, force=False, resume=True, reporter=reporter)
+        try:
+            fit(plan.config, workspace, name=plan.name, device=device, force=False, resume=True, reporter=reporter)
+        except EnvironmentFault as error:  # weights that are out of reach: the options it names are those of train
+            command = workspace.command(f"saukit train --method {JUDGE_NAME} --no-synthetic")
+            raise EnvironmentFault(f"{error}; train it with `{command}`, then repeat this command") from error

@@ -41,6 +41,18 @@ class ClassifierScorer:
     def __init__(self, network: DualBranchNet, spec: ModelSpec, name: str, device: torch.device) -> None:
         self.name = name
         self._network, self._spec, self._device = network, spec, device
+        self._latest: tuple[ImageStore, tuple[Floats, Floats]] | None = None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether its features are those of a pretrained backbone that saw no image of the split."""
+        return self._spec.standardize
+
+    @property
+    def features_of(self) -> str:
+        """Whose features they are, in words."""
+        how = "pretrained and frozen" if self.is_pretrained else "trained on the split's real images"
+        return f"{self._spec.backbone}, {how} ({self.name})"
 
     def features_and_probabilities(self, images: ImageStore) -> tuple[Floats, Floats]:
         """The backbone's features [n, d] and the classifier's probabilities [n, K].
@@ -50,8 +62,10 @@ class ClassifierScorer:
         if images.shape[1:] != (3, *self._spec.image_size):
             height, width = self._spec.image_size
             raise ValueError(f"{self.name} knows images of {height} x {width} pixels, got an array {images.shape}")
-        found = predict(self._network, self._spec, images, device=self._device)
-        return found.features, found.probabilities
+        if self._latest is None or self._latest[0] is not images:  # a shard is asked for its confidence and for copies
+            found = predict(self._network, self._spec, images, device=self._device)
+            self._latest = images, (found.features, found.probabilities)
+        return self._latest[1]
 
     __call__ = features_and_probabilities
 
@@ -162,7 +176,7 @@ class InceptionFeatures:
     distances measured so.
     """
 
-    name = INCEPTION_NAME
+    name = features_of = INCEPTION_NAME
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         """`weights`: a local file, torchvision's state dict as .safetensors or as .pth.
