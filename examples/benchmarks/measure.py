@@ -333,8 +333,11 @@ def finish(
     options: argparse.Namespace,
     arguments: Sequence[str],
     device: torch.device,
+    script: str | None = None,
 ) -> Document:
     """Write the result if --out is given, and print its summary as the one last line of JSON.
+
+    script: the file of the benchmark, where it has another name.
 
     plots: title -> bars, one above the other in the picture.
     """
@@ -343,7 +346,7 @@ def finish(
         raise RuntimeError(f"a ratio is not finite: {head}")
     document = {
         **head,
-        "command": command_line(f"{benchmark}.py", arguments),
+        "command": command_line(f"{script or benchmark}.py", arguments),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(device, options),
         **details,

@@ -295,12 +295,9 @@ def colour_jitter(images: Tensor, jitter: JitterParameters) -> Tensor:
 def _adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """Brightness, contrast or saturation: a blend with black, with the mean grey, with the grey image."""
     operation, factor = operation[:, None, None, None], factor[:, None, None, None]
-    gray = _luma(images)
-    # Products with 0 and 1, because torch.where over whole planes takes five times as long on a CPU.
-    is_saturation = (operation == SATURATION).to(images.dtype)
-    flat = gray.mean(dim=(2, 3), keepdim=True) * (operation == CONTRAST)
-    degenerate = gray * is_saturation + flat
-    return torch.lerp(degenerate, images, factor).clamp_(0, 1)
+    gray, rest = _luma(images), 1 - factor
+    flat = gray.mean(dim=(2, 3), keepdim=True) * (rest * (operation == CONTRAST))
+    return (images * factor).add_(gray.mul_(rest * (operation == SATURATION)).add_(flat)).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, hue: Tensor) -> Tensor:
@@ -311,17 +308,19 @@ def adjust_hue(images: Tensor, hue: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # In sixths of the circle; where the chroma is 0 all differences are, and the hue does not matter.
+    # In sixths of the circle; where the chroma is 0 all differences are, and the hue does not matter. On a CPU lerp with
+    # weights 0 and 1 takes a fortieth of the time of torch.where.
     divisor = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)
-    sixths = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
-    sixths = torch.where(value == red, (green - blue) / divisor, sixths)
-    sixths = sixths + 6 * hue[:, None, None]
-    # A channel falls from `value` by up to `chroma` as its distance from the turned hue goes from 1 to 2 sixths.
-    channel_offset = (5 - 2 * torch.arange(3, dtype=images.dtype, device=images.device))[:, None, None]
-    position = sixths[:, None] + channel_offset
-    position = position - 6 * (position / 6).floor()
-    fall = torch.minimum(position, 4 - position).clamp_(0, 1)
-    return value[:, None] - chroma[:, None] * fall
+    is_red, is_green = ((value == most).to(images.dtype) for most in (red, green))
+    sixths = ((red - green) / divisor).add_(4)
+    sixths = sixths.lerp_(((blue - red) / divisor).add_(2), is_green).lerp_((green - blue) / divisor, is_red)
+    sixths += 6 * hue[:, None, None]
+    sixths -= 6 * (sixths / 6).floor()
+    # A channel is `value` within a sixth of its own hue turned by half, and falls by `chroma` over the next sixth:
+    # channel c is full at a distance of 3 from 2 c on the circle of 6.
+    opposite = 2 * torch.arange(3, dtype=images.dtype, device=images.device)[:, None, None]
+    fall = (sixths[:, None] - opposite).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+    return torch.addcmul(value[:, None], chroma[:, None], fall, value=-1)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -331,7 +330,8 @@ def grayscale(images: Tensor) -> Tensor:
 
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
-    return (_GRAY_WEIGHTS[0] * red + _GRAY_WEIGHTS[1] * green + _GRAY_WEIGHTS[2] * blue).unsqueeze(1)
+    gray = (_GRAY_WEIGHTS[0] * red).add_(green, alpha=_GRAY_WEIGHTS[1]).add_(blue, alpha=_GRAY_WEIGHTS[2])
+    return gray.unsqueeze(1)
 
 
 def _check_images(images: Tensor) -> None:
