@@ -109,7 +109,9 @@ def apply_to_rows(chosen: Tensor, images: Tensor, function: Callable[..., Tensor
     if rows.numel() == 0:
         return images
     selected = (parameter.index_select(0, rows) for parameter in row_parameters)
-    images.numpy()[rows.numpy()] = function(images.index_select(0, rows), *selected).numpy()  # index_copy_ is far slower
+    images.numpy()[rows.numpy()] = function(
+        images.index_select(0, rows), *selected
+    ).numpy()  # index_copy_ is far slower
     return images
 
 
@@ -302,43 +304,46 @@ def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
 def _look_up(images: Tensor, operation: Tensor, factor: Tensor, threshold: Tensor, bit_mask: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     levels = images.reshape(batch, channels, height * width)
-    index = levels.to(torch.int64)
     ramp = torch.arange(256, device=images.device)
-
-    grey_sum = _grey(images.to(torch.float32)).to(torch.int64).sum(dim=(1, 2, 3))
-    grey_mean = (2 * grey_sum + height * width) // (2 * height * width)
-    degenerate = torch.where(operation == _POSITION["Contrast"], grey_mean, 0).to(torch.float32)
-    blended = _blend(degenerate[:, None], ramp.to(torch.float32), factor[:, None])
     solarised = torch.where(ramp >= threshold[:, None], 255 - ramp, ramp)
     simple = torch.where((operation == _POSITION["Posterize"])[:, None], ramp & bit_mask[:, None], solarised)
-    is_blend = (operation == _POSITION["Brightness"]) | (operation == _POSITION["Contrast"])
-    table = torch.where(is_blend[:, None], blended, simple.to(torch.uint8))[:, None, :]
-
-    lowest = levels.amin(dim=2, keepdim=True).to(torch.int64)
-    highest = levels.amax(dim=2, keepdim=True).to(torch.int64)
-    is_autocontrast = (operation == _POSITION["AutoContrast"])[:, None, None]
-    table = torch.where(is_autocontrast, _autocontrast_table(lowest, highest, ramp), table)
-    is_equalize = (operation == _POSITION["Equalize"])[:, None, None]
-    table = torch.where(is_equalize, _equalize_table(index, highest, ramp), table)
-    return table.gather(2, index).reshape(images.shape)
+    brightened = _blend(torch.zeros_like(factor)[:, None], ramp.to(torch.float32), factor[:, None])
+    simple = torch.where((operation == _POSITION["Brightness"])[:, None], brightened, simple.to(torch.uint8))
+    table = simple[:, None, :, None].repeat(1, channels, 1, 1)  # an image of 256 x 1 pixels, for `apply_to_rows`
+    table = apply_to_rows(operation == _POSITION["Contrast"], table, _contrast_table, images, factor)
+    table = apply_to_rows(operation == _POSITION["AutoContrast"], table, _autocontrast_table, levels)
+    table = apply_to_rows(operation == _POSITION["Equalize"], table, _equalize_table, levels)
+    return table[..., 0].gather(2, levels.to(torch.int64)).reshape(images.shape)
 
 
-def _autocontrast_table(lowest: Tensor, highest: Tensor, ramp: Tensor) -> Tensor:
+def _contrast_table(table: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    pixels = images.shape[2] * images.shape[3]
+    grey_sum = _grey(images.to(torch.float32)).to(torch.int64).sum(dim=(1, 2, 3))
+    grey_mean = ((2 * grey_sum + pixels) // (2 * pixels)).to(torch.float32)
+    ramp = torch.arange(256, dtype=torch.float32, device=images.device)
+    return _blend(grey_mean[:, None], ramp, factor[:, None])[:, None, :, None].expand_as(table)
+
+
+def _autocontrast_table(table: Tensor, levels: Tensor) -> Tensor:
+    lowest, highest = (of(dim=2, keepdim=True).to(torch.int64) for of in (levels.amin, levels.amax))
+    ramp = torch.arange(256, device=levels.device)
     # float64 and in this order: PIL truncates, so exact integers depend on the last bit.
     # Division of two tensors, because `255 / tensor` multiplies by the reciprocal.
     spread = (highest - lowest).clamp(min=1).to(widest(highest.device))
     scale = torch.full_like(spread, 255.0) / spread
     stretched = (ramp * scale + -lowest * scale).clamp(0, 255).to(torch.int64)
-    return torch.where(highest > lowest, stretched, ramp).to(torch.uint8)
+    return torch.where(highest > lowest, stretched, ramp).to(torch.uint8)[..., None]
 
 
-def _equalize_table(index: Tensor, highest: Tensor, ramp: Tensor) -> Tensor:
+def _equalize_table(table: Tensor, levels: Tensor) -> Tensor:
+    index, ramp = levels.to(torch.int64), torch.arange(256, device=levels.device)
+    highest = levels.amax(dim=2, keepdim=True).to(torch.int64)
     histogram = torch.zeros((*index.shape[:2], 256), dtype=torch.int32, device=index.device)
     histogram.scatter_add_(2, index, torch.ones((), dtype=torch.int32, device=index.device).expand_as(index))
     below = histogram.cumsum(dim=2, dtype=torch.int32) - histogram
     step = (index.shape[2] - histogram.gather(2, highest)) // 255
     levelled = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    return torch.where(step > 0, levelled, ramp).to(torch.uint8)
+    return torch.where(step > 0, levelled, ramp).to(torch.uint8)[..., None]
 
 
 @lru_cache(maxsize=8)

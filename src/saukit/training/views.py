@@ -310,17 +310,17 @@ def adjust_hue(images: Tensor, hue: Tensor) -> Tensor:
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     # In sixths of the circle; where the chroma is 0 all differences are, and the hue does not matter. On a CPU lerp with
     # weights 0 and 1 takes a fortieth of the time of torch.where.
-    divisor = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)
+    share = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
     is_red, is_green = ((value == most).to(images.dtype) for most in (red, green))
-    sixths = ((red - green) / divisor).add_(4)
-    sixths = sixths.lerp_(((blue - red) / divisor).add_(2), is_green).lerp_((green - blue) / divisor, is_red)
+    sixths = (red - green).mul_(share).add_(4)
+    sixths = sixths.lerp_((blue - red).mul_(share).add_(2), is_green).lerp_((green - blue).mul_(share), is_red)
     sixths += 6 * hue[:, None, None]
-    sixths -= 6 * (sixths / 6).floor()
+    sixths -= (sixths * (1 / 6)).floor_().mul_(6)
     # A channel is `value` within a sixth of its own hue turned by half, and falls by `chroma` over the next sixth:
     # channel c is full at a distance of 3 from 2 c on the circle of 6.
     opposite = 2 * torch.arange(3, dtype=images.dtype, device=images.device)[:, None, None]
     fall = (sixths[:, None] - opposite).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
-    return torch.addcmul(value[:, None], chroma[:, None], fall, value=-1)
+    return fall.mul_(chroma[:, None]).neg_().add_(value[:, None])
 
 
 def grayscale(images: Tensor) -> Tensor:
