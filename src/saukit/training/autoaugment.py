@@ -109,9 +109,8 @@ def apply_to_rows(chosen: Tensor, images: Tensor, function: Callable[..., Tensor
     if rows.numel() == 0:
         return images
     selected = (parameter.index_select(0, rows) for parameter in row_parameters)
-    images.numpy()[rows.numpy()] = function(
-        images.index_select(0, rows), *selected
-    ).numpy()  # index_copy_ is far slower
+    # Not index_copy_, which takes four times as long, and forty times for bytes.
+    images.numpy()[rows.numpy()] = function(images.index_select(0, rows), *selected).numpy()
     return images
 
 
