@@ -283,6 +283,31 @@ def test_a_random_data_set_is_used_where_the_variable_names_no_cifar(
     assert inputs.default_root() == tmp_path
 
 
+def test_a_list_has_the_counts_of_imagenet_lt() -> None:
+    counts = load("photo_storage").list_counts(1000, 115_846)
+    assert (len(counts), sum(counts), counts[0], counts[-1]) == (1000, 115_846, 1280, 5)
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_make_lt_is_measured_on_a_folder_and_compared_with_pillow(tmp_path: Path) -> None:
+    storage = load("photo_storage")
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(8):
+            coarse = Image.fromarray(random.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+            coarse.resize((260, 300), Image.Resampling.BICUBIC).save(tmp_path / "photos" / name / f"{index}.jpg")
+    out = tmp_path / "photo_folder.json"
+    storage.main(["--root", str(tmp_path / "photos"), "--quick", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["command"] == "python photo_storage.py --root DIR --quick --out photo_folder.json"
+    assert found["image_size"] == 224 and found["images"] == {"train": 12, "test": 4}
+    assert len(found["levels_from_pillow"]) == storage.COMPARED and 0 < max(found["levels_from_pillow"]) < 2
+    (row,) = found["commands"]
+    assert row["peak_bytes"] == found["peak_bytes"] > 50e6 and row["processor_seconds"] > 0
+    assert out.with_suffix(".png").is_file()
+
+
 def test_turns_alternate_and_only_the_first_round_warms_up() -> None:
     measure = load("measure")
     calls: list[str] = []

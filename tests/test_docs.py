@@ -17,6 +17,7 @@ import yaml
 
 import saukit
 from saukit.cli.main import app
+from saukit.core.words import format_bytes
 from saukit.evaluation.config import parse_method
 
 REPOSITORY = Path(__file__).parents[1]
@@ -256,6 +257,37 @@ def test_the_published_row_is_its_record() -> None:
     assert f"It reaches {top1} % top-1 ({groups}; groups are thirds by rank)" in text["docs/results.md"]
     assert f"{run['seconds'] / 3600:.1f} hours ({run['images_per_second']:.0f} images/s" in text["docs/results.md"]
     assert f"with `--preset ldam`: {top1}, one seed" in text["docs/benchmark.md"]
+
+
+def test_the_figures_of_photos_are_their_records() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    found = {name: json.loads((RESULTS / f"photo_{name}.json").read_text(encoding="utf-8"))
+             for name in ("storage", "list", "feed", "folder")}  # fmt: skip
+    assert not any(record["quick"] for name, record in found.items() if name != "feed")
+
+    def table(name: str) -> list[list[str]]:
+        return list(rows(text.split(f"<!-- table: photo_{name}.json -->")[1].split("\n\n")[1]))[1:]
+
+    assert table("storage") == [
+        [f"{row['images']:,}", f"{row['seconds']:.0f}", *map(format_bytes, (row["peak_bytes"], row["stored_bytes"]))]
+        for row in found["storage"]["counts"]
+    ]
+    resumed = found["storage"]["resumed"]
+    assert resumed["equal_bytes"] and resumed["shards_reused"] == resumed["killed_after_shards"]
+    assert f"after {resumed['killed_after_shards']} of 49 shards of {resumed['images']:,} photos" in text
+    assert f"used {resumed['shards_reused']} of them again and took {resumed['seconds']:.0f} seconds more" in text
+    assert table("list") == [
+        [row["command"], f"{row['seconds']:.0f}", f"{row['processor_seconds']:.0f}", format_bytes(row["peak_bytes"])]
+        for row in found["list"]["commands"]
+    ]
+    assert f"({found['list']['classes']:,} classes, {found['list']['training_images']:,} training images" in text
+    speeds = [f"{row['images_per_second']:,.0f}" for row in found["feed"]["candidates"]]
+    ratios = [f"{found['feed'][name]:.2f}" for name in ("ratio_to_decode", "ratio")]
+    assert [cells for _, *cells in table("feed")] == [[*speeds[:2], ratios[0]], [*speeds[2:], ratios[1]]]
+    folder, words = found["folder"], " ".join(text.split())
+    assert f"takes at most {folder['seconds']:.0f} seconds and {format_bytes(folder['peak_bytes'])} on two" in words
+    levels = folder["levels_from_pillow"]
+    assert f"by {min(levels):.1f} to {max(levels):.1f} of 255 levels" in words
 
 
 def test_the_table_of_threads_is_its_record() -> None:
