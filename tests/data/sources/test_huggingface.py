@@ -91,14 +91,15 @@ def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
     assert one.train_labels.tolist() == [0, 1, 2] and one.test_labels is None
 
 
-def test_parquet_from_elsewhere_has_images_as_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_parquet_from_elsewhere_has_images_as_bytes(tmp_path: Path, alone: bool) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    def encoded(index: int) -> dict[str, Any]:
+    def encoded(index: int) -> dict[str, Any] | bytes:
         stream = io.BytesIO()
         picture(index).save(stream, "PNG")
-        return {"bytes": stream.getvalue(), "path": f"{index}.png"}
+        return stream.getvalue() if alone else {"bytes": stream.getvalue(), "path": f"{index}.png"}
 
     columns = {"img": [encoded(index) for index in range(3)], "class": ["b", "a", "b"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
@@ -166,7 +167,7 @@ def test_an_image_that_is_missing_or_damaged_is_listed(tmp_path: Path) -> None:
     assert pixels.ok["train"].tolist() == [False, False, True]
     assert pixels.bad == (
         ("image 0 of train (x.png)", "unknown image format"),
-        ("image 1 of train", "unknown image format"),
+        ("image 1 of train", "an empty file"),
     )
 
 

@@ -160,8 +160,10 @@ def _columns(features: Mapping[str, Any], config: SourceConfig, root: Path) -> d
 
 
 def _is_encoded(kind: Any) -> bool:
-    """Whether a column has the encoded bytes of images, as Parquet files from elsewhere do."""
-    return isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
+    """Whether a column has the encoded bytes of images, alone or with a path, as Parquet files from elsewhere do."""
+    if isinstance(kind, dict):
+        return {"bytes", "path"} <= kind.keys()
+    return getattr(kind, "dtype", None) in ("binary", "large_binary")
 
 
 def _labels(split: Any, column: str, root: Path, part: str) -> list[str]:
