@@ -262,8 +262,8 @@ def test_the_published_row_is_its_record() -> None:
 def test_the_figures_of_photos_are_their_records() -> None:
     text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
     found = {name: json.loads((RESULTS / f"photo_{name}.json").read_text(encoding="utf-8"))
-             for name in ("storage", "list", "feed", "folder")}  # fmt: skip
-    assert not any(record["quick"] for name, record in found.items() if name != "feed")
+             for name in ("storage", "list")}  # fmt: skip
+    assert not any(record["quick"] for record in found.values())
 
     def table(name: str) -> list[list[str]]:
         return list(rows(text.split(f"<!-- table: photo_{name}.json -->")[1].split("\n\n")[1]))[1:]
@@ -281,13 +281,6 @@ def test_the_figures_of_photos_are_their_records() -> None:
         for row in found["list"]["commands"]
     ]
     assert f"({found['list']['classes']:,} classes, {found['list']['training_images']:,} training images" in text
-    speeds = [f"{row['images_per_second']:,.0f}" for row in found["feed"]["candidates"]]
-    ratios = [f"{found['feed'][name]:.2f}" for name in ("ratio_to_decode", "ratio")]
-    assert [cells for _, *cells in table("feed")] == [[*speeds[:2], ratios[0]], [*speeds[2:], ratios[1]]]
-    folder, words = found["folder"], " ".join(text.split())
-    assert f"takes at most {folder['seconds']:.0f} seconds and {format_bytes(folder['peak_bytes'])} on two" in words
-    levels = folder["levels_from_pillow"]
-    assert f"by {min(levels):.1f} to {max(levels):.1f} of 255 levels" in words
 
 
 def test_the_table_of_threads_is_its_record() -> None:
