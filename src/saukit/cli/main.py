@@ -14,7 +14,7 @@ from rich.markup import escape
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.cli.help import Command, Group
 from saukit.cli.streams import shell_streams, voice
-from saukit.core.errors import EnvironmentFault, SaukitError
+from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
 from saukit.core.interrupts import typed_command
 from saukit.core.ranks import exit_code_of_job, has_spoken, may_speak
 from saukit.core.version import __version__
@@ -100,14 +100,18 @@ def _fail(error: SaukitError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def _environment_fault(error: Exception) -> EnvironmentFault | None:
+def _environment_fault(error: Exception) -> SaukitError | None:
     """A full disk or memory, or a disk that fails, in words; None for anything else, which is a bug."""
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
-        if error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
-            return EnvironmentFault(f"{error.strerror}{where}: check the disk and the folder's permissions")
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return EnvironmentFault(f"{error.strerror}{where}: raise the limit with `ulimit -n 4096`")
+        if error.errno == errno.ENAMETOOLONG:
+            return UsageError(f"{shown(error.filename)} is too long for a file's name: give another one")
+        if error.filename or error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
+            return EnvironmentFault(f"{error.strerror}{where}: check that file or folder and its permissions")
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
     return None

@@ -47,7 +47,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "config.yaml"
 MANIFEST_NAME = "manifest.json"
 METADATA_KEY = "saukit"
-SEAL = "sha256"  # of a manifest, in it
+SEAL = "sha256"  # of all else in a document, in it
 VERSIONED_PACKAGES = (
     "saukit",
     "torch",
@@ -68,6 +68,25 @@ CONTENT_SUFFIXES = (".safetensors", ".yaml")
 def write_json(path: Path, document: Any) -> None:
     """Write `document` as JSON, atomically. Raises: ValueError for NaN or infinity."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` as JSON, atomically, with the format's version and a hash of all that it says."""
+    versioned = {"format_version": FORMAT_VERSION, **document}
+    write_json(path, {**versioned, SEAL: _seal(versioned)})
+
+
+def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` was given.
+
+    Raises: CorruptArtifactError, with `remedy`, if it is damaged; DataError if its format is newer than this saukit.
+    """
+    document: dict[str, Any] = read_json(path, remedy=remedy)
+    _check_format(document.get("format_version"), path)
+    if document.pop(SEAL, None) != _seal(document):
+        raise CorruptArtifactError(f"{path} was changed after it was written: {remedy}")
+    del document["format_version"]
+    return document
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> None:
@@ -222,12 +241,7 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
         return None
-    document = read_json(path)
-    _check_format(document.get("format_version"), path)
-    seal = document.pop(SEAL, None)
-    if seal is not None and seal != _seal(document):  # one of an earlier saukit has none
-        raise CorruptArtifactError(f"{path} was changed after it was written: {REMAKE}")
-    del document["format_version"]
+    document = read_sealed(path, remedy=REMAKE)
     try:
         manifest = from_mapping(Manifest, document, where=f"{path} is damaged")
     except UsageError as error:
@@ -269,12 +283,10 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    document = {"format_version": FORMAT_VERSION, **manifest.__dict__}
-    write_json(folder / MANIFEST_NAME, {**document, SEAL: _seal(document)})
+    write_sealed(folder / MANIFEST_NAME, vars(manifest))
 
 
 def _seal(document: Mapping[str, Any]) -> str:
-    """The hash of all else that a manifest says."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -301,5 +313,7 @@ def _problem(path: Path, record: Mapping[str, Any], stamps: Stamps) -> str | Non
 
 
 def _check_format(version: object, path: Path) -> None:
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version < FORMAT_VERSION:
+        raise CorruptArtifactError(f"{path} is damaged: its format_version is {shown(version)}; {REMAKE}")
+    if version > FORMAT_VERSION:
         raise DataError(f"{path} has format version {version}, this saukit reads {FORMAT_VERSION}: update saukit")

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import yaml
 
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault, SaukitError
-from saukit.core.files import open_regular
-from saukit.core.words import format_bytes, shown
+from saukit.core.files import read_regular
+from saukit.core.words import shown
 
 MIB = 1 << 20
 MAX_JSON_BYTES = 64 * MIB
@@ -129,9 +129,7 @@ def read_text(
 ) -> str:
     """A text file in UTF-8 of at most `most` bytes. Raises: as `read_json`."""
     try:
-        with open_regular(path) as file:
-            content = file.read(most + 1)
-            size = max(file.seek(0, 2), len(content))
+        content = read_regular(path, most)
     except (FileNotFoundError, NotADirectoryError):
         raise fault(missing or f"{path} is missing; {remedy}") from None
     except OSError as error:
@@ -139,9 +137,6 @@ def read_text(
         if error.errno in (errno.EACCES, errno.EPERM):
             raise EnvironmentFault(f"cannot read {path}: {reason}; check whose file it is, and its mode") from None
         raise fault(f"cannot read {path}: {reason}; {remedy}") from None
-    if size > most:
-        reason = f"it has {format_bytes(size)}, and at most {format_bytes(most)} are read"
-        raise _fault(fault, path, reason, remedy)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

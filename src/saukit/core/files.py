@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
+from saukit.core.errors import DataError, SaukitError
+from saukit.core.words import first_line, format_bytes
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -20,7 +23,7 @@ _KINDS = (
 
 
 class NotAFileError(OSError):
-    """Something that is there under a file's name and is not a file."""
+    """Something that is there under a file's name and is not a file, or not one of its size."""
 
 
 @contextlib.contextmanager
@@ -46,10 +49,34 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """All bytes of a regular file, of `most` at most. Raises: as `open_regular`; NotAFileError for a larger one."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            reason = f"it has {format_bytes(size)}, and at most {format_bytes(most)} are read"
+            raise NotAFileError(errno.EFBIG, reason, str(path))
+        return file.read()
+
+
 def check_regular(path: Path) -> None:
     """Raises: as `open_regular`, for a library that opens `path` by its name."""
     with open_regular(path):
         pass
+
+
+@contextlib.contextmanager
+def reading(what: object, *, remedy: str) -> Iterator[None]:
+    """While entered, other people's data are read by other people's code, whose every error is one of these data.
+
+    Raises: DataError that names `what`, the reason and the `remedy`; errors of saukit as they are.
+    """
+    try:
+        yield
+    except SaukitError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} cannot be read ({first_line(error)}): {remedy}") from error
 
 
 def link_target(path: Path) -> str | None:

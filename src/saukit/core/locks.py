@@ -23,14 +23,16 @@ def hold(path: Path, artifact: Path) -> Iterator[None]:
     """Hold the lock file `path` as the one writer of `artifact`; the file goes when the lock is given back.
 
     If that leaves a folder empty which was not there before, it goes too.
-    Raises: LockHeldError that names the process which holds it; EnvironmentFault if the lock file is a symbolic link,
-    or its folder cannot be written to.
+    Raises: LockHeldError that names the process which holds it; EnvironmentFault if the lock file is a link or no
+    file, or its folder cannot be written to.
     """
     created = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
             raise EnvironmentFault(f"the lock file {path} is a symbolic link, which may lead anywhere: remove it")
+        if path.exists() and not path.is_file():
+            raise EnvironmentFault(f"{path} lies where a lock file belongs and is not a file: remove it")
         lock = _acquired(path, artifact)
     except OSError as error:
         raise EnvironmentFault(

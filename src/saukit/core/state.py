@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saukit.core.documents import START_OVER
 from saukit.core.errors import CorruptArtifactError
-from saukit.core.files import open_regular
+from saukit.core.files import read_regular
 from saukit.core.words import shortened, shown
 from saukit.core.writing import atomic_path, sha256_file
 
@@ -104,8 +104,7 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 def _load(path: Path, device: torch.device, made_from: Mapping[str, str]) -> dict[str, Any]:
     """One state. Raises: CorruptArtifactError without a remedy."""
     try:
-        with open_regular(path) as file:
-            content = file.read()
+        content = read_regular(path)
         archive, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
         if hashlib.sha256(archive).digest() != digest:
             raise ValueError("its bytes do not fit its checksum")

@@ -9,14 +9,17 @@ from pathlib import Path
 from rich.cells import cell_len
 
 DEFAULT_WORKSPACE = Path("saukit_work")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._+-]{0,199}(?<!\.)")
 
 
 def name_problem(what: str, name: str) -> str | None:
     """Why `name` cannot name `what`, a folder on every system; None if it can."""
     if _NAME.fullmatch(name):
         return None
-    return f"{what} {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
+    return (
+        f"{what} {shown(name)}: use letters, digits, '.', '_', '+' and '-', a letter or digit first, no '.' last, at "
+        "most 200 in all, and no name that Windows keeps for itself, such as con"
+    )
 
 
 def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:

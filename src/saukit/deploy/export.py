@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saukit.core.artifacts import FORMAT_VERSION, Manifest, read_manifest, write_error, write_json
+from saukit.core.artifacts import Manifest, read_manifest, write_error, write_sealed
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
 from saukit.core.errors import SaukitError, UsageError
@@ -105,7 +106,7 @@ def export(
     check(config)
     if "onnx" in config.formats:
         require_extra("onnx", purpose="the format onnx")
-    folder = to.resolve()
+    folder = Path(os.path.realpath(to))  # Path.resolve raises for links in a loop
     _check_target(folder, force=force)
     path = locate_model(model, workspace)
     classifier = load_classifier(path)
@@ -129,7 +130,7 @@ def export(
             checks.append(Check(name, difference))
         written = [file for file in sorted(staging.rglob("*")) if file.is_file()]
         hashes = {file.relative_to(staging).as_posix(): sha256_file(file) for file in written}
-        write_json(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on) | {"sha256": hashes})
+        write_sealed(staging / CLASSES_NAME, _classes_document(classifier, checks, checked_on) | {"hashes": hashes})
         files = tuple(sorted([*hashes, CLASSES_NAME]))
     return ExportResult(folder, path, files, tuple(checks), checked_on)
 
@@ -237,7 +238,6 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
     height, width = classifier.image_size
     any_size = {"name": "images", "shape": ["batch", 3, "height", "width"], "dtype": "uint8", "range": [0, 255]}
     return {
-        "format_version": FORMAT_VERSION,
         "saukit": __version__,
         "classes": list(classifier.classes),
         "input": {

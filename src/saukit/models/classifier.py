@@ -14,9 +14,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest
+from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest, read_sealed
 from saukit.core.config import from_mapping
-from saukit.core.documents import read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.options import at_home
 from saukit.core.words import name_problem
@@ -28,7 +27,7 @@ from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
 HUB_CONFIG_NAME = "config.json"
 EXPORT_AGAIN = "export it again with --force"
-CLASSES_NAME = "classes.json"  # of an export, with the SHA-256 of its files
+CLASSES_NAME = "classes.json"  # of an export, with a hash of each file
 
 
 class ImageClassifier(
@@ -191,7 +190,7 @@ def _check_export(folder: Path) -> None:
     """Raises: CorruptArtifactError for a file that is not as `saukit export` wrote it, if that made the folder."""
     if not os.path.lexists(folder / CLASSES_NAME):
         return
-    noted = read_json(folder / CLASSES_NAME, remedy=EXPORT_AGAIN).get("sha256", {})
+    noted = read_sealed(folder / CLASSES_NAME, remedy=EXPORT_AGAIN).get("hashes", ())
     for name in (HUB_CONFIG_NAME, MODEL_NAME):
         if name in noted and not ((folder / name).is_file() and sha256_file(folder / name) == noted[name]):
             raise CorruptArtifactError(f"{folder / name} is missing or was changed after its export: {EXPORT_AGAIN}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from saukit.core.console import Reporter
 from saukit.core.errors import LockHeldError, UsageError
 from saukit.core.interrupts import StopRequest
+from saukit.core.words import shown
 from saukit.core.workspace import Workspace
 from saukit.synthesis.plan import Round
 
@@ -27,9 +28,9 @@ class Job:
     @staticmethod
     def parse(text: str) -> Job:
         """`text` such as "0/3". Raises: UsageError for anything else."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if not found or not int(found[1]) < int(found[2]):
-            raise UsageError(f"shard must be i/n with i from 0 to n - 1, such as 0/3, got {text!r}")
+            raise UsageError(f"shard must be i/n with i from 0 to n - 1, such as 0/3, got {shown(text)}")
         return Job(int(found[1]), int(found[2]))
 
     @property

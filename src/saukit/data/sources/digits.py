@@ -19,4 +19,4 @@ def open_digits(config: SourceConfig, root: Path) -> Source:
 
     bunch = load_digits()
     grey = np.round(bunch.images * 255 / 16).astype(np.uint8)
-    return source_of_arrays(tuple("0123456789"), (grey, bunch.target.astype(np.int64)), None)
+    return source_of_arrays(tuple("0123456789"), (grey, bunch.target.astype(np.int64)), None, where="digits")

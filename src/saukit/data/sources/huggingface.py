@@ -87,7 +87,9 @@ def _load(root: Path) -> Any:
             return datasets.load_dataset(name, configuration or None)
     except Exception as error:  # of datasets, pyarrow, huggingface_hub and its HTTP library
         if root.exists():
-            raise DataError(f"{root} cannot be read as a data set of Hugging Face: {first_line(error)}") from error
+            raise DataError(
+                f"{root} cannot be read as a data set of Hugging Face: {first_line(error)}; save it again"
+            ) from error
         raise EnvironmentFault(
             f"{root} is not a folder here and cannot be fetched from the Hub ({first_line(error)}): give a folder, or "
             "check the name, the network, HF_HUB_OFFLINE and, for a gated one, `hf auth login`"

@@ -29,11 +29,13 @@ def source_of_arrays(
     test: tuple[Images | Deferred, Integers] | None,
     val: tuple[Images | Deferred, Integers] | None = None,
     *,
+    where: str,
     fingerprint: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
     """A source of square images: grey [N, H, H], channels last [N, H, H, 3] or channels first [N, 3, H, H].
 
+    `where` they come from is for messages.
     Raises: DataError for arrays that are not that, or labels that do not fit them and the classes.
     """
     import numpy as np
@@ -41,7 +43,7 @@ def source_of_arrays(
     given = {name: part for name, part in (("train", train), ("test", test), ("val", val)) if part is not None}
     images: dict[str, Images] = {}
     for name, (pixels, labels) in given.items():
-        _check(name, pixels, labels, classes)
+        _check(f"{name} images of {where}", pixels, labels, classes, every_class=name == "train")
 
     def read(part: str, positions: Integers, size: int) -> Images:
         chosen = images[part][positions]
@@ -54,7 +56,7 @@ def source_of_arrays(
     def load(size: int, reporter: Reporter) -> Pixels:
         for name, (pixels, labels) in given.items():
             images[name] = pixels.read() if isinstance(pixels, Deferred) else pixels
-            _check(name, images[name], labels, classes)
+            _check(f"{name} images of {where}", images[name], labels, classes, every_class=name == "train")
         return Pixels(read, {name: np.ones(len(labels), bool) for name, (_, labels) in given.items()})
 
     return Source(
@@ -69,9 +71,11 @@ def source_of_arrays(
     )
 
 
-def _check(part: str, images: Images | Deferred, labels: Integers, classes: tuple[str, ...]) -> None:
-    if problem := _problem(images, labels, classes, every_class=part == "train"):
-        raise DataError(f"the {part} images {problem}: the files are damaged or others; fetch them again")
+def _check(
+    what: str, images: Images | Deferred, labels: Integers, classes: tuple[str, ...], *, every_class: bool
+) -> None:
+    if problem := _problem(images, labels, classes, every_class=every_class):
+        raise DataError(f"the {what} {problem}: the files are damaged or others; fetch them again")
 
 
 def _problem(images: Images | Deferred, labels: Integers, classes: tuple[str, ...], *, every_class: bool) -> str | None:

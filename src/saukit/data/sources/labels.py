@@ -12,6 +12,7 @@ from saukit.data.sources.lists import read_names
 
 SHOWN = 5  # labels in a message
 NO_LABEL = re.compile(r"-\d+|[-+]?(nan|inf)", re.IGNORECASE)
+PLAIN = re.compile(r"0|[1-9][0-9]{0,17}")  # an integer that an array can hold
 NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -21,7 +22,7 @@ def labels_in_order(labels: Collection[str], where: str) -> tuple[str, ...]:
     Raises: DataError for numbers that are not integers from 0, and for fewer than two classes.
     """
     found = set(labels)
-    integers = all(label.isascii() and label.isdecimal() and label == str(int(label)) for label in found)
+    integers = all(map(PLAIN.fullmatch, found))
     odd = {label for label in found if NO_LABEL.fullmatch(label)}
     if not integers and all(NUMBER.fullmatch(label) for label in found):
         odd |= {label for label in found if not label.isdecimal()}
@@ -54,14 +55,14 @@ def named(labels: Sequence[str], class_names: str | None, where: str, notes: lis
     """
     if class_names is None:
         return tuple(labels)
-    if odd := [label for label in labels if not label.isdecimal()]:
+    if odd := [label for label in labels if not PLAIN.fullmatch(label)]:
         raise UsageError(f"class_names names integer labels, but {where} has {odd[0]!r}: leave it out")
     file = Path(class_names)
     known = read_names(file)
     if beyond := [label for label in labels if int(label) >= len(known)]:
         raise DataError(
             f"{file} names {len(known)} classes, 0 to {len(known) - 1}, but labels of {where} are out of that range: "
-            f"{shortened(beyond, limit=SHOWN)}"
+            f"{shortened(beyond, limit=SHOWN)}; name them all, one per line"
         )
     return without_unused(known, [int(label) for label in labels], notes)
 

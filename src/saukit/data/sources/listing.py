@@ -98,7 +98,7 @@ def _found(name: str, root: Path) -> Path:
     file = Path(name)
     if found := next((path for path in (file, root / file) if path.exists()), None):
         return found
-    raise DataError(f"there is no list {file}, neither in the current folder nor in {root}")
+    raise DataError(f"there is no list {file}, neither in the current folder nor in {root}; check its name")
 
 
 def _need_folder(root: Path) -> None:

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.extras import require_extra
-from saukit.core.words import first_line, shortened
+from saukit.core.files import check_regular, read_regular, reading
+from saukit.core.words import shortened
 from saukit.data.image_files import EXTENSIONS
 from saukit.data.source_config import COLUMN_ROLES
 
+MOST_BYTES = 1 << 28
 PARQUET = (".parquet", ".pq")
 TABLES = (".csv", ".tsv", ".tab", *PARQUET)
 LINE = re.compile(r"([^\t]*[^\t ]) *\t *([^\t]*\S)|(.*\S)[ \t]+(\S+)")  # one tab parts, or the last blank
@@ -110,9 +112,9 @@ def read_names(file: Path) -> tuple[str, ...]:
 
 def _read_text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = read_regular(file, MOST_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(f"cannot read {file}: {error.strerror}; give another file") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{file} is UTF-16: save it as UTF-8")
     try:
@@ -175,7 +177,8 @@ def _parquet(file: Path, columns: Mapping[str, str] | None, group_by: str | None
     import pyarrow
     from pyarrow import parquet
 
-    try:
+    with reading(f"{file} as Parquet", remedy="write it again, or give another file"):
+        check_regular(file)
         schema = parquet.read_schema(file)
         names = list(dict.fromkeys(choose_columns(schema.names, columns, group_by, where=str(file)).names.values()))
         for name in names:
@@ -186,8 +189,6 @@ def _parquet(file: Path, columns: Mapping[str, str] | None, group_by: str | None
                     "themselves is read with --dataset huggingface"
                 )
         table = parquet.read_table(file, columns=names).to_pydict()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as Parquet ({first_line(error)})") from error
     return names, iter(enumerate(zip(*(table[name] for name in names), strict=True), 1))
 
 
@@ -196,7 +197,10 @@ def _entries(file: Path, header: Sequence[str], rows: Rows, names: Mapping[str, 
     empty: dict[str, list[int]] = {}
     for line, row in rows:
         if len(row) != len(header):
-            raise DataError(f"{file}, line {line}: {len(row)} fields, but the header has {len(header)}")
+            raise DataError(
+                f"{file}, line {line}: {len(row)} fields, but the header has {len(header)}; fix it"
+                " (a field with a separator in it needs quotes)"
+            )
         fields = {role: text_of(row[index]) for role, index in place.items()}
         for role, field in fields.items():
             if not field:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saukit.core.errors import DataError, EnvironmentFault
+from saukit.core.files import check_regular, reading
 from saukit.core.machine import available_memory
 from saukit.core.words import format_bytes, shortened
 from saukit.data.source import IMAGE_SIZES, Source
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saukit.data.types import Images, Integers
 
 PARTS = ("train", "val", "test")
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+REMEDY = "download it again, or give another file as --root"
 
 
 def open_medmnist(config: SourceConfig, root: Path) -> Source:
@@ -32,7 +32,8 @@ def open_medmnist(config: SourceConfig, root: Path) -> Source:
     import numpy as np
 
     file = _npz_file(root)
-    try:
+    with reading(file, remedy=REMEDY):
+        check_regular(file)
         with zipfile.ZipFile(file) as archive:
             crcs = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
             wanted = [f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")]
@@ -41,8 +42,6 @@ def open_medmnist(config: SourceConfig, root: Path) -> Source:
             shapes = {part: _shape(archive, f"{part}_images", file) for part in PARTS}
         with np.load(file) as arrays:
             written = {part: _labels(arrays[f"{part}_labels"], len_of=shapes[part][0], file=file) for part in PARTS}
-    except UNREADABLE as error:
-        raise DataError(f"{file} cannot be read ({error}): download it again") from error
     labels = labels_in_order(written["train"], str(file))
     for part, of_part in written.items():
         refuse_unknown(of_part, set(labels), f"{part}_labels of {file}", range(len(of_part)))
@@ -59,6 +58,7 @@ def open_medmnist(config: SourceConfig, root: Path) -> Source:
         parts["train"],
         parts["test"],
         parts["val"],
+        where=str(file),
         fingerprint=hashlib.sha256(repr(sorted(crcs.items())).encode()).hexdigest(),
         notes=tuple(notes),
     )
@@ -107,7 +107,7 @@ def _labels(labels: Integers, *, len_of: int, file: Path) -> list[str]:
 def _images(file: Path, part: str) -> Images:
     import numpy as np
 
-    try:
+    with reading(file, remedy=REMEDY):
         with zipfile.ZipFile(file) as archive:
             needed = archive.getinfo(f"{part}_images.npy").file_size
         available = available_memory()
@@ -118,6 +118,4 @@ def _images(file: Path, part: str) -> Images:
             )
         with np.load(file) as arrays:
             images: Images = arrays[f"{part}_images"]
-    except UNREADABLE as error:
-        raise DataError(f"{file} cannot be read ({error}): download it again") from error
     return images[..., 0] if images.shape[-1] == 1 else images

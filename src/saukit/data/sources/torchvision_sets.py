@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import OFFLINE, is_offline
-from saukit.core.words import shortened
+from saukit.core.files import reading
+from saukit.core.words import format_bytes, shortened
 from saukit.data.source import Source
 from saukit.data.sources.in_memory import source_of_arrays
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from saukit.data.types import Images, Integers
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
-# How torchvision and what it reads with say that a file is not what it should be.
-_DAMAGED = (RuntimeError, OSError, ValueError, TypeError, AssertionError, LookupError, EOFError, ArithmeticError,
-            AttributeError, PickleError)  # fmt: skip
+MOST_BYTES = 1 << 30  # of a file; the largest is SVHN's, 182 MB
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,24 @@ class TorchvisionSet:
         if missing := [file for file in self.files if not (root / file).exists()]:
             self._download(config.dataset, root, missing)
         (train, names), (test, _) = (self._read(config.dataset, root, part) for part in (self.train, self.test))
-        return source_of_arrays(self.classes or names, train, test)
+        return source_of_arrays(self.classes or names, train, test, where=f"{config.dataset} in {root}")
 
     def _read(self, name: str, root: Path, part: Mapping[str, Any]) -> tuple[tuple[Images, Integers], tuple[str, ...]]:
         """Images and labels of a part, and the names of the classes."""
         import numpy as np
 
-        try:
+        remedy = (
+            f"it needs {shortened(self.files)}, whole and unchanged; remove what is damaged and run the command again "
+            "to download it, or give another --root"
+        )
+        with reading(f"{name} in {root}", remedy=remedy):
+            for file in self.files:
+                if (size := (root / file).stat().st_size) > MOST_BYTES:
+                    raise ValueError(f"{file} has {format_bytes(size)}")
             dataset = self._torchvision(root, part, download=False)
             labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
             names = tuple(map(str, getattr(dataset, "classes", ())))
             return (np.asarray(dataset.data), np.asarray(labels, np.int64)), names
-        except _DAMAGED as error:
-            reason = str(error).split("You can use")[0].strip()
-            raise DataError(
-                f"{name} in {root} cannot be read ({reason}): it needs {shortened(self.files)}, whole and unchanged; "
-                "remove what is damaged and run the command again to download it, or give another --root"
-            ) from error
 
     def _download(self, name: str, root: Path, missing: list[str]) -> None:
         """Download into a folder of its own beside the data, and move the files in once all are whole."""
