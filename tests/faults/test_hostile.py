@@ -110,11 +110,11 @@ GREY, LABELS = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
 )
 def test_arrays_of_a_source_are_checked_in_one_place(images: Any, labels: Any, message: str) -> None:
     with pytest.raises(DataError, match=r"^the train images") as raised:
-        source_of_arrays(("a", "b"), (images, labels), None)
+        source_of_arrays(("a", "b"), (images, labels), None, where="x")
     assert message in str(raised.value) and "fetch them again" in str(raised.value)
     if "none of" not in message:  # a class may be missing from a test set
         with pytest.raises(DataError, match=r"^the test images"):
-            source_of_arrays(("a", "b"), (GREY, LABELS), (images, labels))
+            source_of_arrays(("a", "b"), (GREY, LABELS), (images, labels), where="x")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "pickle", "cut", "other", "nan"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from rich.markup import escape
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.cli.help import Command, Group
 from saukit.cli.streams import shell_streams, voice
-from saukit.core.errors import EnvironmentFault, SaukitError, UsageError
+from saukit.core.errors import EnvironmentFault, SaukitError, UsageError, is_out_of_memory
+from saukit.core.files import remedy_of
 from saukit.core.interrupts import typed_command
 from saukit.core.ranks import exit_code_of_job, has_spoken, may_speak
 from saukit.core.version import __version__
@@ -67,7 +69,11 @@ def run() -> None:
             _fail(EnvironmentFault("the working folder is gone: change to one that is there and run the command again"))
         try:
             with typed_command(sys.argv[1:]):
-                app(prog_name="saukit")
+                try:
+                    app(prog_name="saukit")
+                except SystemExit:
+                    sys.stdout.flush()  # here, where a disk that is full is an error in words
+                    raise
         except SaukitError as error:
             _fail(error)
         except (MemoryError, OSError, RuntimeError) as error:
@@ -95,7 +101,8 @@ def _fail(error: SaukitError) -> NoReturn:
         traceback.print_exc()
     console = Console(file=voice(), highlight=False, emoji=False, soft_wrap=True)
     message = printable(shown(str(error), limit=LONGEST_MESSAGE, quotes=False))
-    console.print(f"[bold red]error:[/bold red] {escape(message)}")
+    with contextlib.suppress(EnvironmentFault):  # of a stderr that takes nothing
+        console.print(f"[bold red]error:[/bold red] {escape(message)}")
     has_spoken()
     sys.exit(error.exit_code)
 
@@ -106,13 +113,11 @@ def _environment_fault(error: Exception) -> SaukitError | None:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return EnvironmentFault(f"{error.strerror}{where}: raise the limit with `ulimit -n 4096`")
         if error.errno == errno.ENAMETOOLONG:
             return UsageError(f"{shown(error.filename)} is too long for a file's name: give another one")
-        if error.filename or error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
-            return EnvironmentFault(f"{error.strerror}{where}: check that file or folder and its permissions")
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        if error.filename or error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE):
+            return EnvironmentFault(f"{error.strerror}{where}: {remedy_of(error)}")
+    if is_out_of_memory(error):
         return EnvironmentFault("out of memory: give a smaller --batch-size or --image-size, or another --device")
     return None
 

@@ -23,7 +23,10 @@ class _ReaderGone(BaseException):
 
 
 class _Stream:
-    """A text stream; None is one that was closed before the program began."""
+    """A text stream; None is one that was closed before the program began.
+
+    What cannot be written is an EnvironmentFault, once; what is left in the buffer then goes nowhere.
+    """
 
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream, self._name = stream, name
@@ -33,7 +36,7 @@ class _Stream:
 
     def write(self, text: str) -> int:
         if self._stream is None:
-            raise EnvironmentFault(f"cannot write to {self._name}: it is closed")
+            raise EnvironmentFault(f"cannot write to {self._name}: it is closed; redirect it to a file")
         with self._told():
             return self._stream.write(text)
 
@@ -49,7 +52,10 @@ class _Stream:
         except OSError as error:
             if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
                 raise _ReaderGone from None
-            raise
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            reason = f"cannot write to {self._name}: {error.strerror or error}"
+            raise EnvironmentFault(f"{reason}; check where it is redirected to") from None
 
 
 @contextlib.contextmanager
@@ -73,7 +79,8 @@ def shell_streams() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(EnvironmentFault):
+                sys.stdout.flush()
     except _ReaderGone:
         _end()
     finally:

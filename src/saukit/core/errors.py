@@ -12,6 +12,13 @@ class SaukitError(Exception):
     exit_code = 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library reports that there is no memory left, of the machine or a device."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
+
+
 class LockHeldError(SaukitError):
     """Another process is writing the same artefact."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from saukit.core.errors import DataError, SaukitError
+from saukit.core.errors import DataError, SaukitError, is_out_of_memory
 from saukit.core.words import first_line, format_bytes
 
 _KINDS = (
@@ -65,18 +65,34 @@ def check_regular(path: Path) -> None:
         pass
 
 
+def check_tree(folder: Path) -> None:
+    """Raises: NotAFileError for what is neither a file nor a folder in `folder` and below, before a library waits."""
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            check_regular(path)
+
+
 @contextlib.contextmanager
 def reading(what: object, *, remedy: str) -> Iterator[None]:
     """While entered, other people's data are read by other people's code, whose every error is one of these data.
 
-    Raises: DataError that names `what`, the reason and the `remedy`; errors of saukit as they are.
+    Raises: DataError that names `what`, the reason and the `remedy`; errors of saukit and a full memory as they are.
     """
     try:
         yield
     except SaukitError:
         raise
     except Exception as error:
+        if is_out_of_memory(error) and not isinstance(error, MemoryError):  # which a header can ask for
+            raise
         raise DataError(f"{what} cannot be read ({first_line(error)}): {remedy}") from error
+
+
+def remedy_of(error: OSError) -> str:
+    """What a user can do about a file or folder that the system refuses."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files with `ulimit -n 4096`"
+    return "check the folder, or give another one"
 
 
 def link_target(path: Path) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from saukit.core.errors import EnvironmentFault, LockHeldError
+from saukit.core.files import remedy_of
 
 PATIENCE_SECONDS = 0.1  # for a holder that is just giving the lock back
 # How a file system says that it knows no locks. There a file that names its writer stands for one.
@@ -36,7 +37,7 @@ def hold(path: Path, artifact: Path) -> Iterator[None]:
         lock = _acquired(path, artifact)
     except OSError as error:
         raise EnvironmentFault(
-            f"cannot write to {path.parent}: {error.strerror or error}; check the folder, or give another one"
+            f"cannot write to {path.parent}: {error.strerror or error}; {remedy_of(error)}"
         ) from error
     try:
         yield

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault
-from saukit.core.files import open_regular
+from saukit.core.files import open_regular, remedy_of
 
 INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 HASHED_SUFFIXES = (".safetensors", ".yaml", ".json", ".png", ".csv", ".md")
@@ -234,7 +234,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
-    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; check the folder, or give another one")
+    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; {remedy_of(error)}")
 
 
 def _umask() -> int:

@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, read_manifest, read_sealed
 from saukit.core.config import from_mapping
-from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.documents import read_json
+from saukit.core.errors import CorruptArtifactError, DataError, is_out_of_memory
+from saukit.core.files import check_tree
 from saukit.core.options import at_home
-from saukit.core.words import name_problem
+from saukit.core.words import first_line, name_problem
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
+from saukit.models.model_file import MODEL_NAME, ModelSpec, check_finite, load_model
 
 HUB_CONFIG_NAME = "config.json"
 EXPORT_AGAIN = "export it again with --force"
@@ -197,7 +198,15 @@ def _check_export(folder: Path) -> None:
 
 
 def _load_pretrained(folder: Path) -> ImageClassifier:
+    read_json(folder / HUB_CONFIG_NAME, remedy=EXPORT_AGAIN)  # within limits that the mixin's own reader lacks
     try:
-        return ImageClassifier.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, UsageError) as e:
-        raise CorruptArtifactError(f"{folder} holds no saukit classifier: {e}") from None
+        check_tree(folder)
+        loaded = ImageClassifier.from_pretrained(folder)
+        check_finite(loaded.state_dict())
+    except Exception as error:  # of huggingface_hub, safetensors and torch, whatever the files made them raise
+        if is_out_of_memory(error):
+            raise
+        raise CorruptArtifactError(
+            f"{folder} holds no saukit classifier: {first_line(error)}; {EXPORT_AGAIN}"
+        ) from None
+    return loaded

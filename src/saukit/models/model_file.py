@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 
 from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.config import from_mapping
+from saukit.core.documents import REMAKE
 from saukit.core.errors import CorruptArtifactError, UsageError
+from saukit.core.state import is_finite
 from saukit.core.words import shown
 from saukit.data.decoding import MOST_VALUE, Fitting
 from saukit.data.source import IMAGE_SIZES
@@ -102,6 +105,13 @@ def load_model(path: Path) -> tuple[DualBranchNet, ModelSpec]:
         spec = from_mapping(ModelSpec, metadata["model"], where=str(path))
         network = spec.build_network()
         network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+        check_finite(network.state_dict())
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
-        raise CorruptArtifactError(f"{path} holds no saukit model: {error}") from None
+        raise CorruptArtifactError(f"{path} holds no saukit model: {error}; {REMAKE}") from None
     return network.eval(), spec
+
+
+def check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Raises: ValueError for weights of which some are NaN or infinite."""
+    if not is_finite(state):
+        raise ValueError("its weights are not finite")

@@ -18,11 +18,11 @@ from torch import Tensor
 from saukit.core.config import to_mapping
 from saukit.core.device import COPIES_ASIDE, Precision, suited_threads, using_threads
 from saukit.core.errors import DataError, SaukitError
+from saukit.core.files import check_tree, reading
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
-from saukit.core.words import first_line
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
     Geometry,
@@ -289,13 +289,13 @@ class GeneratorTrainer:
 
         if not (folder / "unet" / "config.json").is_file():
             raise DataError(f"no generator in {folder}: give the folder synth/generator of another workspace")
-        try:
+        remedy = "give the folder synth/generator of another workspace, its weights in safetensors"
+        with reading(f"the generator in {folder}", remedy=remedy):
+            check_tree(folder)
             unet: UNet2DModel = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-        except Exception as error:  # of diffusers, safetensors and torch, whatever the file made them raise
-            raise DataError(
-                f"the generator in {folder} cannot be read ({first_line(error)}): give the folder synth/generator of "
-                "another workspace, its weights in safetensors"
-            ) from error
+            with torch.inference_mode():  # a configuration may say what no network can do
+                pixels = torch.zeros(1, unet.config.in_channels, *np.broadcast_to(unet.config.sample_size, 2).tolist())
+                unet(pixels, 0, class_labels=torch.zeros(1, dtype=torch.int64))
         if not is_finite(unet.state_dict()):
             raise DataError(f"the generator in {folder} has weights that are not numbers: give another one")
         found, config = unet.config, self.average.config

@@ -28,7 +28,8 @@ import torch
 from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
-from saukit.core.words import first_line
+from saukit.core.files import reading
+from saukit.core.words import shown
 from saukit.core.writing import sha256_file
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 CPU_BATCH = 4  # larger batches are not quicker on a CPU
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 # What a user may set, and the argument of a pipeline's call that it becomes.
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _ARGUMENTS = {
     "negative_prompt": "negative_prompt",
     "guidance": "guidance_scale",
@@ -114,7 +116,8 @@ class PipelineGenerator:
             with _decoding_in_float32(vae):
                 images = self._called(arguments, seeds)
         if not np.isfinite(images).all():
-            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: use float32")
+            remedy = "use float32" if self._dtype != torch.float32 else "its weights are damaged, fetch the model again"
+            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: {remedy}")
         self._drawn_size = (images.shape[1], images.shape[2])
         pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
         return np.stack([fit_image(image, self._image_size) for image in pixels])
@@ -257,7 +260,8 @@ def match_classes(names: Mapping[str, Any], classes: Sequence[str], class_ids: M
     numbers: dict[str, set[int]] = {}
     for number, text in names.items():
         for name in {str(text), *str(text).split(",")}:
-            numbers.setdefault(_normal(name), set()).add(int(number))
+            if _NUMBER.fullmatch(number):
+                numbers.setdefault(_normal(name), set()).add(int(number))
     problems = [f"class_ids names {name!r}, which is not a class" for name in class_ids if name not in classes]
     matched = []
     for name in classes:
@@ -310,7 +314,6 @@ def _decoding_in_float32(vae: Any) -> Iterator[None]:
 def _load(model: Model, dtype: torch.dtype) -> Any:
     """The pipeline on the CPU."""
     import diffusers
-    from safetensors import SafetensorError
 
     is_text = model.pipeline != CLASS_CONDITIONAL
     diffusers.utils.logging.disable_progress_bar()  # of the components; a download's bar stays
@@ -322,29 +325,23 @@ def _load(model: Model, dtype: torch.dtype) -> Any:
     version = tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
     dtype_argument = "dtype" if version >= (0, 41) else "torch_dtype"  # the new name is ignored by the older ones
     options: dict[str, Any] = {dtype_argument: dtype, "revision": model.revision, "variant": model.variant}
-    try:
-        return loader.from_pretrained(source, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, SafetensorError) as error:
-        if "AutoPipeline can't find a pipeline" in str(error):
+    with reading(f"model {model.name}", remedy="save or fetch it again, and see that it loads with diffusers"):
+        try:
+            return loader.from_pretrained(source, use_safetensors=True, **options)
+        except ValueError as error:
+            if "AutoPipeline can't find a pipeline" not in str(error):
+                raise
             raise UsageError(
                 f"model {model.name} is a {model.pipeline}, which does not sample from text: give a text-to-image "
                 f"pipeline, or a {CLASS_CONDITIONAL}"
             ) from error
-        raise DataError(
-            f"model {model.name} does not load: {first_line(error)}; save or fetch it again, and see that it loads "
-            "with diffusers"
-        ) from error
 
 
 def _add_lora(pipe: Any, path: Path, scale: float) -> None:
     name = "saukit"
-    try:
+    with reading(f"LoRA weights {path} for {type(pipe).__name__}", remedy="give weights made for this model"):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
         added = bool(pipe.get_list_adapters())
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # RuntimeError: other shapes than the model's
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise DataError(f"LoRA weights {path} do not fit {type(pipe).__name__}: {first_line(error)}") from error
     if not added:  # weights for other layers: diffusers says so in its log, and samples without them
         raise DataError(f"LoRA weights {path} fit no layer of {type(pipe).__name__}: give weights made for this model")
     pipe.set_adapters([name], [scale])
@@ -391,7 +388,7 @@ def _idle_texts(config: SynthConfig, book: PromptBook, takes_prompts: bool) -> l
 def _numbers(path: Path) -> dict[str, int]:
     """A file of class: number. Raises: UsageError that lists what is not a whole number."""
     texts = read_texts(path)
-    bad = [f"{name}: {text}" for name, text in texts.items() if not text.isdecimal()]
+    bad = [f"{name}: {shown(text, quotes=False)}" for name, text in texts.items() if not _NUMBER.fullmatch(text)]
     if bad:
         raise UsageError(f"{path}: a class's number is a whole number, got {', '.join(bad)}")
     return {name: int(text) for name, text in texts.items()}

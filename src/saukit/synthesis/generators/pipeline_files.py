@@ -15,6 +15,7 @@ from typing import Any
 
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.core.files import check_tree, reading
 from saukit.core.words import first_line
 from saukit.core.writing import sha256_file
 
@@ -138,6 +139,8 @@ def find_model(model: str) -> Model:
         own = "names no class" if "_class_name" not in index else "is code of its own, which saukit does not run"
         raise DataError(f"{folder / INDEX} does not describe a pipeline: it {own}; fetch the model again")
     found = Model(model, folder, revision, index)
+    with reading(f"model {model}", remedy="fetch the model again"):
+        check_tree(folder)
     found.check()
     return found
 

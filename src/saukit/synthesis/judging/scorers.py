@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
+from saukit.core.files import check_regular, check_tree, reading
 from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
 from saukit.data.images import ImageStore
@@ -218,7 +219,6 @@ class InceptionFeatures:
 
 def _load_clip(model: str) -> tuple[Any, Any, Any]:
     """A CLIP model in eval mode, its image processor and its tokenizer."""
-    from safetensors import SafetensorError
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
     from transformers.utils import logging
 
@@ -230,6 +230,8 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
     if local:  # else a bar shows the download
         hide_bars()
     try:
+        if Path(model).is_dir():
+            check_tree(Path(model))
         network, report = load(model, use_safetensors=True, local_files_only=local, output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"it lacks the weights {shortened(sorted(report['missing_keys']), limit=5)}")
@@ -239,7 +241,7 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
         known, size = len(tokenizer), network.config.text_config.vocab_size
         if not size / 2 <= known <= size:
             raise ValueError(f"its tokenizer knows {known} tokens, its text model {size}")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except Exception as error:  # of transformers, tokenizers, huggingface_hub and safetensors
         raise EnvironmentFault(
             f"the CLIP model {model} cannot be loaded ({first_line(error)}): give the folder of a CLIP model with "
             "safetensors weights, image processor and tokenizer, or a name on the Hub that can be reached"
@@ -248,19 +250,13 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with reading(f"{path} as weights", remedy="give a .safetensors or .pth"):
+        check_regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError, SafetensorError) as error:
-        raise DataError(
-            f"{path} cannot be read as weights ({first_line(error)}): give a .safetensors or .pth"
-        ) from None
     if not isinstance(state, dict):
         raise DataError(f"{path} holds a {type(state).__name__}, not a state dict: give a .safetensors or .pth file")
     return state
