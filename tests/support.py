@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from saukit.core.artifacts import write_sealed
 from saukit.synthesis.config import SynthConfig
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
 
@@ -83,6 +84,14 @@ def tree(root: Path) -> dict[str, str]:
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(root.rglob("*"))
     }
+
+
+def resealed(path: Path, **changes: Any) -> None:
+    """Change fields of a manifest.json or classes.json, whose hash of itself then fits again."""
+    document = json.loads(path.read_text("utf-8"))
+    for name in ("sha256", "format_version"):
+        del document[name]
+    write_sealed(path, document | changes)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

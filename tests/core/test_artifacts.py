@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
+from support import resealed
 
 from saukit.core import artifacts
 from saukit.core.artifacts import (
@@ -347,14 +348,22 @@ def test_a_foreign_or_damaged_tensor_file(tmp_path: Path) -> None:
         load_tensors(path)
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1"])
-def test_tensors_of_another_format(tmp_path: Path, version: object) -> None:
+def test_tensors_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_tensors(path, {"x": np.zeros(1)}, {"format_version": version})
-    message = rf"^{re.escape(str(path))} has format version {version}, this saukit reads 1: update saukit$"
+    save_tensors(path, {"x": np.zeros(1)}, {"format_version": 2})
+    message = rf"^{re.escape(str(path))} has format version 2, this saukit reads 1: update saukit$"
     with pytest.raises(DataError, match=message) as caught:
         load_tensors(path)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("version", [0, None, "1", 1.0, True, -1, [1]])
+def test_tensors_of_no_format(tmp_path: Path, version: object) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"x": np.zeros(1)}, {"format_version": version})
+    message = re.escape(f"{path} is damaged: its format_version is {version!r}; remake the artefact with --force")
+    with pytest.raises(CorruptArtifactError, match=f"^{message}$"):
+        load_tensors(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3_000_001])
@@ -452,11 +461,14 @@ def test_all_damaged_files_are_listed(tmp_path: Path) -> None:
     )
 
 
-def edit_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-    document.pop("sha256", None)  # as a manifest of an earlier saukit
-    (folder / "manifest.json").write_text(json.dumps(document | changes))
-    return document
+@pytest.mark.parametrize("seal", [None, "", "0" * 64, 1, []])
+def test_a_manifest_without_its_seal(tmp_path: Path, seal: object) -> None:
+    artifact(tmp_path)
+    document = json.loads((tmp_path / "manifest.json").read_text("utf-8")) | {"sha256": seal}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    message = re.escape(f"{tmp_path / 'manifest.json'} was changed after it was written: remake the artefact")
+    with pytest.raises(CorruptArtifactError, match=message):
+        read_manifest(tmp_path, kind="split", verify=False)
 
 
 def test_a_flipped_bit_of_a_manifest_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -482,19 +494,19 @@ def _json_or_none(content: bytes) -> Any:
 
 def test_an_edited_manifest_is_found(tmp_path: Path) -> None:
     written = artifact(tmp_path)
-    edit_manifest(tmp_path, digest="0" * 64)
+    resealed(tmp_path / "manifest.json", digest="0" * 64)
     misfit = re.escape(f"{tmp_path} is damaged: manifest.json (its digest does not fit its files); remake")
     with pytest.raises(CorruptArtifactError, match=misfit):
         read_manifest(tmp_path, kind="split")
 
     files = {name: record for name, record in written.files.items() if name != "train.safetensors"}
-    edit_manifest(tmp_path, digest=written.digest, files=files)  # a data file let go of
+    resealed(tmp_path / "manifest.json", digest=written.digest, files=files)  # a data file let go of
     with pytest.raises(CorruptArtifactError, match=misfit):
         read_manifest(tmp_path, kind="split")
 
     (tmp_path / "train.safetensors").write_bytes(b"other!")  # a file and its record changed together
     record = {"sha256": sha256_file(tmp_path / "train.safetensors"), "bytes": 6}
-    edit_manifest(tmp_path, files={**written.files, "train.safetensors": record})
+    resealed(tmp_path / "manifest.json", files={**written.files, "train.safetensors": record})
     with pytest.raises(CorruptArtifactError, match=misfit):
         read_manifest(tmp_path, kind="split")
 
@@ -519,13 +531,13 @@ def test_an_edited_manifest_is_found(tmp_path: Path) -> None:
 )
 def test_a_manifest_of_the_wrong_shape(tmp_path: Path, changes: dict[str, Any]) -> None:
     artifact(tmp_path)
-    edit_manifest(tmp_path, **changes)
+    resealed(tmp_path / "manifest.json", **changes)
     message = rf"^{re.escape(str(tmp_path / 'manifest.json'))} is damaged: .+; remake the artefact with --force$"
     with pytest.raises(CorruptArtifactError, match=message):
         read_manifest(tmp_path, kind="split", verify=False)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b'{"format_version": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b'{"format_version": 0}', b"\xff\xfe"])
 def test_a_manifest_that_is_none(tmp_path: Path, content: bytes) -> None:
     artifact(tmp_path)
     (tmp_path / "manifest.json").write_bytes(content)
@@ -539,7 +551,7 @@ def test_a_manifest_of_a_newer_format_or_another_kind(tmp_path: Path) -> None:
     path = re.escape(str(tmp_path / "manifest.json"))
     with pytest.raises(CorruptArtifactError, match=f"^{path} describes a 'split' artefact where a 'run' one belongs$"):
         read_manifest(tmp_path, kind="run")
-    edit_manifest(tmp_path, format_version=2)
+    resealed(tmp_path / "manifest.json", format_version=2)
     with pytest.raises(DataError, match=f"^{path} has format version 2, this saukit reads 1: update saukit$"):
         read_manifest(tmp_path, kind="split")
 

@@ -18,6 +18,7 @@ import pytest
 from saukit.core.artifacts import Manifest, write_manifest
 from saukit.core.config import load_config, to_yaml
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
+from saukit.core.words import shown
 from saukit.core.workspace import State, Workspace, existing_state, prepare, reopened, require, require_made_from
 from saukit.core.writing import write_text
 
@@ -51,16 +52,39 @@ def complete(
 def test_where_things_are(workspace: Workspace) -> None:
     assert workspace.split == workspace.root / "split"
     assert workspace.synth == workspace.root / "synth"
-    for name in ("sau+synth", "ce-seed1", "a", "7", "A.b_c"):
+    for name in ("sau+synth", "ce-seed1", "a", "7", "A.b_c", "console", "n" * 200):
         assert workspace.run(name) == workspace.root / "runs" / name
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", ".hidden", "-rf", "a b", "ö", "a\n", "a\x00", "+a"]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../a",
+        "a/b",
+        "/a",
+        "a\\b",
+        ".hidden",
+        "-rf",
+        "a b",
+        "ö",
+        "a\n",
+        "a\x00",
+        "+a",
+        "a.",
+        "n" * 201,
+        "CON",
+        "nul.txt",
+        "com1",
+    ],
 )
 def test_names_that_cannot_be_a_folder(workspace: Workspace, name: str) -> None:
-    message = f"run name {name!r}: use letters, digits, '.', '_', '+' and '-', a letter or digit first"
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+    message = (
+        f"run name {shown(name)}: use letters, digits, '.', '_', '+' and '-', a letter or digit first, no '.' last"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         workspace.run(name)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support import tiny, tree
+from support import resealed, tiny, tree
 
 from saukit.core.artifacts import read_manifest
 from saukit.core.config import load_config
@@ -244,9 +244,7 @@ def test_a_run_of_another_cache_is_not_used(work: Path) -> None:
     """The same configuration, but other synthetic images: its manifest says so."""
     path = work / "runs" / "sau" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["inputs"]["synth"] = "0" * 64
-    del manifest["sha256"]
-    path.write_text(json.dumps(manifest))
+    resealed(path, inputs=manifest["inputs"] | {"synth": "0" * 64})
     shutil.move(work / "runs" / "sau", work / "runs" / "sau+synth")
     plan = plan_comparison(CompareConfig(methods=("sau+synth",), seeds=1, train=TINY), Workspace(work), device=CPU)
     assert plan.runs[0].state == "new" and re.fullmatch(r"sau\+synth-[0-9a-f]{6}", plan.runs[0].name)
@@ -274,10 +272,8 @@ def test_a_damaged_run_is_told_before_anything_is_trained(work: Path) -> None:
 
 def test_a_comparison_of_runs_that_were_made_anew_says_so(compared: Path, tmp_path: Path) -> None:
     work = shutil.copytree(compared, tmp_path / "work")
-    manifest = json.loads((work / "comparisons/main/manifest.json").read_text())
-    manifest["inputs"]["run ce"] = "0" * 64
-    del manifest["sha256"]
-    (work / "comparisons/main/manifest.json").write_text(json.dumps(manifest))
+    path = work / "comparisons/main/manifest.json"
+    resealed(path, inputs=json.loads(path.read_text())["inputs"] | {"run ce": "0" * 64})
     with pytest.raises(UsageError, match="was made from another run ce than this workspace holds now"):
         run_compare(CONFIG, work)
     assert run_compare(CONFIG, work, force=True).state == "new"

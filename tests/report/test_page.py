@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from report_page import Page
 from scipy.stats import ttest_rel
-from support import tiny, tree
+from support import resealed, tiny, tree
 
 from saukit.core.artifacts import added_files
 from saukit.core.console import Reporter
@@ -599,10 +599,7 @@ def test_a_run_trained_again_since_the_comparison_is_not_part_of_it(report_work:
 def test_the_latest_comparison_is_shown_or_the_one_asked_for(report_work: Path, tmp_path: Path) -> None:
     work = shutil.copytree(report_work, tmp_path / "work")
     shutil.copytree(work / "comparisons" / "main", work / "comparisons" / "another")
-    manifest = work / "comparisons" / "another" / "manifest.json"
-    document = json.loads(manifest.read_text())
-    del document["sha256"]
-    manifest.write_text(json.dumps({**document, "created": "2020-01-01T00:00:00+00:00"}))
+    resealed(work / "comparisons/another/manifest.json", created="2020-01-01T00:00:00+00:00")
     workspace = Workspace(work)
     for asked, expected in ((None, "main"), ("another", "another")):
         found = collect(ReportConfig(comparison=asked), workspace).comparison

@@ -134,6 +134,8 @@ def read_text(
         raise fault(missing or f"{path} is missing; {remedy}") from None
     except OSError as error:
         reason = error.strerror or str(error)
+        if error.errno == errno.EFBIG:
+            raise _fault(fault, path, reason, remedy) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise EnvironmentFault(f"cannot read {path}: {reason}; check whose file it is, and its mode") from None
         raise fault(f"cannot read {path}: {reason}; {remedy}") from None

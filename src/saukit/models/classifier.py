@@ -19,7 +19,7 @@ from saukit.core.documents import read_json
 from saukit.core.errors import CorruptArtifactError, DataError, is_out_of_memory
 from saukit.core.files import check_tree
 from saukit.core.options import at_home
-from saukit.core.words import first_line, name_problem
+from saukit.core.words import name_problem, one_line, shown
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
@@ -206,7 +206,6 @@ def _load_pretrained(folder: Path) -> ImageClassifier:
     except Exception as error:  # of huggingface_hub, safetensors and torch, whatever the files made them raise
         if is_out_of_memory(error):
             raise
-        raise CorruptArtifactError(
-            f"{folder} holds no saukit classifier: {first_line(error)}; {EXPORT_AGAIN}"
-        ) from None
+        reason = shown(one_line(str(error)), limit=1000, quotes=False)
+        raise CorruptArtifactError(f"{folder} holds no saukit classifier: {reason}; {EXPORT_AGAIN}") from None
     return loaded

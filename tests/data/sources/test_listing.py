@@ -206,7 +206,7 @@ def test_a_bad_list_is_told_with_its_line(root: Path, case: str) -> None:
 def test_what_cannot_be_opened_is_told(root: Path) -> None:
     with pytest.raises(DataError, match=r"there is no list none.txt, neither in the current folder nor in"):
         open_source(SplitConfig(dataset="list", train_list="none.txt"), root)
-    with pytest.raises(DataError, match=r"cannot read .*images: Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read .*images: it is a folder, not a file; give another file"):
         open_source(SplitConfig(dataset="list", train_list=str(root)), root)
     with pytest.raises(DataError, match=r"is not a folder: give the folder that the paths in the lists start from"):
         open_source(SplitConfig(dataset="list", train_list=str(root / FILES[0])), root / "none")

@@ -199,7 +199,7 @@ def test_bad_parquet_is_told(root: Path, columns: dict[str, Any], message: str) 
 
 @needs_parquet
 def test_what_is_no_parquet_is_told(root: Path) -> None:
-    with pytest.raises(DataError, match=r"t.parquet cannot be read as Parquet \(.+\)"):
+    with pytest.raises(DataError, match=r"t.parquet cannot be read \(.+\): write it again as Parquet"):
         opened(root, "path,label\n", "t.parquet")
 
 

@@ -177,7 +177,7 @@ def _parquet(file: Path, columns: Mapping[str, str] | None, group_by: str | None
     import pyarrow
     from pyarrow import parquet
 
-    with reading(f"{file} as Parquet", remedy="write it again, or give another file"):
+    with reading(file, remedy="write it again as Parquet, or give another file"):
         check_regular(file)
         schema = parquet.read_schema(file)
         names = list(dict.fromkeys(choose_columns(schema.names, columns, group_by, where=str(file)).names.values()))
