@@ -163,7 +163,7 @@ def test_a_configuration_that_does_not_fit(saved: Path, change: dict[str, Any], 
 def test_a_configuration_that_is_none(saved: Path, text: str) -> None:
     (saved / "config.json").write_text(text)
     with pytest.raises(
-        CorruptArtifactError, match=r"holds no saukit classifier: .|config\.json is damaged: .+; export it again"
+        CorruptArtifactError, match=r"holds no saukit classifier: .|config\.json is damaged: .+; export"
     ):
         load_classifier(saved)
 

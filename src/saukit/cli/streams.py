@@ -53,7 +53,7 @@ class _Stream:
             if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
                 raise _ReaderGone from None
             with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             reason = f"cannot write to {self._name}: {error.strerror or error}"
             raise EnvironmentFault(f"{reason}; check where it is redirected to") from None
 
