@@ -425,6 +425,15 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
         r"art/, photo/, sketch/ of .* have the same folders inside \(cat, dog\): .*--root .*/tree/art; --class-depth",
         {},
     ),
+    "domains with a folder of images between": (
+        "amazon/images/cat:2 amazon/images/dog:1 webcam/images/cat:1 webcam/images/dog:1",
+        r"amazon/, webcam/ of .* have the same folders inside \(cat, dog\)",
+        {},
+    ),
+    "a folder of images alone": ("jpg:3 setid.txt", r"jpg/ of .* holds images, such as 000.png, but no class fold", {}),
+    "a folder of images, and annotations": (
+        "JPEGImages:3 Annotations/a.xml ImageSets/Main/train.txt", r"JPEGImages/ of .* holds images, such as 000", {}
+    ),
     "images and masks in each class": (
         "cat/images:2 cat/masks:2 dog/images:1 dog/masks:1", r"have the same folders inside \(images, masks\)", {}
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from saukit.core.errors import DataError
 from saukit.core.words import shortened
 from saukit.data.image_files import Folder
-from saukit.data.part_names import FILLERS, Key, words_of
+from saukit.data.part_names import FILLERS, Key, role_of, words_of
 
 PIECES = FILLERS | {"batch", "chunk", "fold", "piece", "section", "shard"}
 TOP = "--class-depth top takes {} as classes"
@@ -25,6 +25,17 @@ def class_name(name: str) -> str:
 def classes_in(folder: Folder) -> set[str]:
     """The classes of the subfolders that have images."""
     return set(map(class_name, folder.filled))
+
+
+def inner_folder(folder: Folder) -> Folder:
+    """The folder whose subfolders are classes: a doubled one (seg_train/seg_train, train/images) is looked through."""
+    while not folder.found.images and len(folder.filled) == 1:
+        (child,), own = folder.filled.values(), role_of(folder.path.name)
+        name = child.path.name.lower()
+        if not (name == folder.path.name.lower() or name in FILLERS or (own and role_of(name) == own)):
+            break
+        folder = child
+    return folder
 
 
 def members_of(folder: Folder, leaves: Mapping[Key, str] | None, *, with_empty: bool) -> Members:
@@ -62,7 +73,7 @@ def look_inside(folder: Folder, *, by_list: str, is_root: bool) -> list[str]:
     Raises: DataError where those may be the classes, or these may be none.
     """
     filled = folder.filled
-    inside = {name: classes_in(child) for name, child in filled.items()}
+    inside = {name: classes_in(inner_folder(child)) for name, child in filled.items()}
     names, words = shortened((f"{name}/" for name in filled), limit=3), [words_of(name) for name in filled]
     same = set.intersection(*inside.values()) if len(filled) > 1 else set()
     if len(same) > 1 and 2 * len(same) >= max(map(len, inside.values())):

@@ -17,9 +17,17 @@ from pathlib import Path
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.words import shortened
-from saukit.data.class_folders import Members, class_name, classes_in, leaf_names, look_inside, members_of
+from saukit.data.class_folders import (
+    Members,
+    class_name,
+    classes_in,
+    inner_folder,
+    leaf_names,
+    look_inside,
+    members_of,
+)
 from saukit.data.image_files import KINDS, Folder, FoundFiles, read_folder
-from saukit.data.part_names import FILLERS, PARTS, ROLE_OF, Key, role_of
+from saukit.data.part_names import FILLERS, PARTS, ROLE_OF, Key, role_of, words_of
 from saukit.data.source_config import DEFAULT_TEST_FRACTION, SourceConfig
 
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"})
@@ -57,7 +65,7 @@ class _Top:
     rest: Key
 
     def __init__(self, folder: Folder, root: Path, inner: Folder | None = None) -> None:
-        self.folder, self.inner = folder, inner or _inner(folder)
+        self.folder, self.inner = folder, inner or inner_folder(folder)
         self.name, self.within = _below(root, folder), _below(root, self.inner)
         role = role_of(folder.path.name)
         self.part, self.rest = (None, ()) if role is None else role
@@ -276,6 +284,8 @@ class _Reader:
             )
         if len(self.tops) <= 1 and self.root.found.images and len(self.root.folders) < 2:
             self._refuse_unlabelled([tree])
+        if len(self.tops) == 1 and FILLERS.issuperset(words_of(self.tops[0].name)) and self.tops[0].inner.found.images:
+            self._refuse_unlabelled(self.tops)
         return tree
 
     def _refuse_parts_inside(self, top: _Top, inside: list[_Top]) -> None:
@@ -340,17 +350,6 @@ class _Reader:
 def _below(root: Path, folder: Folder) -> str:
     """The folder as messages name it, from `root` on."""
     return folder.path.relative_to(root).as_posix() if folder.path != root else root.name
-
-
-def _inner(folder: Folder) -> Folder:
-    """The folder whose subfolders are classes: a doubled one (seg_train/seg_train, train/images) is looked through."""
-    while not folder.found.images and len(folder.filled) == 1:
-        (child,), own = folder.filled.values(), role_of(folder.path.name)
-        name = child.path.name.lower()
-        if not (name == folder.path.name.lower() or name in FILLERS or (own and role_of(name) == own)):
-            break
-        folder = child
-    return folder
 
 
 def _wider(folder: Folder) -> Folder | None:

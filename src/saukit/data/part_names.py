@@ -13,7 +13,12 @@ ROLES = {
 }
 ROLE_OF = {word: role for role, words in ROLES.items() for word in words}
 # What may stand beside such a word and says nothing more: train_images, TestSet, val-split.
-FILLERS = frozenset({"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part", "samples"})
+# fmt: off
+FILLERS = frozenset({
+    "set", "data", "dataset", "split", "folder", "part", "samples",
+    "image", "images", "img", "imgs", "jpg", "jpeg", "jpegimages", "png", "photos", "pictures",
+})
+# fmt: on
 WORD = re.compile(rf"({'|'.join(sorted(ROLE_OF, key=len, reverse=True))})({'|'.join(sorted(FILLERS))})?")
 Key = tuple[str, ...]
 
