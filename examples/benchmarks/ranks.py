@@ -60,12 +60,11 @@ PROCESSES = 2
 LITE = {"backbone": "timm/tf_efficientnet_lite0", "batch_size": 8}
 SPEED: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("resnet32-w16, 32 px", 32, {"backbone": "resnet32-w16", "batch_size": 64}),
-    ("resnet32-w64, 32 px", 32, {"backbone": "resnet32-w64", "batch_size": 16}),
+    ("resnet32-w64, 32 px", 32, {"backbone": "resnet32-w64", "batch_size": 8}),
     ("EfficientNet-Lite0, 224 px, fine-tuned", 224, LITE),
     ("EfficientNet-Lite0, 224 px, frozen: features", 224, LITE),
 )
 FEATURES = 256  # images
-ROUNDS = 5
 SPEED_STEPS = 4
 # What `equality` trains with besides: name, processes, and how it is trained.
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -87,6 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--explain", default="ce,sau,bcl", help="methods with every variant")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of `speed`; those in --out are kept")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)  # of `work`: what a process is to do
     options = parser.parse_args(arguments)
@@ -95,12 +95,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return {}
     started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        found = (
-            equality(options, root)
-            if options.what == "equality"
-            else {"speed": speed, "jobs": side_by_side, "memory": memory}[options.what](root)
-        )
+        works = {"equality": equality, "speed": speed, "jobs": side_by_side, "memory": memory}
+        found = works[options.what](options, Path(folder))
     command, seconds = shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]), 0
     if options.what == "equality" and options.out and options.out.exists():  # methods that were trained before stay
         before = json.loads(options.out.read_text())
@@ -172,7 +168,7 @@ def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def speed(root: Path) -> dict[str, Any]:
+def speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Images/s of two processes of one thread and of one of two threads, and the share of time in exchanges."""
     jobs = []
     for name, side, given in SPEED:
@@ -185,10 +181,16 @@ def speed(root: Path) -> dict[str, Any]:
         jobs.append({**job, "features": "features" in name})
     kinds = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
     turns: dict[str, list[list[dict[str, Any]]]] = {kind: [] for kind in kinds}
-    for _ in range(ROUNDS):
+    loads = []
+    if options.out and options.out.exists():
+        before = json.loads(options.out.read_text())
+        turns, loads = before["turns"], before["load_before_turns"]
+    for _ in range(options.rounds):
+        loads.append(round(os.getloadavg()[0], 1))
         for kind, (processes, threads) in kinds.items():
             shutil.rmtree(root / "224" / "features", ignore_errors=True)
-            turns[kind].append(run(jobs, processes=processes, threads=threads))
+            found = run(jobs, processes=processes, threads=threads)
+            turns[kind].append([{"rate": each["rate"], "waited": each["waited"]} for each in found])
     rows = []
     for index, (name, _, given) in enumerate(SPEED):
         rates = {kind: [turn[index]["rate"] for turn in turns[kind]] for kind in kinds}
@@ -201,13 +203,13 @@ def speed(root: Path) -> dict[str, Any]:
                 "images_per_second": {kind: statistics.median(values) for kind, values in rates.items()},
                 "ratio": round(two / one, 2),
                 "share_of_time_in_exchanges": statistics.median(waited),
-                "turns": rates,
             }
         )
-    return {"rows": rows, "about": "medians of turns; an exchange's time includes waiting for the other process"}
+    about = "medians of turns; an exchange's time includes waiting for the other process"
+    return {"rows": rows, "about": about, "turns": turns, "load_before_turns": loads}
 
 
-def side_by_side(root: Path) -> dict[str, Any]:
+def side_by_side(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Seconds of a comparison and of a cache by one process and by two, and whether their files have the same bytes."""
     compare = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "2", "--steps", "100"]
     synth = [
@@ -248,7 +250,7 @@ def side_by_side(root: Path) -> dict[str, Any]:
     return {"rows": rows, "about": "seconds of the whole command; files but for those that tell times"}
 
 
-def memory(root: Path) -> dict[str, Any]:
+def memory(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """What each process holds of CIFAR-10's training images, all of which were looked at, and of its own (Linux)."""
     workspace = Workspace(root / "work")
     split = SplitConfig(dataset="cifar10", profile="none")

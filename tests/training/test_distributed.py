@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 from support import fit_job, job, metrics, tiny
 from torch import Tensor, nn
@@ -265,3 +267,35 @@ def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None
     # A command of one process.
     evaluated = job("-m", "saukit", "doctor")
     assert evaluated.returncode == 0 and evaluated.stdout.count("saukit doctor") == 1
+
+
+@pytest.mark.slow
+def test_other_commands_share_their_work(shared_work: Path, tmp_path: Path) -> None:
+    """An evaluation and predictions have the bytes of one process; a comparison's runs are trained by both."""
+    one, two = (shutil.copytree(shared_work, tmp_path / name) for name in ("one", "two"))
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(7):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"images/{index}.png")
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
+    predict = ("predict", "sau", tmp_path / "images", "--batch-size", "2", "--skip-bad", "--out")
+    compare = ("compare", "--methods", "ce,focal", "--seeds", "1", "--steps", "4", "--batch-size", "16")
+    commands: dict[str, tuple[str | Path, ...]]
+    commands = {"eval": ("eval", "--force"), "predict": predict, "compare": compare}
+    for name, command in commands.items():
+        for root, processes in ((one, 1), (two, 2)):
+            out = [root / "predicted.csv"] if name == "predict" else []
+            done = job("-m", "saukit", *command, *out, "-w", root, processes=processes)
+            assert done.returncode == 0, done.stderr
+    for path in ("predicted.csv", "runs/ce/errors.csv", "runs/ce/confusion.png"):
+        assert (one / path).read_bytes() == (two / path).read_bytes(), path
+    results = [json.loads((root / "runs/ce/results.json").read_text()) for root in (one, two)]
+    assert results[0] == results[1]
+    (comparison,) = (two / "comparisons").glob("*/compare.json")
+    methods = json.loads(comparison.read_text())["methods"]
+    assert [method["label"] for method in methods] == ["ce", "focal"]
+    assert all(run["reused"] is False for method in methods for run in method["runs"])
+    manifests = [json.loads(path.read_text())["summary"] for path in (two / "runs").glob("*steps4*/manifest.json")]
+    assert [summary["processes"] for summary in manifests] == [2, 2]
+    again = job("-m", "saukit", *compare, "--jobs", "2", "-w", two)
+    assert again.returncode != 0 and again.stderr.count("torchrun's processes share each training: leave --jobs") == 1

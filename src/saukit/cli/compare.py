@@ -24,7 +24,11 @@ JobsOption = Annotated[
 ]
 
 
-@stage_command(CompareConfig, others=field_parameters(TrainConfig, SHARED, panel="Training, shared by all methods"))
+@stage_command(
+    CompareConfig,
+    others=field_parameters(TrainConfig, SHARED, panel="Training, shared by all methods"),
+    every_process=True,
+)
 def command(
     call: Call,
     config: CompareConfig,
@@ -47,6 +51,7 @@ def command(
     from saukit.evaluation.compare import compare
     from saukit.evaluation.contenders import plan_comparison
     from saukit.evaluation.jobs import job_devices
+    from saukit.training.distributed import joined
 
     if given := call.given(TrainConfig):
         config = dataclasses.replace(config, train=overlay(config.train or {}, given))
@@ -54,7 +59,8 @@ def command(
     if call.dry_run:
         _show_plan(plan_comparison(config, call.workspace, device=device), call, jobs=len(devices))
         return
-    result = compare(config, call.workspace, name=name, devices=devices, force=call.force, reporter=call.reporter)
+    with joined(device):
+        result = compare(config, call.workspace, name=name, devices=devices, force=call.force, reporter=call.reporter)
     show_comparison(result, call.reporter)
 
 

@@ -11,6 +11,7 @@ import typer
 from saukit.cli.options import Call, stage_command
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
+from saukit.core.ranks import job_rank
 from saukit.deploy.config import PredictConfig
 
 Format = Literal["csv", "json"]
@@ -19,7 +20,7 @@ ModelArgument = Annotated[
 ]
 
 
-@stage_command(PredictConfig, without=("config", "dry_run", "force"))
+@stage_command(PredictConfig, without=("config", "dry_run", "force"), every_process=True)
 def command(
     call: Call,
     model: ModelArgument,
@@ -49,8 +50,12 @@ def command(
     from saukit.cli.show import show_predictions
     from saukit.core.artifacts import write_json, write_text
     from saukit.deploy.predict import predict
+    from saukit.training.distributed import joined
 
-    result = predict(config, model, images, call.workspace, device=call.device, reporter=call.reporter)
+    with joined(call.device):
+        result = predict(config, model, images, call.workspace, device=call.device, reporter=call.reporter)
+    if job_rank() > 0:
+        return
     if out is not None and as_json:
         write_json(out, result.document())
     elif out is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from saukit.deploy.config import PredictConfig
 from saukit.deploy.rejection import PROBABILITY_DIGITS, Rejection, choose_rejection, confidences
 from saukit.models import inference
 from saukit.models.classifier import ImageClassifier, load_classifier, locate_model
+from saukit.training.distributed import from_all, rank, size
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,15 @@ class PredictResult:
             yield _text(path), [(classes[label], share) for label, share in zip(labels, shares, strict=True)], is_given
 
 
+@dataclass
+class _Batch:
+    """Files that cannot be read, with the reason; those that can; and what they show, where that was asked for."""
+
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    named: list[Path] = field(default_factory=list)
+    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = field(default_factory=list)
+
+
 def predict(
     config: PredictConfig,
     model: str | Path,
@@ -115,7 +125,7 @@ def predict(
 ) -> PredictResult:
     """Classify image files, and those in folders and below, in the order given; a folder's in that of their paths.
 
-    `model` is what `locate_model` finds.
+    `model` is what `locate_model` finds. Of several processes each takes whole batches, and all return the whole.
     Raises: UsageError for a bad value; DataError without a model or an image, as `choose_rejection`, or if files cannot
     be read and `skip_bad` is not set: then it lists them.
     """
@@ -134,27 +144,31 @@ def predict(
         image = decode_or_reason(file, height, classifier.spec.fitting)
         return image if isinstance(image, str) else as_stored(image)
 
-    named: list[Path] = []
-    skipped: list[tuple[Path, str]] = []
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    batches: dict[int, _Batch] = {}
     with reporter.progress("predict", len(files)) as progress:
-        for start in range(0, len(files), config.batch_size):
+        for start in range(0, len(files), config.batch_size)[rank() :: size()]:
             part = files[start : start + config.batch_size]
-            pixels = []
+            batch, pixels = batches.setdefault(start, _Batch()), []
             for file, content in zip(part, in_threads(decode, part), strict=True):
                 if isinstance(content, str):
-                    skipped.append((file, content))
+                    batch.skipped.append((file, content))
                 else:
-                    named.append(file)
+                    batch.named.append(file)
                     pixels.append(content)
-            if pixels and (config.skip_bad or not skipped):  # with a bad file there will be no result
+            is_bad = any(each.skipped for each in batches.values()) and not config.skip_bad
+            if pixels and not is_bad:  # with a bad file there will be no result
                 made = inference.predict(classifier.network, classifier.spec, np.stack(pixels), device=device)
-                found.append(most_probable(made.probabilities, config.top))
-            progress.update(start + len(part))
+                batch.found = [most_probable(made.probabilities, config.top)]
+            progress.update(min(start + size() * config.batch_size, len(files)))
+    every = {start: batch for mine in from_all(batches) for start, batch in mine.items()}
+    in_order = [every[start] for start in sorted(every)]
+    named = [file for batch in in_order for file in batch.named]
+    skipped = [each for batch in in_order for each in batch.skipped]
     bad = [f"{file} ({reason})" for file, reason in skipped]
     if config.skip_bad and len(bad) == len(files):
         raise DataError(f"none of {len(files)} images can be read: " + shortened(bad))
     refuse_or_warn(bad, skip=config.skip_bad, reporter=reporter)
+    found = [each for batch in in_order for each in batch.found]
     labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
     result = PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped), rejection)
     if rejection is not None:

@@ -33,6 +33,7 @@ from saukit.evaluation.jobs import FinishedRun, Jobs, finish_run
 from saukit.evaluation.statistics import CONFIDENCE
 from saukit.evaluation.summary import differences, measures_of, method_entry, verdict, with_every_measure
 from saukit.synthesis.outcome import AUDIT
+from saukit.training.distributed import first_before_others, from_first, require_same
 
 KIND = "comparison"
 DOCUMENT_NAME = "compare.json"
@@ -63,16 +64,25 @@ def compare(
 ) -> ComparisonResult:
     """Train and evaluate what is missing of a comparison, and write `comparisons/<name>`.
 
-    As many runs are trained side by side as there are `devices`, names as those of `job_devices`; one in this process.
+    As many runs are trained side by side as there are `devices`, names as those of `job_devices`; one in this process,
+    or in those of `training.distributed.joined`, of which the first one writes.
     `force` replaces the comparison's files, never a run.
     Raises: as `plan_comparison`, before anything is trained, and `core.workspace.prepare`; LockHeldError if another
     process is still training a run when all others are done.
     """
-    folder = workspace.comparison(name)
-    plan = plan_comparison(config, workspace, device=torch.device(devices[0]))
+    plan = first_before_others(lambda: plan_comparison(config, workspace, device=torch.device(devices[0])))
+    require_same("states of the runs", [(run.name, run.state) for run in plan.runs])
     if not force:
-        _check_name(folder, plan.config)
+        _check_name(workspace.comparison(name), plan.config)
     finished = _finish_all(plan, workspace, devices, reporter)
+    return from_first(lambda: _written(plan, finished, workspace, name=name, force=force))
+
+
+def _written(
+    plan: ComparisonPlan, finished: Sequence[FinishedRun], workspace: Workspace, *, name: str, force: bool
+) -> ComparisonResult:
+    """The comparison's folder, written or found complete."""
+    folder = workspace.comparison(name)
     inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
     with workspace.lock(folder):
         state = prepare(

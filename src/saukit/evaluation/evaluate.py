@@ -37,6 +37,7 @@ from saukit.evaluation.metrics import (
 from saukit.evaluation.suspects import Suspects, find_suspects
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
+from saukit.training.distributed import from_first
 from saukit.training.features import predict_kept
 
 RESULTS_NAME = "results.json"
@@ -69,7 +70,7 @@ def evaluate(
     config: EvalConfig, workspace: Workspace, *, device: torch.device, force: bool, reporter: Reporter
 ) -> EvalResult:
     """Evaluate a run's model on the split's test set, whole, and write results.json, errors.csv and pictures beside it;
-    suspects.csv too, if `config` asks for it.
+    suspects.csv too, if `config` asks for it. Of several processes all predict and the first one writes.
 
     Raises: DataError without a split or a run, or if the run belongs to another split.
     """
@@ -80,7 +81,7 @@ def evaluate(
     require_made_from(run, folder, split=split.manifest, command=f"saukit train --name {name}")
     result = _evaluate(name, workspace, run, split, device=device, force=force, reporter=reporter)
     if config.suspects:
-        found = find_suspects(name, workspace, split, device=device, reporter=reporter)
+        found = from_first(lambda: find_suspects(name, workspace, split, device=device, reporter=reporter))
         return replace(result, suspects=found)
     return result
 
@@ -120,21 +121,27 @@ def _evaluate(
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}
     confusion = confusion_matrix(probabilities, test.labels)
-    with workspace.lock(folder), added_files(folder, kind="run", files=FILES):
-        write_json(folder / RESULTS_NAME, document)
-        accuracies = {name: [entry["top1"] for entry in document["per_class"]]}
-        names, counts = split.classes, split.class_counts.tolist()
-        title = f"{name}: accuracy per class (real training images)"
-        figure = per_class_figure(accuracies, classes=names, counts=counts, members=split.groups.members, title=title)
-        save_figure(figure, folder / PER_CLASS_NAME)
-        width = min(9.0, max(4.5, 0.2 * len(names)))
-        title = f"{name}: confusion matrix, % of the true class"
-        figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
-        save_figure(figure, folder / CONFUSION_NAME)
-        wrong, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
-        write_errors(folder / ERRORS_NAME, wrong, names, files)
-        title = f"{name}: {len(wrong.rows):,} of {len(test.labels):,} test images misclassified"
-        save_errors(folder / ERRORS_PICTURE, wrong, test.images[wrong.shown], names, files, title=title)
+
+    def write() -> None:
+        with workspace.lock(folder), added_files(folder, kind="run", files=FILES):
+            write_json(folder / RESULTS_NAME, document)
+            accuracies = {name: [entry["top1"] for entry in document["per_class"]]}
+            names, counts = split.classes, split.class_counts.tolist()
+            title = f"{name}: accuracy per class (real training images)"
+            figure = per_class_figure(
+                accuracies, classes=names, counts=counts, members=split.groups.members, title=title
+            )
+            save_figure(figure, folder / PER_CLASS_NAME)
+            width = min(9.0, max(4.5, 0.2 * len(names)))
+            title = f"{name}: confusion matrix, % of the true class"
+            figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
+            save_figure(figure, folder / CONFUSION_NAME)
+            wrong, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
+            write_errors(folder / ERRORS_NAME, wrong, names, files)
+            title = f"{name}: {len(wrong.rows):,} of {len(test.labels):,} test images misclassified"
+            save_errors(folder / ERRORS_PICTURE, wrong, test.images[wrong.shown], names, files, title=title)
+
+    from_first(write)
     return EvalResult(document, folder, computed=True)
 
 

@@ -32,10 +32,12 @@ from saukit.core.console import ProgressLine, Reporter
 from saukit.core.device import device_count, open_device, resolve_device, usable_cores
 from saukit.core.errors import EnvironmentFault, Interrupted, LockHeldError, SaukitError, UsageError
 from saukit.core.interrupts import StopRequest
+from saukit.core.ranks import job_size
 from saukit.core.workspace import Workspace
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.contenders import Contender, PlannedRun, locate
 from saukit.evaluation.evaluate import evaluate
+from saukit.training.distributed import from_first
 from saukit.training.stage import fit, read_complete
 
 PROGRESS_SECONDS = 0.5  # between two messages of a worker on how far it is
@@ -58,8 +60,13 @@ class FinishedRun:
 def job_devices(name: str, jobs: int | None = None) -> list[str]:
     """The names of the devices that `jobs` trainings side by side run on; the option --device says `name`.
 
-    None is one for each usable core, on GPUs one for each GPU. Raises: UsageError, as `resolve_device` too.
+    None is one for each usable core, on GPUs one for each GPU. Under torchrun the processes share each training.
+    Raises: UsageError, as `resolve_device` too.
     """
+    if job_size() > 1:
+        if jobs is not None:
+            raise UsageError("torchrun's processes share each training: leave --jobs out, or torchrun")
+        return [str(resolve_device(name))]
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1 (trainings side by side), got {jobs}")
     device = resolve_device(name)
@@ -75,7 +82,9 @@ def finish_run(run: PlannedRun, workspace: Workspace, device: torch.device, list
     Raises: the errors of `fit` and `evaluate`; messages begin with the run's title.
     """
     voice = _RunReporter(run, listen)
-    name, state = (run.name, run.state) if run.state == "complete" else locate(run.contender, run.seed, workspace)
+    name, state = run.name, run.state
+    if state != "complete":
+        name, state = from_first(lambda: locate(run.contender, run.seed, workspace))
     try:
         if state != "complete":
             config = run.contender.seeded(run.seed)

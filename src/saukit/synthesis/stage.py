@@ -18,7 +18,6 @@ Under torchrun the processes are one job: the first one writes what there is one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ from saukit.synthesis.judging.selection import Selection
 from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
 from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
-from saukit.training.distributed import first_before_others, from_first, is_first, require_same, size
+from saukit.training.distributed import first_before_others, from_first, held_by_first, require_same, size
 
 DAY_SECONDS = 24 * 3600.0
 
@@ -163,8 +162,7 @@ def synthesize(
     split = load_split(workspace)
     with StopRequest() as stop:
         work = _Work(workspace, split, device, reporter, stop)
-        lock = cache_lock(workspace, job, stop=stop, reporter=reporter) if is_first() else contextlib.nullcontext()
-        with lock:
+        with held_by_first(cache_lock(workspace, job, stop=stop, reporter=reporter)):
             begun, planned = from_first(
                 lambda: (not force and (folder / CONFIG_NAME).exists(), (folder / PLAN_NAME).exists())
             )

@@ -294,6 +294,27 @@ def first_before_others(make: Callable[[], Value]) -> Value:
     return made[0] if made else make()
 
 
+@contextlib.contextmanager
+def held_by_first(lock: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """While entered, the first process holds a lock; all raise what that raises."""
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(lock)
+
+        from_first(take)
+        yield
+
+
+def from_all(value: Value) -> list[Value]:
+    """The processes' values, in their order."""
+    values: list[Any] = [value] * size()
+    if size() > 1:
+        with _exchanging():
+            dist.all_gather_object(values, value)
+    return values
+
+
 def largest(number: int) -> int:
     """The largest of the processes' numbers."""
     if size() == 1:

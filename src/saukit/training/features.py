@@ -102,11 +102,22 @@ def predict_kept(
     device: torch.device,
     reporter: Reporter,
 ) -> Predictions:
-    """`predict` of images that `name` identifies; a frozen backbone's features of them are kept."""
+    """`predict` of images that `name` identifies; a frozen backbone's features of them are kept.
+
+    Several processes share the work, in whole chunks: the bits of a prediction depend on its batch.
+    """
     inputs: ImageStore | Features = images
     if spec.standardize:
         inputs = kept_features(network, spec, images, name, workspace, device=device, reporter=reporter)
-    return predict(network, spec, inputs, device=device)
+    features = np.zeros((len(images), network.classifier.in_features), np.float32)
+    logits = np.zeros((len(images), network.classifier.out_features), np.float32)
+    for start in range(0, len(images), CHUNK)[rank() :: size()]:
+        rows = slice(start, start + CHUNK)
+        found = predict(network, spec, inputs[rows], device=device)
+        features[rows], logits[rows] = found.features, found.logits
+    for mine in (features, logits):
+        total(torch.from_numpy(mine))
+    return Predictions(features, logits)
 
 
 def _digest_of(network: DualBranchNet) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from saukit.models.backbones import count_parameters
 from saukit.training.advice import starting_method
 from saukit.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, lower_learning_rate, made_from
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
-from saukit.training.distributed import from_first, is_first, require_same, size
+from saukit.training.distributed import from_first, held_by_first, is_first, require_same, size
 from saukit.training.features import frozen_features
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trackers import TrackerName, require_tracker
@@ -79,7 +78,7 @@ def fit(
             inputs=plan.inputs,
         )
 
-    with workspace.lock(folder) if is_first() else contextlib.nullcontext():
+    with held_by_first(workspace.lock(folder)):
         trainer = None
         if from_first(lambda: force or not (folder / MANIFEST_NAME).exists()):
             check_disk_space(folder, plan.disk_bytes)
