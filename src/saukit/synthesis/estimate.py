@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from saukit.core.ranks import job_size
 from saukit.core.words import format_duration
 from saukit.core.workspace import Workspace
 from saukit.synthesis.generators.protocol import ImageGenerator, Trainable
@@ -40,7 +41,10 @@ class TimeEstimate:
 def estimate(
     plan: SynthesisPlan, generator: ImageGenerator | Trainable, workspace: Workspace, device: torch.device
 ) -> TimeEstimate:
-    """Measure a few training steps of the judge and the generator, if they are to be trained, and one batch."""
+    """Measure a few training steps of the judge and the generator, if they are to be trained, and one batch.
+
+    Several processes share the sampling, and the training as far as a batch has parts; exchanges are not counted.
+    """
     judge = judge_to_train(plan.config, workspace, device)
     judge_seconds = 0.0 if judge is None else training_seconds(judge)
     part = plan.rounds[0]
@@ -53,4 +57,6 @@ def estimate(
         began = time.perf_counter()
         generator.sample(labels, seeds, ordinals)
         batch_seconds = time.perf_counter() - began
-    return TimeEstimate(judge_seconds, train_seconds, batch_seconds * plan.total / len(labels))
+    processes = job_size()
+    sample_seconds = batch_seconds * plan.total / len(labels) / processes
+    return TimeEstimate(judge_seconds, train_seconds / min(processes, plan.config.train_parts), sample_seconds)
