@@ -295,7 +295,8 @@ def test_other_commands_share_their_work(shared_work: Path, tmp_path: Path) -> N
     methods = json.loads(comparison.read_text())["methods"]
     assert [method["label"] for method in methods] == ["ce", "focal"]
     assert all(run["reused"] is False for method in methods for run in method["runs"])
-    manifests = [json.loads(path.read_text())["summary"] for path in (two / "runs").glob("*steps4*/manifest.json")]
+    runs = [two / "runs" / run["name"] / "manifest.json" for method in methods for run in method["runs"]]
+    manifests = [json.loads(path.read_text())["summary"] for path in runs]
     assert [summary["processes"] for summary in manifests] == [2, 2]
     again = job("-m", "saukit", *compare, "--jobs", "2", "-w", two)
     assert again.returncode != 0 and again.stderr.count("torchrun's processes share each training: leave --jobs") == 1
