@@ -38,9 +38,9 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, load_test, make_split
 from saukit.models.inference import backbone_features, predict
-from saukit.training.config import PRESETS
 from saukit.training.features import FrozenFeatures
 from saukit.training.plan import TrainingPlan
+from saukit.training.presets import PRESETS
 from saukit.training.trainer import Trainer
 
 BACKBONE = "tf_efficientnet_lite0"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from saukit.models.model_file import MODEL_NAME, ModelSpec, check_finite, load_m
 
 HUB_CONFIG_NAME = "config.json"
 EXPORT_AGAIN = "export it again with --force"
+HEADS_OF_TRAINING = ("projection", "class_projection", "consistency")  # which a classifier is without
 CLASSES_NAME = "classes.json"  # of an export, with a hash of each file
 
 
@@ -88,20 +90,7 @@ class ImageClassifier(
     @classmethod
     def from_model(cls, network: DualBranchNet, spec: ModelSpec) -> ImageClassifier:
         """What inference needs of a trained network: its backbone and classifier, copied to the CPU."""
-        made = cls(
-            backbone=spec.backbone,
-            classes=list(spec.classes),
-            image_size=list(spec.image_size),
-            mean=list(spec.mean),
-            std=list(spec.std),
-            method=spec.method,
-            classifier=spec.classifier,
-            standardize=spec.standardize,
-            crops=spec.crops,
-            fit=spec.fit,
-            background=spec.background,
-            white_level=spec.white_level,
-        )
+        made = cls(**{name: value for name, value in asdict(spec).items() if name not in HEADS_OF_TRAINING})
         needed = made.network.state_dict()
         made.network.load_state_dict({name: value for name, value in network.state_dict().items() if name in needed})
         return made

@@ -48,10 +48,10 @@ def predict(
 
     What the backbone made of images, float32 [n, d], is taken in their place.
 
-    `network` is moved to `device`; its mode, training or eval, is afterwards what it was. The one way from pixels to
+    `network` is moved to `device`, into channels_last, where a CPU convolves twice as fast; its mode, training or eval, is afterwards what it was. The one way from pixels to
     predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
     """
-    network = network.to(device)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = np.empty((len(images), network.classifier.in_features), np.float32)
     logits = np.empty((len(images), network.classifier.out_features), np.float32)
     for part, batch in _batches(images, spec, device, batch_size):
@@ -72,7 +72,7 @@ def backbone_features(
     batch_size: int = BATCH_SIZE,
 ) -> npt.NDArray[np.float32]:
     """What the backbone alone makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised; as `predict`."""
-    network = network.to(device)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = np.empty((len(images), network.classifier.in_features), np.float32)
     for part, batch in _batches(images, spec, device, batch_size):
         with network.inference(), precision.autocast():
