@@ -220,6 +220,32 @@ def test_a_stopped_run_resumes_to_the_same_bits(work: Path, weights: Path, monke
     assert (train(work, weights, "cut") / "model.safetensors").read_bytes() == expected
 
 
+def test_a_head_trains_with_one_thread(work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the images are; the network computes its features with all of them."""
+    threads: dict[str, set[int]] = {"features": set(), "steps": set()}
+    compute, step = room.backbone_features, Trainer.advance
+
+    def features(*arguments: Any, **options: Any) -> Any:
+        threads["features"].add(torch.get_num_threads())
+        return compute(*arguments, **options)
+
+    def advance(trainer: Trainer) -> None:
+        threads["steps"].add(torch.get_num_threads())
+        step(trainer)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("saukit.core.device.ONE_THREAD_SIDE", 16)  # so that 32 pixels are photos
+    monkeypatch.setattr(room, "backbone_features", features)
+    monkeypatch.setattr(Trainer, "advance", advance)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        train(work, weights)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == {"features": {2}, "steps": {1}}
+
+
 def test_the_validation_part_chooses_a_step(work: Path, weights: Path) -> None:
     folder = train(work, weights, select="val")
     assert '"val_balanced_accuracy"' in (folder / "metrics.jsonl").read_text(encoding="utf-8")

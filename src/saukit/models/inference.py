@@ -48,8 +48,9 @@ def predict(
 
     What the backbone made of images, float32 [n, d], is taken in their place.
 
-    `network` is moved to `device`, into channels_last, where a CPU convolves twice as fast; its mode, training or eval, is afterwards what it was. The one way from pixels to
-    predictions: evaluation, validation while training, the judge of synthetic images and `saukit predict` call it.
+    `network` is moved to `device`, into channels_last, where a CPU convolves twice as fast; its mode, training or eval,
+    is afterwards what it was. The one way from pixels to predictions: evaluation, validation while training, the judge
+    of synthetic images and `saukit predict` call it.
     """
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = np.empty((len(images), network.classifier.in_features), np.float32)

@@ -103,7 +103,9 @@ def fit(
                 if saved is not None:
                     trainer.restore(saved)
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
-                manifest = trainer.run(folder, reporter, tracker=tracker)
+                side = (1, 1) if plan.config.tune == "head" else plan.split.image_size  # features are small
+                with using_threads(suited_threads(side, device)):
+                    manifest = trainer.run(folder, reporter, tracker=tracker)
     return TrainingResult(state, plan.name, folder, plan.config, manifest)
 
 
