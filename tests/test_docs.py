@@ -232,6 +232,22 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     assert f"{run['steps'] * run['batch_size']:,} images" in text
 
 
+def test_the_figures_of_photo_steps_are_their_record() -> None:
+    found = json.loads((RESULTS / "photo_step.json").read_text(encoding="utf-8"))
+    text = " ".join((REPOSITORY / "docs/speed.md").read_text(encoding="utf-8").split())
+    rate = {row["name"]: row["images_per_second"] for row in found["candidates"]}
+    reference, epochs = "torchvision + timm", found["epochs_of_frozen"]
+    head = 1 / (1 / rate["saukit: features"] / epochs + 1 / rate["saukit: head"])
+    sau, frozen = rate[f"{reference}: SAU"], rate[f"{reference}: frozen"]
+    assert f"four views, batch {found['batch_size']}, images/s | {sau:.1f} | {rate['saukit: SAU']:.1f} |" in text
+    assert f"| {found['ratio']:.2f} | `photo_step.json` |" in text
+    assert f"frozen, {epochs} epochs, images/s | {frozen:.1f} | {head:,.0f} | {found['ratio_frozen']:.1f} |" in text
+    in_layout = f"{found['ratio_channels_last']:.2f} and {found['ratio_frozen_channels_last']:.1f}"
+    assert f"With a reference in channels_last the ratios are {in_layout}" in text
+    top1 = {name: f"{100 * share:.1f} %" for name, share in found["top1_of_a_head"].items()}
+    assert f"{top1[reference]} top-1 on the reference's features and {top1['saukit']} on saukit's" in text
+
+
 def test_each_layout_of_the_table_has_its_test() -> None:
     text = (REPOSITORY / "docs/own-images.md").read_text(encoding="utf-8")
     _, *lines = rows(text.split("## Every layout and file")[1])
