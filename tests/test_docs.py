@@ -232,6 +232,18 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     assert f"{run['steps'] * run['batch_size']:,} images" in text
 
 
+def test_the_figures_of_a_deployed_head_are_their_record() -> None:
+    found = json.loads((RESULTS / "photo_deployed.json").read_text(encoding="utf-8"))
+    text = " ".join((REPOSITORY / "docs/results.md").read_text(encoding="utf-8").split())
+    assert found["differing"] == 0 and len(right := set(found["right"].values())) == 1
+    assert (found["method"], found["multi_crop"], found["steps"]) == ("class-balanced", True, 1000)
+    assert f"all classify {right.pop()} of 372 right, and no photo differently" in text
+    assert f"{100 * found['top1']:.1f} % top-1, {100 * found['balanced_accuracy']:.1f} % balanced" in text
+    (train,) = [row for row in found["commands"] if row["command"] == "train"]
+    seconds = f"{train['seconds']:.0f} s ({train['processor_seconds']:.0f} s of processor time)"
+    assert f"`train` took {seconds}, at most {train['peak_bytes'] / 2**30:.1f} GiB" in text
+
+
 def test_the_figures_of_photo_steps_are_their_record() -> None:
     found = json.loads((RESULTS / "photo_step.json").read_text(encoding="utf-8"))
     text = " ".join((REPOSITORY / "docs/speed.md").read_text(encoding="utf-8").split())
