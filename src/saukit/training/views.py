@@ -36,6 +36,7 @@ from saukit.training.blur import gaussian_blur, pil_gaussian_blur
 from saukit.training.crops import draw_resized_crop, resized_crop
 from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
+from saukit.training.side_by_side import side_by_side
 
 # Colour jitter's operations, as torchvision numbers them.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -85,10 +86,12 @@ class Views:
     as_published: bool = False
     share: Share | None = None
 
+    @side_by_side
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
         return _channels_last(normalise(self._crop_flip(images, generator), self.mean, self.std))
 
+    @side_by_side
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
         images = self._crop_flip(images, generator)
@@ -101,6 +104,7 @@ class Views:
             return _channels_last(normalise(images * mask, self.mean, self.std))
         return _channels_last(normalise(images, self.mean, self.std).mul_(mask))
 
+    @side_by_side
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur.
 
@@ -156,6 +160,7 @@ class PhotoViews(Views):
     RandAugment, v2 and v3 jitter (.4, .4, .4, .1) for 80 % of the samples and grey for 20 %.
     """
 
+    @side_by_side
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1: resized crop, flip, jitter, RandAugment."""
         pixels = self._cropped(images, generator)
@@ -165,10 +170,12 @@ class PhotoViews(Views):
         levels = autoaugment(levels, self._draw(draw_randaugment, images, generator))
         return _channels_last(normalise(levels, self.mean, self.std))
 
+    @side_by_side
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2, as v3."""
         return self.simclr(images, generator)
 
+    @side_by_side
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3: resized crop, flip, jitter, grey."""
         pixels = self._cropped(images, generator)
