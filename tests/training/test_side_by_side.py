@@ -1,0 +1,72 @@
+"""Views by several threads are those by one, and leave torch's number of threads as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from saukit.training import side_by_side as room
+from saukit.training.distributed import Share
+from saukit.training.views import PhotoViews, Views
+
+MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def photos(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 72, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def made(views: Views, name: str, images: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A view, and what the generator draws after it."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(1)
+    view = getattr(views, name)(images, generator)
+    return view, torch.rand(4, generator=generator)
+
+
+@pytest.mark.parametrize("kind", [Views, PhotoViews])
+@pytest.mark.parametrize("name", ["crop_flip", "autoaugment", "simclr"])
+@pytest.mark.parametrize(("count", "threads"), [(7, 2), (5, 3), (2, 4)])
+def test_views_by_threads_are_those_by_one(kind: type[Views], name: str, count: int, threads: int) -> None:
+    views, images = kind(MEAN, STD, flip=True), photos(count)
+    expected, after = made(views, name, images, 1)
+    found, then = made(views, name, images, threads)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(then, after) and torch.get_num_threads() == threads
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_photos_that_are_nobodys_share_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    divided: list[int] = []
+    real = room._pool
+    monkeypatch.setattr(room, "_pool", lambda count: divided.append(count) or real(count))  # type: ignore[func-returns-value]
+    views = Views(MEAN, STD, flip=True)
+    small = torch.zeros((6, 3, 32, 32), dtype=torch.uint8)
+    for images, of, threads in (
+        (small, views, 2),
+        (photos(6), views, 1),
+        (photos(1), views, 2),
+        (photos(6)[:3], Views(MEAN, STD, flip=True, share=Share(6, 0, 2)), 2),
+    ):
+        made(of, "simclr", images, threads)
+    assert divided == []
+    made(views, "simclr", photos(6), 2)
+    assert divided == [2]
+
+
+def test_threads_of_the_pool_have_one_thread_each_and_errors_reach_the_caller() -> None:
+    torch.set_num_threads(3)
+    pool = room._pool(3)
+    assert torch.get_num_threads() == 3
+    assert set(pool.map(lambda _: torch.get_num_threads(), range(12))) == {1}
+    with pytest.raises(ValueError, match=r"images must be uint8 \[b, 3, H, W\]"):
+        Views(MEAN, STD, flip=True).simclr(photos(6).float(), torch.Generator())
