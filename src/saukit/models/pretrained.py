@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.extras import TIMM
 from saukit.core.files import check_regular
-from saukit.core.state import is_finite
 from saukit.core.words import shortened
 from saukit.models.backbones import TimmNetwork
 from saukit.models.model_file import MODEL_NAME, load_model
@@ -49,19 +48,13 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     missing = [name for name in wanted if name not in found]
     other = [name for name, value in found.items() if name in wanted and value.shape != wanted[name].shape]
     unknown = [name for name in found if name not in wanted and not name.startswith(HEADS)]
-    odd = [name for name in wanted if name in found and not is_finite(found[name])]
-    if missing or other or unknown or odd:
+    if missing or other or unknown:
         parts = [
             f"{word} {shortened(names, limit=LISTED)}"
-            for word, names in (
-                ("missing:", missing),
-                ("another shape:", other),
-                ("not in the network:", unknown),
-                ("NaN or infinity in:", odd),
-            )
+            for word, names in (("missing:", missing), ("another shape:", other), ("not in the network:", unknown))
             if names
         ]
-        matched = len(wanted) - len({*missing, *other, *odd})
+        matched = len(wanted) - len(missing) - len(other)
         raise DataError(
             f"the weights in {path} do not fit the backbone: {matched} of {len(wanted)} tensors match; "
             f"{'; '.join(parts)}; give the weights of this --backbone"

@@ -252,7 +252,7 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    with reading(f"{path} as weights", remedy="give a .safetensors or .pth"):
+    with reading(path, remedy="give weights as a .safetensors or .pth"):
         check_regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
