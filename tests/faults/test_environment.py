@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,37 @@ def test_a_linked_lock_changes_nothing(cli: Cli, split_work: Path, tmp_path: Pat
     outcome = cli(*(MAKE if "split" in name else (*TRAIN, "--name", "a")), "-w", split_work)
     assert outcome.code == 5 and "is a symbolic link" in outcome.error
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_lock_file_is_named(cli: Cli, split_work: Path, make: Callable[[Path], None]) -> None:
+    make(split_work / ".split.lock")
+    outcome = cli(*MAKE, "-w", split_work)
+    assert outcome.code == 5 and f"{split_work / '.split.lock'} lies where a lock file belongs" in outcome.error
+
+
+LONG = "/".join(["d" * 200] * 30)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("predict", "ce", LONG), 2),
+        (("predict", LONG, "x.png"), 2),
+        (("export", "ce", "--to", LONG), 2),
+        (("train", "--config", LONG), 2),
+        (("make-lt", "-w", LONG), 2),
+        (("export", "ce", "--to", "loop"), 5),
+        (("make-lt", "-w", "loop"), 5),
+        (("synth", "--model", LONG), 2),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
+)
+def test_paths_that_no_system_takes(cli: Cli, shared_work: Path, command: tuple[str, ...], code: int) -> None:
+    Path("loop").symlink_to("loop")
+    outcome = cli(*command, *(() if "-w" in command else ("-w", shared_work)))
+    assert outcome.code == code and "Traceback" not in outcome.err, outcome
+    assert ("loop" if "loop" in command else "dddd") in outcome.error and len(outcome.error) < 8200
 
 
 def test_a_file_in_the_place_of_a_folder(cli: Cli, tmp_path: Path, split_work: Path) -> None:

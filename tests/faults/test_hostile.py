@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support import Cli, tree
 
 from saukit.core.artifacts import save_tensors
@@ -119,8 +122,6 @@ def test_arrays_of_a_source_are_checked_in_one_place(images: Any, labels: Any, m
 
 @pytest.mark.parametrize("kind", ["nothing", "pickle", "cut", "other", "nan"])
 def test_a_generator_of_somebody_else(cli: Cli, split_work: Path, shared_work: Path, tmp_path: Path, kind: str) -> None:
-    import shutil
-
     shutil.copytree(shared_work / "synth/generator", tmp_path / "generator")
     weights = tmp_path / "generator/unet/diffusion_pytorch_model.safetensors"
     if kind == "nothing":
@@ -131,8 +132,6 @@ def test_a_generator_of_somebody_else(cli: Cli, split_work: Path, shared_work: P
     elif kind == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
     else:
-        from safetensors.numpy import load_file
-
         tensors = load_file(weights)
         name = next(iter(tensors))
         tensors[name] = tensors[name] * np.float32("nan") if kind == "nan" else np.zeros(3, np.float32)
@@ -141,3 +140,67 @@ def test_a_generator_of_somebody_else(cli: Cli, split_work: Path, shared_work: P
     outcome = cli("synth", "--model", tmp_path / "generator", *options, "-w", split_work)
     assert outcome.code == 3 and str(tmp_path / "generator") in outcome.error, outcome.err
     assert "Traceback" not in outcome.err and not (split_work / "synth").exists()
+
+
+WEIGHTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nan": lambda it: it.update({first(it): it[first(it)] * np.float32("nan")}),
+    "infinite": lambda it: it.update({first(it): it[first(it)] * np.float32("inf")}),
+    "overflowing": lambda it: it.update({first(it): np.full_like(it[first(it)], 3e38)}),
+    "another shape": lambda it: it.update({first(it): np.zeros(3, np.float32)}),
+    "missing": lambda it: it.pop(first(it)),
+    "unknown": lambda it: it.update({"extra": np.zeros(3, np.float32)}),
+    "none": dict.clear,
+}
+
+
+def first(tensors: dict[str, Any]) -> str:
+    return min(tensors)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_of_an_exported_model(cli: Cli, shared_work: Path, tmp_path: Path, kind: str) -> None:
+    assert cli("export", "ce", "--to", tmp_path / "out", "-w", shared_work).code == 0
+    (tmp_path / "out/classes.json").unlink()  # as a model of the Hub comes
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    WEIGHTS[kind](tensors)
+    save_file(tensors, tmp_path / "out/model.safetensors")
+    outcome = cli("predict", tmp_path / "out", shared_work / "split/counts.png", "-w", shared_work)
+    assert outcome.code == 4 and str(tmp_path / "out") in outcome.error and not outcome.out, outcome
+    assert "export it again" in outcome.error and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("field", ["hashes", "classes", "sha256", "checks", "format_version"])
+@pytest.mark.parametrize("value", [None, [], {}, 7, "x", "gone"], ids=str)
+def test_every_field_of_classes_json(cli: Cli, shared_work: Path, tmp_path: Path, field: str, value: Any) -> None:
+    assert cli("export", "ce", "--to", tmp_path / "out", "-w", shared_work).code == 0
+    path = tmp_path / "out/classes.json"
+    document = json.loads(path.read_text()) | {field: value}
+    if value == "gone":
+        del document[field]
+    path.write_text(json.dumps(document))
+    outcome = cli("predict", tmp_path / "out", shared_work / "split/counts.png", "-w", shared_work)
+    assert outcome.code == (3 if (field, value) == ("format_version", 7) else 4), outcome
+    assert str(path) in outcome.error and not outcome.out and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("where", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/x.json"])
+def test_a_pipe_in_a_model_of_somebody_else_is_no_wait(
+    cli: Cli, split_work: Path, shared_work: Path, tmp_path: Path, where: str
+) -> None:
+    shutil.copytree(shared_work / "synth/generator", tmp_path / "generator")
+    (tmp_path / "generator" / where).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "generator" / where)
+    outcome = cli("synth", "--model", tmp_path / "generator", "--per-class-target", "20", "-w", split_work)
+    assert outcome.code == 3 and str(tmp_path / "generator") in outcome.error and "give the folder" in outcome.error
+
+
+@pytest.mark.parametrize("change", [{"freq_shift": None}, {"layers_per_block": 3.5}, {"act_fn": "none"}], ids=str)
+def test_a_generator_that_cannot_run(
+    cli: Cli, split_work: Path, shared_work: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(shared_work / "synth/generator", tmp_path / "generator")
+    path = tmp_path / "generator/unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    outcome = cli("synth", "--model", tmp_path / "generator", "--per-class-target", "20", "-w", split_work)
+    assert outcome.code == 3 and "cannot be read" in outcome.error and "give the folder" in outcome.error, outcome
+    assert not (split_work / "synth").exists()

@@ -18,11 +18,10 @@ from typing import Any, NoReturn
 import yaml
 
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault, SaukitError
-from saukit.core.files import read_regular
+from saukit.core.files import MOST_JSON_BYTES, read_regular
 from saukit.core.words import shown
 
 MIB = 1 << 20
-MAX_JSON_BYTES = 64 * MIB
 MAX_YAML_BYTES = MIB
 MAX_DEPTH = 64
 MAX_DIGITS = 100
@@ -125,7 +124,7 @@ def read_text(
     fault: type[SaukitError] = CorruptArtifactError,
     remedy: str = REMAKE,
     missing: str | None = None,
-    most: int = MAX_JSON_BYTES,
+    most: int = MOST_JSON_BYTES,
 ) -> str:
     """A text file in UTF-8 of at most `most` bytes. Raises: as `read_json`."""
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from saukit.core.errors import DataError, SaukitError, is_out_of_memory
 from saukit.core.words import first_line, format_bytes
 
+MOST_JSON_BYTES = 64 << 20
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -66,9 +67,12 @@ def check_regular(path: Path) -> None:
 
 
 def check_tree(folder: Path) -> None:
-    """Raises: NotAFileError for what is neither a file nor a folder in `folder` and below, before a library waits."""
+    """Raises: NotAFileError for what is neither a file nor a folder in `folder` and below, before a library waits for
+    it, and for JSON of a size that fills memory."""
     for path in folder.rglob("*"):
-        if not path.is_dir():
+        if path.suffix == ".json":
+            read_regular(path, MOST_JSON_BYTES)
+        elif not path.is_dir():
             check_regular(path)
 
 

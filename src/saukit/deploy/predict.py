@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from saukit.core.console import Reporter
-from saukit.core.errors import DataError, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.machine import in_threads
 from saukit.core.options import check
 from saukit.core.words import shortened
@@ -170,6 +170,8 @@ def predict(
     refuse_or_warn(bad, skip=config.skip_bad, reporter=reporter)
     found = [each for batch in in_order for each in batch.found]
     labels, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if not np.isfinite(probabilities).all():
+        raise CorruptArtifactError(f"the model {path} gives NaN: its weights are damaged; train or export it again")
     result = PredictResult(path, classifier, tuple(named), labels, probabilities, tuple(skipped), rejection)
     if rejection is not None:
         reporter.say(f"{int(result.rejected.sum()):,} of {len(named):,} images get no class")
