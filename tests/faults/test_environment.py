@@ -60,6 +60,20 @@ def test_what_is_no_lock_file_is_named(cli: Cli, split_work: Path, make: Callabl
     assert outcome.code == 5 and f"{split_work / '.split.lock'} lies where a lock file belongs" in outcome.error
 
 
+@pytest.mark.parametrize("text", ["", "{", "x: 1", "- 1", "\x00"])
+@pytest.mark.parametrize("option", ["--resume", "--refilter"])
+def test_a_damaged_configuration_of_a_cache(cli: Cli, work: Path, option: str, text: str) -> None:
+    (work / "synth/config.yaml").write_text(text)
+    outcome = cli("synth", option, "-w", work)
+    assert outcome.code == 4 and "synth/config.yaml" in outcome.error and "--force" in outcome.error, outcome
+
+
+def test_a_report_is_not_read_from_a_pipe(cli: Cli, work: Path) -> None:
+    os.mkfifo(work / "report.html")
+    outcome = cli("report", "-w", work)
+    assert outcome.code == 2 and "exists but saukit did not write it: give another --out" in outcome.error
+
+
 LONG = "/".join(["d" * 200] * 30)
 
 

@@ -176,16 +176,22 @@ def field_parameters(
     ]
 
 
-def build_config(config_type: type[Config], given: Mapping[str, Any], file: Path | None) -> Config:
+def build_config(
+    config_type: type[Config],
+    given: Mapping[str, Any],
+    file: Path | None,
+    *,
+    load: Callable[[type[Config], Path], Config] = load_config,
+) -> Config:
     """The configuration of a command: defaults, then `file`, then the options that were given.
 
     An option replaces what the file says in its place another way: `--epochs` the file's `steps`, a preset the values
     that the file's own preset filled in, `--filter none` the bounds of the file's filter.
-    Raises: UsageError for a bad file or a bad value.
+    Raises: UsageError for a bad value, and for a bad file as `load` says.
     """
     if file is None:
         return from_mapping(config_type, given, where="options")
-    base = load_config(config_type, file)
+    base = load(config_type, file)
     gone = {field for name in given for field in displaced(config_type, name)}
     fields = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     kept = {name: getattr(config_type if name in gone else base, name) for name in fields}

@@ -51,6 +51,7 @@ def command(
     """
     from saukit.cli.show import show_job, show_synthesis
     from saukit.core.artifacts import CONFIG_NAME
+    from saukit.core.config import load_saved
     from saukit.synthesis.jobs import Job
     from saukit.synthesis.stage import preview, synthesize
     from saukit.synthesis.stage import refilter as choose_again
@@ -60,7 +61,7 @@ def command(
         raise UsageError("--refilter samples nothing: leave out --force, --resume and --shard")
     saved = call.workspace.synth / CONFIG_NAME
     if (resume or refilter) and call.file is None and saved.exists():
-        config = build_config(SynthConfig, call.given(SynthConfig), saved)
+        config = build_config(SynthConfig, call.given(SynthConfig), saved, load=load_saved)
     if call.dry_run:
         plan, time = preview(config, call.workspace, device=call.device, reporter=call.reporter)
         per_class = dict(zip(plan.classes, plan.wanted.tolist(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 import shlex
@@ -17,6 +18,7 @@ from markupsafe import Markup, escape
 
 from saukit.core.artifacts import Manifest
 from saukit.core.errors import UsageError
+from saukit.core.files import NotAFileError, open_regular
 from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
 from saukit.core.words import brief, format_duration, format_share, one_line, shortened
@@ -231,11 +233,11 @@ def _check_out(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} is a folder: give a file as --out, such as {out / 'report.html'}")
     if force or not out.exists():
         return
-    with out.open("rb") as file:
-        if MARK.encode() not in file.read(4096):
-            raise UsageError(
-                f"{out} exists but saukit did not write it: give another --out, or replace it with --force"
-            )
+    head = b""
+    with contextlib.suppress(NotAFileError), open_regular(out) as file:
+        head = file.read(4096)
+    if MARK.encode() not in head:
+        raise UsageError(f"{out} exists but saukit did not write it: give another --out, or replace it with --force")
 
 
 def _date(created: str) -> str:
