@@ -11,6 +11,7 @@ are drawn beside the JSON file. With --work, what is in --out counts, and the se
 
 import argparse
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -27,8 +28,6 @@ from typing import Any
 
 import torch
 
-import saukit.deploy.export
-import saukit.evaluation.compare  # noqa: F401 - loaded before the forks
 from saukit.cli.main import run
 from saukit.core.artifacts import MANIFEST_NAME, SEAL
 from saukit.data import encoding
@@ -36,6 +35,10 @@ from saukit.models import dual_branch
 from saukit.synthesis.generators import diffusion_training
 from saukit.training import trainer
 
+LAZY = ("saukit.cli.show", "saukit.deploy.export", "saukit.evaluation.compare", "saukit.synthesis.stage",
+        "saukit.training.estimate", "torch._dynamo", "diffusers.models.unets.unet_2d",
+        "diffusers.schedulers.scheduling_dpmsolver_multistep",
+        "diffusers.schedulers.scheduling_unipc_multistep", "sklearn.datasets")  # fmt: skip
 INTERVAL_SECONDS = 0.5  # between checkpoints, in place of 30
 SMALL = ("--batch-size", "16", "--amp", "off")
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -70,7 +73,9 @@ DRAWN = (".png", ".csv", ".md")  # of a comparison; they have its seconds
 
 
 def make_small() -> None:
-    """One thread, a small projection, few files per shard, a short interval: for forks of this process."""
+    """One thread, a small projection, few files per shard, a short interval, all loaded: for forks of this process."""
+    for name in LAZY:  # what commands load when they need it
+        importlib.import_module(name)
     torch.set_num_threads(1)
     encoding.FILES_PER_SHARD = 64
     dual_branch.PROJECTION_HIDDEN = 32
