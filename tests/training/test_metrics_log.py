@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from saukit.core import extras
 from saukit.core.console import Reporter
-from saukit.core.errors import EnvironmentFault, UsageError
+from saukit.core.errors import CorruptArtifactError, EnvironmentFault, UsageError
 from saukit.core.workspace import Workspace
 from saukit.training import trackers
-from saukit.training.metrics_log import MetricsLog, scalars
+from saukit.training.metrics_log import MetricsLog, describe_line, scalars
 from saukit.training.stage import fit
 
 
@@ -191,3 +192,31 @@ def test_a_complete_run_minds_no_events_and_force_removes_them(work: Path) -> No
 
     assert again(force=False) == "complete" and (run / "tensorboard").is_dir()
     assert again(force=True) == "new" and not (run / "tensorboard").exists()
+
+
+def test_a_log_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, keep_steps=0)
+    assert log.digest == hashlib.sha256().hexdigest()
+    for step in (1, 2, 3):
+        log.append({"step": step, "losses": {"ce": 0.5}, "lr": 0.1})
+    log.close()
+    assert log.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    whole = path.read_text()
+    MetricsLog(path, keep_steps=3, digest=log.digest).close()
+    assert path.read_text() == whole
+    path.write_text(whole.replace("0.5", "0.4", 1))
+    with pytest.raises(
+        CorruptArtifactError, match=rf"^{path} was changed after it was written: start over with --force$"
+    ):
+        MetricsLog(path, keep_steps=3, digest=log.digest)
+    for line in ('{"losses": {}}', '{"step": "2"}', '{"step": null}'):
+        path.write_text(f"{line}\n")
+        with pytest.raises(CorruptArtifactError, match=rf"^{path} is damaged: a line has no step; start over"):
+            MetricsLog(path, keep_steps=3)
+
+
+def test_a_line_in_words() -> None:
+    line = {"losses": {"mix": 1.23456, "sc": 7.0}, "trusted_share": 0.256, "val_balanced_accuracy": 0.8766}
+    assert describe_line(line) == "mix 1.235  sc 7.000  trusted 26%  val 87.7"
+    assert describe_line({"losses": {"ce": 0.5}, "trusted_share": None}) == "ce 0.500"
