@@ -88,16 +88,21 @@ def fields(name: str) -> str:
 
 
 def faults() -> str:
-    """What `pytest tests/faults --record-faults` counted: a row per file, in the words of its docstring."""
-    record = json.loads((REPOSITORY / "examples/benchmarks/results/cpu/faults.json").read_text(encoding="utf-8"))
-    lines, cases, survived = ["| what is tried | cases | survived | test |", "|---|---|---|---|"], 0, 0
+    """What `pytest tests/faults --record-faults` counted, a row per file in the words of its docstring, and the kills
+    of `examples/kills.py`."""
+    results = REPOSITORY / "examples/benchmarks/results/cpu"
+    record, kills = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("faults", "kills"))
+    rows = []
     for name, row in record["kinds"].items():
         file = f"tests/faults/test_{name}.py"
         what = ast.get_docstring(ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))) or ""
-        what = _plain(what.partition("\n\n")[0])
-        lines.append(f"| {what} | {row['cases']:,} | {row['survived']:,} | `{file}` |")
-        cases, survived = cases + row["cases"], survived + row["survived"]
-    return "\n".join([*lines, f"| **all** | {cases:,} | {survived:,} | `tests/faults` |"])
+        rows.append((_plain(what.partition("\n\n")[0]), row["cases"], row["survived"], file))
+    named = ", ".join(f"{name} {count}" for name, count in kills["kills"].items())
+    what = f"Killed at a random moment ({named}): the command that continues makes the same bits."
+    rows.append((what, len(kills["records"]), kills["same_bits"], "examples/kills.py"))
+    rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows), "tests/faults"))
+    lines = [f"| {what} | {cases:,} | {survived:,} | `{test}` |" for what, cases, survived, test in rows]
+    return "\n".join(["| what is tried | cases | survived | test |", "|---|---|---|---|", *lines])
 
 
 def _default(parameter: Any) -> str:

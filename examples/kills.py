@@ -99,11 +99,14 @@ def call(arguments: tuple[str, ...], steps: Path, *, cpu_seconds: float | None =
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
+Steps = list[tuple[str, int, float]]  # of which training, its number, and when
+
+
 def note_steps(path: Path) -> None:
-    """Have every training step write its number and the time to `path`, which a kill does not undo."""
+    """Have every training step write its training, its number and the time to `path`, which a kill does not undo."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
-    def note(kind: Any, step: str, number: Callable[[Any], int]) -> None:
+    def note(kind: Any, step: str, number: Callable[[Any], int], name: Callable[[Any], str]) -> None:
         run_whole = kind.run
 
         def run_noted(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -111,7 +114,7 @@ def note_steps(path: Path) -> None:
 
             def noted() -> Any:
                 before, found = number(self), advance()
-                os.write(descriptor, f"{before} {time.monotonic()}\n".encode())
+                os.write(descriptor, f"{name(self)} {before} {time.monotonic()}\n".encode())
                 return found
 
             setattr(self, step, noted)
@@ -119,27 +122,36 @@ def note_steps(path: Path) -> None:
 
         kind.run = run_noted  # steps outside it are tried for an estimate
 
-    note(trainer.Trainer, "advance", lambda it: it.step_count)
-    note(diffusion_training.GeneratorTrainer, "train_step", lambda it: it.step)
+    def of_config(it: Any) -> str:
+        config = it.plan.config
+        return f"{config.method}-{config.synthetic}-{config.seed}"
+
+    note(trainer.Trainer, "advance", lambda it: it.step_count, of_config)
+    note(diffusion_training.GeneratorTrainer, "train_step", lambda it: it.step, lambda it: "generator")
 
 
-def lost(before: list[tuple[int, float]], after: list[tuple[int, float]]) -> dict[str, Any]:
-    """Steps that were done twice, the seconds they had taken, and the longest time between two steps."""
-    first = after[0][0] if after else None
-    again = [moment for number, moment in before if first is not None and number >= first]
-    kept = [moment for number, moment in before if first is None or number < first]
-    gaps = [late[1] - early[1] for early, late in itertools.pairwise(before)]
+def lost(before: Steps, after: Steps) -> dict[str, Any]:
+    """Steps that were done twice, the seconds they had taken, and the longest time between two steps of a training."""
+    done, seconds, gaps = 0, 0.0, [0.0]
+    for training in {step[0] for step in before}:
+        mine = [step for step in before if step[0] == training]
+        gaps += [late[2] - early[2] for early, late in itertools.pairwise(mine)]
+        first = min((number for name, number, _ in after if name == training), default=None)
+        again = [moment for _, number, moment in mine if first is not None and number >= first]
+        kept = [moment for _, number, moment in mine if first is None or number < first]
+        done += len(again)
+        seconds += again[-1] - (kept[-1] if kept else again[0]) if again else 0.0
     return {
         "steps_before": len(before),
-        "steps_lost": len(again),
-        "seconds_lost": round(again[-1] - (kept or again)[-1 if kept else 0], 3) if again else 0.0,
-        "longest_step_seconds": round(max(gaps, default=0.0), 3),
+        "steps_lost": done,
+        "seconds_lost": round(seconds, 3),
+        "longest_step_seconds": round(max(gaps), 3),
     }
 
 
-def steps_in(path: Path) -> list[tuple[int, float]]:
+def steps_in(path: Path) -> Steps:
     lines = path.read_text().splitlines() if path.exists() else []
-    return [(int(number), float(moment)) for number, moment in map(str.split, lines)]
+    return [(name, int(number), float(moment)) for name, number, moment in map(str.split, lines)]
 
 
 def timeless(document: Any) -> Any:
@@ -249,7 +261,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     for row, name in enumerate(names):
         mine = [record for record in records if record["command"] == name]
         moments.plot([record["share"] for record in mine], [row] * len(mine), "|", markersize=14)
-        if name in RESUMED:
+        if any(record["steps_before"] for record in mine):
             losses.plot([r["share"] for r in mine], [r["seconds_lost"] for r in mine], ".", label=name)
     moments.set_yticks(range(len(names)), names)
     moments.set(xlabel="share of the command's processor time at the kill", xlim=(0, 1))
@@ -280,6 +292,7 @@ def main() -> None:
                 records.append(ground.kill(name, random.Random(f"{given.seed} {name} {number}")))
                 print(json.dumps(records[-1]), flush=True)
                 document = {
+                    "command": f"python examples/kills.py --kills {' '.join(given.kills)} --seed {given.seed}",
                     "interval_seconds": INTERVAL_SECONDS,
                     "kills": {each: sum(r["command"] == each for r in records) for each in COMMANDS},
                     "same_bits": sum(r["same_bits"] for r in records),

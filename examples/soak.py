@@ -122,6 +122,7 @@ def main() -> None:
             rounds.append(play(root, alive, draw, whole))
             models = {record["model"] for record in rounds}
             document = {
+                "command": f"python examples/soak.py --minutes {given.minutes:g} --seed {given.seed}",
                 "minutes": round((time.monotonic() - began) / 60, 1),
                 "kills": sum(record["killed"] is not None for record in rounds),
                 "models": len(models),

@@ -185,6 +185,27 @@ def rows(text: str) -> Iterator[list[str]]:
             yield [cell.strip(" *`") for cell in line.strip("|").split("|")]
 
 
+def test_the_table_of_faults_has_every_file_of_the_suite_and_the_kills() -> None:
+    text = (REPOSITORY / "docs/security.md").read_text(encoding="utf-8")
+    lines = list(rows(hooks().on_page_markdown(text).split("## Tried")[1].split("##")[0]))[1:]
+    named = {line[-1]: line for line in lines}
+    suite = {f"tests/faults/{path.name}" for path in (REPOSITORY / "tests/faults").glob("test_*.py")}
+    assert {*named} == {*suite, "examples/kills.py", "tests/faults"}
+    assert all(cases == survived and what for what, cases, survived, _ in lines)
+    kills, soak = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("kills", "soak"))
+    assert kills["kills"] == {"make-lt": 10, "synth": 40, "train": 40, "compare": 10, "export": 10}
+    killed = [each["killed"] for each in soak["rounds"] if each["killed"] is not None]
+    assert soak["models"] == 1 and len(killed) == soak["kills"]
+    words = " ".join(text.split())
+    for said in (
+        f"at most {kills['most_seconds_lost']:.2f} s of training done twice",
+        f"with {kills['interval_seconds']} s between checkpoints",
+        f"{len(soak['rounds'])} rounds with {soak['kills']} kills in {soak['minutes']:.0f} minutes",
+        f"{soak['rounds'][-1]['files']} files, {soak['rounds'][-1]['open_files']} open files",
+    ):
+        assert said in words, said
+
+
 @pytest.mark.parametrize("file", ["compare_digits50.json", "compare_cifar10.json"])
 def test_the_tables_of_the_results_are_their_records(file: str) -> None:
     text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
