@@ -297,7 +297,7 @@ def saukit(command: list[str], workspace: Path) -> float:
 
 
 def digests_of(workspace: Path) -> dict[str, str]:
-    """SHA-256 of each file by its path, without those that tell times; of a log, of its losses."""
+    """SHA-256 of each file by its path, without those that tell times; of a log, of its losses; of results, of these."""
     found = {}
     for path in sorted(workspace.rglob("*")):
         if not path.is_file() or path.name in ("manifest.json", "source.json", "compare.json", "compare.csv"):
@@ -306,6 +306,8 @@ def digests_of(workspace: Path) -> dict[str, str]:
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in content.splitlines()]
             content = json.dumps([line["losses"] for line in lines]).encode()
+        if path.name == "results.json":
+            content = json.dumps({**json.loads(content), "run": None}).encode()
         found[path.relative_to(workspace).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
