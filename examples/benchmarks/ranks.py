@@ -297,10 +297,16 @@ def saukit(command: list[str], workspace: Path) -> float:
 
 
 def digests_of(workspace: Path) -> dict[str, str]:
-    """SHA-256 of each file by its path, without those that tell times; of a log, of its losses; of results, of these."""
+    """SHA-256 of each file by its path without what tells times; of a log its losses."""
     found = {}
     for path in sorted(workspace.rglob("*")):
-        if not path.is_file() or path.name in ("manifest.json", "source.json", "compare.json", "compare.csv"):
+        if not path.is_file() or path.name in (
+            "manifest.json",
+            "source.json",
+            "compare.json",
+            "compare.csv",
+            "compare.md",
+        ):
             continue
         content = path.read_bytes()
         if path.name == "metrics.jsonl":
