@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support import Cli, program, timeless_metrics, tree
 
@@ -379,3 +380,19 @@ def test_jobs_and_a_resume(cli: Cli, split_work: Path) -> None:
     assert merged.code == 0, merged
     assert merged.document["images"] == 18
     assert cli("synth", *SYNTH, "-w", split_work, "--json").document["state"] == "complete"
+
+
+def test_doctor_tells_of_each_gpu_whether_a_step_works_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here torch says that there is an Apple GPU, and cannot use it."""
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: True)
+    outcome = cli("doctor", "--json")
+    assert outcome.code == 0
+    cpu, *_, mps = outcome.document["devices"]
+    assert (cpu["name"], cpu["problem"], cpu["limits"]) == ("cpu", None, [])
+    assert mps["name"] == "mps:0" and mps["about"].endswith("12 GiB free")
+    assert mps["problem"].startswith("a training step fails: ")
+    assert "for one process" in mps["limits"]
+    assert "a training step works" in outcome.err and mps["problem"].split()[-1] in outcome.err

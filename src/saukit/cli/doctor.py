@@ -120,14 +120,12 @@ def _try_step(device: Any) -> str | None:
     try:
         network = DualBranchNet("convnet-small", 2, projection=True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
-        precision, generator = (
-            Precision(resolve_amp("auto", device), device.type),
-            torch.Generator(device).manual_seed(0),
-        )
+        precision = Precision(resolve_amp("auto", device), device.type)
+        generator = torch.Generator(device).manual_seed(0)
         views = Views(torch.zeros(3, device=device), torch.ones(3, device=device), flip=True)
         images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device=device)
+        seen = [view(images, generator) for view in (views.crop_flip, views.autoaugment, views.simclr)]
         with precision.autocast():
-            seen = [view(images, generator) for view in (views.crop_flip, views.autoaugment, views.simclr)]
             loss = network(seen[0]).float().square().mean() + sum(network.project(x).float().sum() for x in seen[1:])
         scaler = precision.scaler()
         scaler.scale(loss).backward()
