@@ -233,7 +233,6 @@ def side_by_side(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         ),
     }
     make_split(SplitConfig(imb=50), Workspace(root / "work"), root=None, force=False, reporter=QUIET)
-    saukit(["-m", "saukit", "train", "--method", "ce", "--steps", "90", "--name", "ce"], root / "work")
     rows = {}
     for name, commands in ways.items():
         seconds, digests = [], []
