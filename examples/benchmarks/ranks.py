@@ -212,17 +212,7 @@ def speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
 def side_by_side(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Seconds of a comparison and of a cache by one process and by two, and whether their files have the same bytes."""
     compare = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "2", "--steps", "100"]
-    synth = [
-        "synth",
-        "--per-class-target",
-        "142",
-        "--train-steps",
-        "60",
-        "--filter",
-        "classifier",
-        "--classifier",
-        "ce",
-    ]
+    synth = ["synth", "--per-class-target", "142", "--train-steps", "60", "--preflight", "0", "--no-audit"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "saukit"]
     ways = {
         "compare --jobs": (["-m", "saukit", *compare, "--jobs", "1"], ["-m", "saukit", *compare, "--jobs", "2"]),
