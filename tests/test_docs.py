@@ -394,3 +394,14 @@ def test_the_constraints_are_the_newest_versions_of_the_records() -> None:
         for name, versions in recorded.items()
         if name not in ("python", "platform", "saukit")
     }
+
+
+def test_the_table_of_processes_is_its_record() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    methods = json.loads((RESULTS / "ranks_digits.json").read_text(encoding="utf-8"))["methods"]
+    found = [(name, row) for name, variants in methods.items() for row in variants.values()]
+    _, *lines = rows(text.split("<!-- table: ranks_digits.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found)
+    for (name, row), (method, _, *cells) in zip(found, lines, strict=True):
+        losses = [f"{row['loss_by_step'][step]:.0e}" for step in ("1", "10", "50", "200")]
+        assert (method, cells) == (name, [*losses, f"{row['largest']['weights']:.0e}"])
