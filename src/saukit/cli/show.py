@@ -117,6 +117,7 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
             f"{name} on {document['test_images']:,} test images",
             ["top-1", "top-5", "balanced accuracy", "macro F1", "calibration error"],
             [[format_share(document[name]) for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")]],
+            text_columns=0,
         )
     chosen = GROUP_NAMES if selection == "all" else (selection,)
     reporter.table(
