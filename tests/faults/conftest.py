@@ -50,5 +50,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for name, row in found.items():
         terminalreporter.write_line(f"faults, {name}: {row['survived']} of {row['cases']} cases survived")
     if (file := config.getoption("--record-faults", None)) is not None:
-        document = {"command": "pytest " + " ".join(config.invocation_params.args), "kinds": found}
+        given = map(str, config.invocation_params.args)
+        words = [Path(word).name if Path(word).is_absolute() else word for word in given]
+        document = {"command": " ".join(["pytest", *words]), "kinds": found}
         Path(file).write_text(json.dumps(document, indent=1) + "\n")
