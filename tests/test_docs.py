@@ -311,7 +311,7 @@ def test_the_published_row_is_its_record() -> None:
 def test_the_figures_of_photos_are_their_records() -> None:
     text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
     found = {name: json.loads((RESULTS / f"photo_{name}.json").read_text(encoding="utf-8"))
-             for name in ("storage", "list")}  # fmt: skip
+             for name in ("storage", "list", "folder")}  # fmt: skip
     assert not any(record["quick"] for record in found.values())
 
     def table(name: str) -> list[list[str]]:
@@ -330,6 +330,11 @@ def test_the_figures_of_photos_are_their_records() -> None:
         for row in found["list"]["commands"]
     ]
     assert f"({found['list']['classes']:,} classes, {found['list']['training_images']:,} training images" in text
+    folder, words = found["folder"], " ".join(text.split())
+    spent, levels = max(row["processor_seconds"] for row in folder["commands"]), folder["levels_from_pillow"]
+    assert f"takes {spent:.0f} seconds of processor time and {format_bytes(folder['peak_bytes'])}" in words
+    assert f"up to {folder['seconds']:.0f} seconds by the clock" in words and folder["image_size"] == 224
+    assert f"by {min(levels):.1f} to {max(levels):.1f} of 255 levels" in words
 
 
 def test_the_table_of_threads_is_its_record() -> None:

@@ -3,13 +3,17 @@
 `ratio_to_decode`: images/s of saukit's feed over those of its decoder alone, on files that lie in memory, with as many
 threads. `ratio`: images/s with the three views v1, v2 and v3 over torchvision's ImageFolder and DataLoader with v2
 transforms, with as many worker processes as saukit has threads. An image is decoded once for its three views in both.
+`processor_ratio`: processor time per image of the latter, without worker processes, over that of saukit; other work on
+the machine changes it far less.
 """
 
 from __future__ import annotations
 
 import io
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +23,7 @@ import torch
 from measure import MIN_ROUNDS, Bar, Candidate, Document, Work, begin, finish, measure, option_parser, steady
 from photo_storage import SIZE, link_photos, make_photos
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         views = Views(torch.tensor(split.mean, device=device), torch.tensor(split.std, device=device), flip=True)
         generator, steps = torch_generator(0, "benchmark-photos", device=device), iter(range(10**9))
 
+        data = ImageFolder(root, ThreeViews(split.mean, split.std))
+
         def bare() -> None:
             at = next(steps) * batch_size
             rows = [(at + offset) % len(files) for offset in range(batch_size)]
@@ -74,12 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> Document:
 
         @contextmanager
         def torchvision() -> Iterator[Work]:
-            data = ImageFolder(root, ThreeViews(split.mean, split.std))
             loader = DataLoader(
                 data, batch_size, shuffle=True, num_workers=options.threads, prefetch_factor=PREFETCH, drop_last=True
             )
             feed = iter(loader)
             yield lambda: next(feed) and None
+
+        def transformed() -> None:
+            at = next(steps) * batch_size
+            default_collate([data[(7 * (at + offset)) % len(data)] for offset in range(batch_size)])
 
         decoding = [
             Candidate("decoder alone", steady(bare), batches, 1),
@@ -93,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         rounds = options.rounds or MIN_ROUNDS
         timings = [*measure(decoding, rounds=rounds, device=device).values()]
         timings += measure(viewing, rounds=rounds, device=device).values()
+        torch.set_num_threads(1)  # as in a worker process
+        processor = [
+            statistics.median(processor_seconds(work, batches) for _ in range(rounds)) / batch_size
+            for work in (transformed, viewed)
+        ]
     rates = [batch_size / timing.median for timing in timings]
     for timing, rate in zip(timings, rates, strict=True):
         print(f"{timing.name}: {rate:,.0f} images/s")
@@ -102,10 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> Document:
     ]
     return finish(
         "photo_feed",
-        {"ratio": round(rates[3] / rates[2], 4), "ratio_to_decode": round(rates[1] / rates[0], 4)},
+        {
+            "ratio": round(rates[3] / rates[2], 4),
+            "ratio_to_decode": round(rates[1] / rates[0], 4),
+            "processor_ratio": round(processor[0] / processor[1], 4),
+        },
         {
             "images": f"generated JPEGs of 256 to 600 pixels; saukit's stored at {SIZE}",
             "batch_size": batch_size,
+            "processor_milliseconds_per_image": [round(1e3 * seconds, 3) for seconds in processor],
             "candidates": [
                 {"name": timing.name, "milliseconds_a_batch": timing.spread, "images_per_second": round(rate, 1)}
                 for timing, rate in zip(timings, rates, strict=True)
@@ -116,6 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         arguments=arguments,
         device=device,
     )
+
+
+def processor_seconds(work: Work, batches: int) -> float:
+    """Processor time of all threads for one batch, the mean of `batches` after one more."""
+    work()
+    before = time.process_time()
+    for _ in range(batches):
+        work()
+    return (time.process_time() - before) / batches
 
 
 class ThreeViews:
