@@ -138,6 +138,15 @@ def test_two_processes_one_killed_make_the_cache_of_one(digits_root: Path, tmp_p
         assert hashes_of(tmp_path / root / "synth") == hashes_of(whole.synth)
 
 
+@pytest.mark.slow
+def test_two_processes_of_which_one_trains_make_the_cache_of_one(
+    workspace: Workspace, in_one_go: Workspace
+) -> None:
+    done = fit_job(workspace.root, "synth", "none", MICRO)
+    assert done.returncode == 0, done.stderr
+    assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
+
+
 def test_what_a_job_has_not_sampled_or_was_damaged_is_sampled_by_the_resume(
     go: Go, workspace: Workspace, in_one_go: Workspace
 ) -> None:

@@ -214,7 +214,7 @@ TOGETHER = """
 import os, torch
 from pathlib import Path
 from saukit.core.errors import Interrupted, UsageError
-from saukit.training.distributed import first_before_others, from_first, joined, rank, size, sum_in_order, total
+from saukit.training.distributed import first_before_others, from_first, is_first, joined, rank, size, sum_in_order, total
 
 
 def threads():
@@ -231,6 +231,7 @@ with joined(torch.device("cpu")):
     assert total(torch.ones(2)).tolist() == [3, 3]
     assert from_first(lambda: (size(), rank(), int(os.environ["RANK"]))) == (1, 0, 0) and size() == 3
     assert first_before_others(lambda: int(os.environ["RANK"])) == rank()
+    assert first_before_others(lambda: from_first(lambda: (size(), rank(), is_first()))) == (1, 0, rank() == 0)
     try:
         from_first(fails)
     except Interrupted as stopped:

@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 Drawn = TypeVar("Drawn", bound=Tensor | tuple[Tensor, ...])
 
 _waited = 0.0
-_alone = False  # whether this process does something by itself, for which the others wait
+_alone = False  # whether this process does something by itself
 
 
 @contextlib.contextmanager
@@ -88,8 +88,12 @@ def _attempt(store: dist.Store, size: int) -> int:
 
 
 def size() -> int:
-    """Processes that work together; 1 within what the first one does alone."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    """Processes that work together; 1 within what one does by itself (`from_first`, `first_before_others`)."""
+    return dist.get_world_size() if _is_joined() and not _alone else 1
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
@@ -99,7 +103,7 @@ def rank() -> int:
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return rank() == 0
+    return not _is_joined() or dist.get_rank() == 0
 
 
 def seconds_waited() -> float:
@@ -264,18 +268,14 @@ def from_first(make: Callable[[], Value]) -> Value:
 
     Raises: in all processes the SaukitError that `make` raises in the first one.
     """
-    global _alone
     if size() == 1:
         return make()
     made: list[Any] = [None, None]
     if is_first():
-        _alone = True
         try:
-            made[0] = make()
+            made[0] = _by_itself(make)
         except SaukitError as error:
             made[1] = error
-        finally:
-            _alone = False
     with _exchanging():
         dist.broadcast_object_list(made, 0, device=torch.device("cpu"))
     if made[1] is not None:
@@ -284,14 +284,24 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 
 def first_before_others(make: Callable[[], Value]) -> Value:
-    """What `make` returns in each process; the others call it when the first one has, alone (`from_first`)."""
+    """What `make` returns in each process, by itself; the others call it when the first one has."""
     made: list[Value] = []
 
     def first() -> None:
         made.append(make())
 
     from_first(first)
-    return made[0] if made else make()
+    return made[0] if made else _by_itself(make)
+
+
+def _by_itself(make: Callable[[], Value]) -> Value:
+    """What `make` returns where it exchanges nothing with other processes."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        return make()
+    finally:
+        _alone = before
 
 
 @contextlib.contextmanager
