@@ -70,19 +70,19 @@ def compare(
     Raises: as `plan_comparison`, before anything is trained, and `core.workspace.prepare`; LockHeldError if another
     process is still training a run when all others are done.
     """
+    folder = workspace.comparison(name)
     plan = first_before_others(lambda: plan_comparison(config, workspace, device=torch.device(devices[0])))
     require_same("states of the runs", [(run.name, run.state) for run in plan.runs])
     if not force:
-        _check_name(workspace.comparison(name), plan.config)
+        _check_name(folder, plan.config)
     finished = _finish_all(plan, workspace, devices, reporter)
-    return from_first(lambda: _written(plan, finished, workspace, name=name, force=force))
+    return from_first(lambda: _written(plan, finished, workspace, folder, name=name, force=force))
 
 
 def _written(
-    plan: ComparisonPlan, finished: Sequence[FinishedRun], workspace: Workspace, *, name: str, force: bool
+    plan: ComparisonPlan, finished: Sequence[FinishedRun], workspace: Workspace, folder: Path, *, name: str, force: bool
 ) -> ComparisonResult:
     """The comparison's folder, written or found complete."""
-    folder = workspace.comparison(name)
     inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
     with workspace.lock(folder):
         state = prepare(
