@@ -101,7 +101,7 @@ def test_a_number_is_taken_or_refused_with_its_name(record_property: Count, kind
         (("train", "--epochs", "-5"), "epochs must be at least 1"),
         (("train", "--batch-size", str(2**63)), "batch_size must be below 2^63"),
         (("compare", "--seeds", "-1"), "seeds must be at least 1"),
-        (("eval", "--json", "--run", "9" * 300), "no complete run"),
+        (("eval", "--json", "--run", "9" * 150), "no complete run"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
