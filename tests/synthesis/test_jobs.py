@@ -139,9 +139,7 @@ def test_two_processes_one_killed_make_the_cache_of_one(digits_root: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_trains_make_the_cache_of_one(
-    workspace: Workspace, in_one_go: Workspace
-) -> None:
+def test_two_processes_of_which_one_trains_make_the_cache_of_one(workspace: Workspace, in_one_go: Workspace) -> None:
     done = fit_job(workspace.root, "synth", "none", MICRO)
     assert done.returncode == 0, done.stderr
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)

@@ -214,7 +214,8 @@ TOGETHER = """
 import os, torch
 from pathlib import Path
 from saukit.core.errors import Interrupted, UsageError
-from saukit.training.distributed import first_before_others, from_first, is_first, joined, rank, size, sum_in_order, total
+from saukit.training.distributed import first_before_others, from_first, is_first, joined
+from saukit.training.distributed import rank, size, sum_in_order, total
 
 
 def threads():
