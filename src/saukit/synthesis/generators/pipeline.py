@@ -116,8 +116,10 @@ class PipelineGenerator:
             with _decoding_in_float32(vae):
                 images = self._called(arguments, seeds)
         if not np.isfinite(images).all():
-            remedy = "use float32" if self._dtype != torch.float32 else "its weights are damaged, fetch the model again"
-            raise SaukitError(f"{self._name} sampled an image that is not finite in {self._dtype_name}: {remedy}")
+            what = f"{self._name} sampled an image that is not finite in {self._dtype_name}"
+            if self._dtype == torch.float32:
+                raise DataError(f"{what}: the weights of {self.model.name} are damaged, fetch the model again")
+            raise SaukitError(f"{what}: use float32")
         self._drawn_size = (images.shape[1], images.shape[2])
         pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
         return np.stack([fit_image(image, self._image_size) for image in pixels])
