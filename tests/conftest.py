@@ -26,13 +26,15 @@ CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread_everywhere() -> Iterator[None]:
-    """Small tensors on a busy machine: threads that wait for each other make tests many times slower."""
-    threads = torch.get_num_threads()
+    """Small tensors on a busy machine: threads that wait for each other make tests many times slower.
+
+    Before and after each test, as a command or a benchmark of one sets its own number.
+    """
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
