@@ -12,18 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.device import Precision, suited_threads, synchronise, using_threads
+from saukit.data.types import Images
 from saukit.models import dual_branch
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import backbone_features
 from saukit.training.context import StepContext
 from saukit.training.plan import TrainingPlan
-from saukit.training.step import build_context
+from saukit.training.step import StepBatch, TrainingStep, build_context
 from saukit.training.trainer import Trainer
 from saukit.training.training_set import Batch
 
 TRIAL_SECONDS = 0.3  # a step that takes as long has enough images to judge a whole batch by
 THREAD_GAIN = 0.9  # n threads are n ** 0.9 times as fast as one, on a quiet processor
 MEASURED_STEPS = 3
+FEATURE_TRIAL = 16  # images
 
 
 def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
@@ -68,19 +70,24 @@ def _estimated(plan: TrainingPlan, images: int) -> float:
 
 def _feature_seconds(plan: TrainingPlan, network: DualBranchNet) -> float:
     """Seconds that the features of all images take, from a few."""
-    images = plan.split.train.images[: 2 if plan.device.type == "cpu" else plan.batch_size]
+    # On a CPU two images would stay in its cache, and a batch does not.
+    images = plan.split.train.images[: FEATURE_TRIAL if plan.device.type == "cpu" else plan.batch_size]
 
-    def compute() -> object:
+    def compute(some: Images) -> object:
         precision = Precision(plan.config.amp, plan.device.type)
-        return backbone_features(network, plan.model_spec, images, device=plan.device, precision=precision)
+        return backbone_features(network, plan.model_spec, some, device=plan.device, precision=precision)
 
-    compute()  # prepares kernels
-    return _time(plan.device, compute) / len(images) * plan.training_images
+    compute(images[:2])  # prepares kernels
+    return _time(plan.device, lambda: compute(images)) / len(images) * plan.training_images
 
 
 def _time_step(plan: TrainingPlan, context: StepContext, images: int) -> float:
     samples, prototypes = _random_batch(plan, context.network, images)
     context = replace(context, prototypes=prototypes)
+    if plan.config.tune == "head":  # so small that the optimizer's update counts
+        step, batch = TrainingStep(plan.method, context), StepBatch(samples, prototypes, seed=0)
+        step(batch, plan.config.lr)  # prepares the optimizer
+        return _time(plan.device, lambda: step(batch, plan.config.lr))
 
     def passes() -> None:  # all but the optimizer's update, whose import alone takes a second
         for _, loss in plan.method.step(samples, context):
