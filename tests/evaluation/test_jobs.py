@@ -48,7 +48,7 @@ def test_on_a_processor_a_job_has_a_core(monkeypatch: pytest.MonkeyPatch) -> Non
     assert job_devices("cpu") == ["cpu"] * 3
     assert job_devices("cpu", 5) == ["cpu"] * 5
     for jobs in (0, -1):
-        with pytest.raises(UsageError, match=rf"^jobs must be at least 1 \(trainings side by side\), got {jobs}$"):
+        with pytest.raises(UsageError, match=rf"^jobs must be from 1 to 1024 \(trainings side by side\), got {jobs}$"):
             job_devices("cpu", jobs)
 
 

@@ -86,6 +86,7 @@ LONG = "/".join(["d" * 200] * 30)
         (("train", "--config", LONG), 2),
         (("make-lt", "-w", LONG), 2),
         (("export", "ce", "--to", "loop"), 5),
+        (("synth", "--prompts", "a\0b", "--generator", "pipeline", "--model", "x"), 2),
         (("make-lt", "-w", "loop"), 5),
         (("synth", "--model", LONG), 2),
     ],
@@ -95,7 +96,8 @@ def test_paths_that_no_system_takes(cli: Cli, shared_work: Path, command: tuple[
     Path("loop").symlink_to("loop")
     outcome = cli(*command, *(() if "-w" in command else ("-w", shared_work)))
     assert outcome.code == code and "Traceback" not in outcome.err, outcome
-    assert ("loop" if "loop" in command else "dddd") in outcome.error and len(outcome.error) < 8200
+    named = "loop" if "loop" in command else "dddd" if LONG in command else r"a\x00b"
+    assert named in outcome.error and len(outcome.error) < 8200
 
 
 def test_a_file_in_the_place_of_a_folder(cli: Cli, tmp_path: Path, split_work: Path) -> None:

@@ -250,7 +250,9 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         if not isinstance(record.get("sha256"), str) or not isinstance(record.get("bytes"), int):
             raise CorruptArtifactError(f"{path} is damaged: its record of {shown(name)} lacks hash or size; {REMAKE}")
     if manifest.kind != kind:
-        raise CorruptArtifactError(f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs")
+        raise CorruptArtifactError(
+            f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs; {REMAKE}"
+        )
     if verify:
         stamps = Stamps(folder)
         bad = [text for name, record in manifest.files.items() if (text := _problem(folder / name, record, stamps))]

@@ -116,9 +116,14 @@ class Paths:
 
 
 def at_home(path: T) -> T:
-    """A path, as text or not, with the home folder for a `~` at its start; paths in a list too; all else as it is."""
+    """A path, as text or not, with the home folder for a `~` at its start; paths in a list too; all else as it is.
+
+    Raises: UsageError for a path that no system takes.
+    """
     if isinstance(path, list):
         return [at_home(one) for one in path]  # type: ignore[return-value]
+    if isinstance(path, str | Path) and "\0" in str(path):
+        raise UsageError(f"{shown(str(path))} is not a path: it holds a NUL")
     if isinstance(path, str | Path) and str(path).startswith("~"):
         return type(path)(os.path.expanduser(str(path)))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
     return path

@@ -33,6 +33,7 @@ from saukit.core.device import device_count, open_device, resolve_device, usable
 from saukit.core.errors import EnvironmentFault, Interrupted, LockHeldError, SaukitError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.ranks import job_size
+from saukit.core.words import shown
 from saukit.core.workspace import Workspace
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.contenders import Contender, PlannedRun, locate
@@ -40,6 +41,7 @@ from saukit.evaluation.evaluate import evaluate
 from saukit.training.distributed import from_first
 from saukit.training.stage import fit, read_complete
 
+MOST_JOBS = 1024
 PROGRESS_SECONDS = 0.5  # between two messages of a worker on how far it is
 
 Listen = Callable[[PlannedRun, str | float], None]  # a warning, or the share of a run that is done
@@ -67,8 +69,8 @@ def job_devices(name: str, jobs: int | None = None) -> list[str]:
         if jobs is not None:
             raise UsageError("torchrun's processes share each training: leave --jobs out, or torchrun")
         return [str(resolve_device(name))]
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"jobs must be at least 1 (trainings side by side), got {jobs}")
+    if jobs is not None and not 1 <= jobs <= MOST_JOBS:
+        raise UsageError(f"jobs must be from 1 to {MOST_JOBS} (trainings side by side), got {shown(jobs)}")
     device = resolve_device(name)
     if device.type == "cpu":
         return ["cpu"] * (jobs or usable_cores())
