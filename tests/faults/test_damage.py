@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 from support import Cli, Count, tree
 
+from saukit.core.artifacts import write_json
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
+from saukit.core.writing import expect
 from saukit.deploy.config import ExportConfig
 from saukit.deploy.export import export
 from saukit.evaluation.compare import compare
@@ -258,3 +260,16 @@ def test_damage_of_unfinished_work(
     assert remains or name.rsplit("/")[-1].lstrip(".").removesuffix(".sha256") in outcome.error, case
     assert "--force" in outcome.error and tree(work) == before, case
     assert name.lstrip(".").split(".")[0] in ("config", "inputs", "plan", "metrics"), case  # all else is made again
+
+
+def test_a_value_changed_in_an_unfinished_configuration(cli: Cli, work: Path) -> None:
+    folder = work / "synth"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "inputs.json", manifest["inputs"])
+    for name, record in manifest["files"].items():
+        expect(folder / name, record["sha256"])
+    (folder / "manifest.json").unlink()
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("prompts: null", "prompts: nuln"))
+    outcome = cli("synth", "--resume", "-w", work)
+    assert outcome.code == 4 and f"{path} was changed after it was written: start over" in outcome.error, outcome

@@ -74,6 +74,16 @@ def test_a_report_is_not_read_from_a_pipe(cli: Cli, work: Path) -> None:
     assert outcome.code == 2 and "exists but saukit did not write it: give another --out" in outcome.error
 
 
+@pytest.mark.parametrize(("rank", "size"), [("5", "2"), ("x", "²"), ("9" * 5000, "9" * 5000)])
+def test_what_torchrun_would_not_set(
+    cli: Cli, split_work: Path, monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    outcome = cli(*TRAIN, "--name", "a", "-w", split_work)
+    assert outcome.code == 0 and "training a: " in outcome.error, outcome
+
+
 LONG = "/".join(["d" * 200] * 30)
 
 

@@ -19,6 +19,7 @@ import yaml
 from saukit.core.documents import START_OVER, read_yaml
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.words import shortened, shown
+from saukit.core.writing import expected, intact
 
 Config = TypeVar("Config")
 LISTED = 20  # problems in a message
@@ -81,7 +82,10 @@ def load_config(
 
 
 def load_saved(config_type: type[Config], path: Path) -> Config:
-    """Read the config.yaml of an artefact. Raises: CorruptArtifactError as `load_config`."""
+    """Read the config.yaml of an artefact. Raises: CorruptArtifactError as `load_config`, or for one that was changed
+    while the artefact is unfinished."""
+    if expected(path) and path.exists() and not intact(path):
+        raise CorruptArtifactError(f"{path} was changed after it was written: {START_OVER}")
     return load_config(config_type, path, fault=CorruptArtifactError, remedy=START_OVER)
 
 

@@ -16,8 +16,9 @@ _store: Any = None  # the job's key-value store, from `meet` on
 
 
 def job_size() -> int:
-    """Processes of this job; 1 without torchrun."""
-    return _number("WORLD_SIZE", 1)
+    """Processes of this job; 1 without torchrun, which sets RANK and WORLD_SIZE to numbers that fit."""
+    size = _number("WORLD_SIZE", 1)
+    return size if _number("RANK", 0) < size else 1
 
 
 def job_rank() -> int:
@@ -78,4 +79,4 @@ def exit_code_of_job(otherwise: int) -> int:
 
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else default
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default

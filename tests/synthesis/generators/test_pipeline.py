@@ -270,6 +270,26 @@ def test_a_model_that_is_not_whole_is_an_error(sd: Path) -> None:
         built(sd)
 
 
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_a_model_that_lacks_weights_is_an_error(sd: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (path,) = (sd / name).glob("*.safetensors")
+    weights = load_file(path)
+    save_file({key: weights[key] for key in sorted(weights)[1:]}, path, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=rf"cannot be read \(.*({name}|size|shape).*\): save or fetch it again"):
+        built(sd)
+
+
+@pytest.mark.parametrize("change", ["gone", {"model_max_length": "x"}], ids=str)
+def test_a_model_that_cannot_sample_is_an_error(sd: Path, change: Any) -> None:
+    path = sd / "tokenizer" / "tokenizer_config.json"
+    document = json.loads(path.read_text())
+    path.unlink() if change == "gone" else path.write_text(json.dumps(document | change))
+    with pytest.raises(DataError, match=r"^model .* cannot be read \(.*\): fetch the model again, and see that it"):
+        drawn(built(sd), (0, 1, 0))
+
+
 def test_a_folder_with_half_precision_weights_alone_is_read(models: Path, sd: Path) -> None:
     for path in (*(sd / "unet").glob("*.safetensors"), *(sd / "text_encoder").glob("*.safetensors")):
         path.rename(path.with_suffix(".fp16.safetensors"))

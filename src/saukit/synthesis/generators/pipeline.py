@@ -126,13 +126,14 @@ class PipelineGenerator:
 
     def _called(self, arguments: dict[str, Any], seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        try:
-            with torch.inference_mode():
+        remedy = "fetch the model again, and see that it samples with diffusers"
+        with reading(f"model {self.model.name}", remedy=remedy), torch.inference_mode():
+            try:
                 output = self._pipe(**arguments, generator=generators, output_type="np")
-        except ValueError as error:  # the pipelines' check of their arguments
-            raise UsageError(
-                f"{self._name} refuses its options: {error}; change --pipeline-size, --guidance or --sampler-steps"
-            ) from error
+            except ValueError as error:  # the pipelines' check of their arguments
+                raise UsageError(
+                    f"{self._name} refuses its options: {error}; change --pipeline-size, --guidance or --sampler-steps"
+                ) from error
         images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
         return images
 
@@ -329,7 +330,7 @@ def _load(model: Model, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {dtype_argument: dtype, "revision": model.revision, "variant": model.variant}
     with reading(f"model {model.name}", remedy="save or fetch it again, and see that it loads with diffusers"):
         try:
-            return loader.from_pretrained(source, use_safetensors=True, **options)
+            pipe = loader.from_pretrained(source, use_safetensors=True, **options)
         except ValueError as error:
             if "AutoPipeline can't find a pipeline" not in str(error):
                 raise
@@ -337,6 +338,12 @@ def _load(model: Model, dtype: torch.dtype) -> Any:
                 f"model {model.name} is a {model.pipeline}, which does not sample from text: give a text-to-image "
                 f"pipeline, or a {CLASS_CONDITIONAL}"
             ) from error
+        for name, module in pipe.components.items():
+            # What a file lacks, transformers and diffusers make at random, and say so in their logs alone.
+            there = model.weights(name) if isinstance(module, torch.nn.Module) else None
+            if there is not None and there < (needed := sum(weight.numel() for weight in module.parameters())):
+                raise ValueError(f"{name} needs {needed:,} weights, and its files hold {there:,}")
+    return pipe
 
 
 def _add_lora(pipe: Any, path: Path, scale: float) -> None:

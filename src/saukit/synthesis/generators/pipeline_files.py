@@ -7,6 +7,7 @@ Only safetensors are read and no code that comes with a model is run: a pickle, 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,22 @@ class Model:
             if None not in found:
                 variants |= found
         return variants.pop() if len(variants) == 1 else None
+
+    def weights(self, name: str) -> int | None:
+        """How many numbers the weights of a component hold; None if it has none that this tells from others."""
+        from safetensors import safe_open
+
+        variant = self.variant
+        files = [
+            path for path in self._component(name) if (match := _WEIGHTS.fullmatch(path.name)) and match[1] == variant
+        ]
+        if not files:
+            return None
+        total = 0
+        for path in files:
+            with safe_open(path, framework="numpy") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        return total
 
     def check(self) -> None:
         """Raises: DataError if a component has pickled weights alone, or code of its own."""
