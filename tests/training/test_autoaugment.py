@@ -12,7 +12,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment
 from torchvision.transforms import functional as TF
 from torchvision.transforms.autoaugment import _apply_op
 
-from saukit.training import autoaugment
+from saukit.training import autoaugment, pixel_operations
 from saukit.training.autoaugment import CIFAR10_POLICY, OPERATIONS
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_policy_is_torchvisions() -> None:
 
 @pytest.fixture(params=["rows", "masks"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: request.param == "rows")
+    monkeypatch.setattr(pixel_operations, "_shapes_may_depend_on_data", lambda device: request.param == "rows")
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -30,7 +30,7 @@ from saukit.synthesis.generators.diffusion_model import guided_velocity, solve
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig
 from saukit.synthesis.plan import resolve
-from saukit.training import autoaugment, blur, losses
+from saukit.training import autoaugment, blur, losses, pixel_operations
 from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry
@@ -196,7 +196,7 @@ class NoDouble(TorchDispatchMode):
 
 @pytest.fixture
 def without_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (autoaugment, losses, training_images):
+    for room in (pixel_operations, losses, training_images):
         monkeypatch.setattr(room, "widest", lambda device: torch.float32)
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training import autoaugment
+from saukit.training import pixel_operations
 from saukit.training import step as room
 from saukit.training.context import StepContext
 from saukit.training.losses import NOISE_STRATEGIES, synthetic_aware_loss
@@ -73,7 +73,7 @@ def record(work: Callable[[], None], generator: torch.Generator) -> Callable[[],
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The accelerator's way on the CPU: masks instead of chosen rows, and steps that are recorded."""
-    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: False)
+    monkeypatch.setattr(pixel_operations, "_shapes_may_depend_on_data", lambda device: False)
     monkeypatch.setattr(room, "record", record)
     yield
 

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandAugment, RandomResized
 from torchvision.transforms import functional as TF
 from torchvision.transforms.autoaugment import _apply_op
 
-from saukit.training import autoaugment, blur, crops
+from saukit.training import autoaugment, blur, crops, pixel_operations
 from saukit.training import views as augment
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.views import PhotoViews, Views
@@ -67,7 +67,7 @@ class HostWaits(TorchDispatchMode):
 @pytest.fixture(params=["rows", "masks"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run on the CPU's way (chosen rows only) and on the accelerator's (all rows, masked)."""
-    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: request.param == "rows")
+    monkeypatch.setattr(pixel_operations, "_shapes_may_depend_on_data", lambda device: request.param == "rows")
     return str(request.param)
 
 
@@ -369,7 +369,7 @@ def test_views_treat_samples_independently(name: str) -> None:
 def test_views_by_rows_and_by_masks_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photographs(32, 32, 48)
     by_rows = view(name, images, 0)
-    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: False)
+    monkeypatch.setattr(pixel_operations, "_shapes_may_depend_on_data", lambda device: False)
     torch.testing.assert_close(view(name, images, 0), by_rows, rtol=0, atol=1e-5)
 
 
@@ -379,7 +379,7 @@ def test_nothing_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with HostWaits() as waits:
         view("v2", images, 0)
     assert "nonzero" in waits.found  # the CPU's way; so the net catches something
-    monkeypatch.setattr(autoaugment, "_shapes_may_depend_on_data", lambda device: False)
+    monkeypatch.setattr(pixel_operations, "_shapes_may_depend_on_data", lambda device: False)
     for _ in range(2):
         with HostWaits() as waits:
             v1, v2, *_ = (view(name, images, 0) for name in VIEWS)

@@ -68,7 +68,7 @@ def _below(folder: Folder) -> Iterator[tuple[Key, Folder]]:
 
 
 def look_inside(folder: Folder, *, by_list: str, is_root: bool) -> list[str]:
-    """What is to be told of folders in the class folders of `folder`, which may be the root; `by_list`: the way out.
+    """Notes on folders inside the class folders of `folder`, which may be the root; `by_list`: the way out.
 
     Raises: DataError where those may be the classes, or these may be none.
     """

@@ -77,7 +77,7 @@ class _Top:
 
 
 class _Reader:
-    """One look at a folder; collects what is to be told."""
+    """Reads a folder once; collects notes and warnings."""
 
     def __init__(self, root: Folder, config: SourceConfig) -> None:
         self.root, self.config = root, config

@@ -17,14 +17,24 @@ Shapes: b samples, height H, width W; images are uint8 [b, 3, H, W].
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saukit.core.device import widest
+from saukit.training.pixel_operations import (
+    adjust_colour,
+    adjust_sharpness,
+    affine_grey,
+    affine_nearest,
+    apply_to_rows,
+    autocontrast_table,
+    blend,
+    contrast_table,
+    equalize_table,
+    shear_bicubic,
+)
 
 # The order matters: the three families below are ranges of positions in this tuple.
 OPERATIONS = (
@@ -41,7 +51,6 @@ MAGNITUDE_BINS = 10
 RANDOM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Invert")  # those of RandAugment's paper
 RANDOM_SLOTS = 2  # n, and m 10 of 10 is the last bin
 RANDOM_PROBABILITY = 0.5
-GREY = 128  # what published code fills with
 ROTATION_SIGN = 1  # of `positive`: PIL turns anticlockwise by positive degrees
 
 # Each sub-policy: two operations, each with its probability and its magnitude bin (0 where the operation has none).
@@ -91,31 +100,6 @@ class _MagnitudeTables(NamedTuple):
     factor: Tensor  # float32 [operations, bins, 2]
     threshold: Tensor  # float32 [operations, bins]
     bit_mask: Tensor  # int64 [operations, bins]
-
-
-def apply_to_rows(chosen: Tensor, images: Tensor, function: Callable[..., Tensor], *row_parameters: Tensor) -> Tensor:
-    """Replace the chosen images by `function(images, *row_parameters)`; `function` treats samples independently.
-
-    On a CPU only the chosen rows are computed. On an accelerator the host would have to wait to learn how many there
-    are, so all rows are computed and a mask picks: static shapes, no synchronisation, the same result.
-
-    The memory of `images` may be overwritten: pass a tensor that nobody else reads.
-
-    Shapes: chosen bool [b]; images [b, 3, H, W]; each of row_parameters [b, ...]; returns [b, 3, H, W].
-    """
-    if not _shapes_may_depend_on_data(images.device):
-        return torch.where(chosen[:, None, None, None], function(images, *row_parameters), images)
-    rows = chosen.nonzero().squeeze(1)
-    if rows.numel() == 0:
-        return images
-    selected = (parameter.index_select(0, rows) for parameter in row_parameters)
-    # Not index_copy_, which takes four times as long, and forty times for bytes.
-    images.numpy()[rows.numpy()] = function(images.index_select(0, rows), *selected).numpy()
-    return images
-
-
-def _shapes_may_depend_on_data(device: torch.device) -> bool:
-    return device.type == "cpu"
 
 
 def draw_autoaugment(batch: int, *, device: torch.device, generator: torch.Generator) -> AutoAugmentParameters:
@@ -200,7 +184,7 @@ def apply_operation(
         down = operation == _POSITION["ShearY"]
         images = apply_to_rows(is_shear, images.clone(), shear_bicubic, amount, down)
         moved = (operation <= _LAST_GEOMETRIC) & ~is_shear
-        images = apply_to_rows(moved, images, _affine_grey, affine)
+        images = apply_to_rows(moved, images, affine_grey, affine)
     else:
         images = apply_to_rows(operation <= _LAST_GEOMETRIC, images.clone(), affine_nearest, affine)
     is_table = (operation > _LAST_GEOMETRIC) & (operation <= _LAST_TABLE)
@@ -209,140 +193,19 @@ def apply_operation(
     return apply_to_rows(operation == _POSITION["Sharpness"], images, adjust_sharpness, factor)
 
 
-def shear_bicubic(images: Tensor, amount: Tensor, down: Tensor) -> Tensor:
-    """PIL's bicubic shear with grey fill: output (x, y) takes input (x + amount y, y), or (x, y + amount x) if `down`.
-
-    Coordinates are those of pixel centres; Keys' cubic with a = -1, the edge repeated, as in PIL's `Image.transform`.
-
-    Shapes: images uint8 [b, 3, H, W]; amount float32 [b]; down bool [b]; returns uint8 [b, 3, H, W].
-    """
-    along = _shear_rows(images, amount)
-    return torch.where(down[:, None, None, None], _shear_rows(images.mT, amount).mT, along)
-
-
-def _shear_rows(images: Tensor, amount: Tensor) -> Tensor:
-    height, width = images.shape[-2:]
-    double = widest(images.device)
-    x = torch.arange(width, dtype=double, device=images.device)[None, None, :] + 0.5
-    y = torch.arange(height, dtype=double, device=images.device)[None, :, None] + 0.5
-    source = x + amount.to(double)[:, None, None] * y
-    inside = (source >= 0) & (source < width)
-    base = (source - 0.5).floor()
-    d = source - 0.5 - base
-    weights = (((2 - d) * d - 1) * d, (d - 2) * d * d + 1, ((1 - d) * d + 1) * d, (d - 1) * d * d)
-    pixels = images.to(double)
-    total = torch.zeros_like(pixels)
-    for tap, weight in enumerate(weights):
-        index = (base + tap - 1).clamp(0, width - 1).long()
-        total += weight[:, None] * pixels.gather(3, index[:, None].expand_as(pixels))
-    return torch.where(inside[:, None], total.clamp(0, 255), GREY).to(torch.uint8)
-
-
-def _affine_grey(images: Tensor, affine: Tensor) -> Tensor:
-    return affine_nearest(images, affine, fill=GREY)
-
-
-def affine_nearest(images: Tensor, affine: Tensor, *, fill: int = 0) -> Tensor:
-    """Nearest-neighbour affine map, `fill` outside, in the 16.16 fixed-point arithmetic of PIL's `Image.transform`.
-
-    Output pixel (x, y) takes input pixel ((a0 x + a1 y + a2) >> 16, (a3 x + a4 y + a5) >> 16). Integers up to
-    32 767 pixels a side fit.
-
-    Shapes: images uint8 [b, 3, H, W]; affine int32 [b, 6]; returns uint8 [b, 3, H, W].
-    """
-    batch, channels, height, width = images.shape
-    x = torch.arange(width, dtype=torch.int32, device=images.device)[None, None, :]
-    y = torch.arange(height, dtype=torch.int32, device=images.device)[None, :, None]
-    a0, a1, a2, a3, a4, a5 = affine[:, :, None, None].unbind(1)
-    source_x = (a0 * x + (a1 * y + a2)) >> 16
-    source_y = (a3 * x + (a4 * y + a5)) >> 16
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    index = torch.where(inside, source_y * width + source_x, 0).to(torch.int64)
-    index = index.reshape(batch, 1, height * width).expand(-1, channels, -1)
-    moved = images.reshape(batch, channels, height * width).gather(2, index).reshape(images.shape)
-    if fill:
-        return torch.where(inside[:, None], moved, fill)
-    return moved * inside[:, None].to(torch.uint8)
-
-
-def adjust_colour(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image with its grey version: factor 0 is grey, 1 the image, more than 1 more colourful.
-
-    Shapes: images uint8 [b, 3, H, W]; factor float32 [b]; returns uint8 [b, 3, H, W].
-    """
-    pixels = images.to(torch.float32)
-    return _blend(_grey(pixels), pixels, factor[:, None, None, None])
-
-
-def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image with its smoothed version (3 x 3, centre weight 5 of 13, borders as they are).
-
-    Shapes: images uint8 [b, 3, H, W], H and W at least 3; factor float32 [b]; returns uint8 [b, 3, H, W].
-    """
-    pixels = images.to(torch.float32)
-    smooth = pixels.clone()
-    columns = pixels[..., :-2] + pixels[..., 1:-1] + pixels[..., 2:]
-    box = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
-    # A multiple of 1/13 is never within 1/26 of a half, so float32 rounds as PIL does.
-    smooth[..., 1:-1, 1:-1] = ((box + 4 * pixels[..., 1:-1, 1:-1]) / 13 + 0.5).floor()
-    return _blend(smooth, pixels, factor[:, None, None, None])
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    """ITU-R 601-2 luma in PIL's fixed point, [b, 3, H, W] -> [b, 1, H, W]; every sum stays below 2^24, so exact."""
-    red, green, blue = pixels.unbind(1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor().unsqueeze(1)
-
-
-def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
-    """PIL's `Image.blend`: float32, clipped, truncated."""
-    # Not torch.lerp: it reorders the terms for factors above one half, and truncation shows the last bit.
-    return (degenerate + factor * (pixels - degenerate)).clamp(0, 255).to(torch.uint8)
-
-
 def _look_up(images: Tensor, operation: Tensor, factor: Tensor, threshold: Tensor, bit_mask: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     levels = images.reshape(batch, channels, height * width)
     ramp = torch.arange(256, device=images.device)
     solarised = torch.where(ramp >= threshold[:, None], 255 - ramp, ramp)
     simple = torch.where((operation == _POSITION["Posterize"])[:, None], ramp & bit_mask[:, None], solarised)
-    brightened = _blend(torch.zeros_like(factor)[:, None], ramp.to(torch.float32), factor[:, None])
+    brightened = blend(torch.zeros_like(factor)[:, None], ramp.to(torch.float32), factor[:, None])
     simple = torch.where((operation == _POSITION["Brightness"])[:, None], brightened, simple.to(torch.uint8))
     table = simple[:, None, :, None].repeat(1, channels, 1, 1)  # an image of 256 x 1 pixels, for `apply_to_rows`
-    table = apply_to_rows(operation == _POSITION["Contrast"], table, _contrast_table, images, factor)
-    table = apply_to_rows(operation == _POSITION["AutoContrast"], table, _autocontrast_table, levels)
-    table = apply_to_rows(operation == _POSITION["Equalize"], table, _equalize_table, levels)
+    table = apply_to_rows(operation == _POSITION["Contrast"], table, contrast_table, images, factor)
+    table = apply_to_rows(operation == _POSITION["AutoContrast"], table, autocontrast_table, levels)
+    table = apply_to_rows(operation == _POSITION["Equalize"], table, equalize_table, levels)
     return table[..., 0].gather(2, levels.to(torch.int64)).reshape(images.shape)
-
-
-def _contrast_table(table: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    pixels = images.shape[2] * images.shape[3]
-    grey_sum = _grey(images.to(torch.float32)).to(torch.int64).sum(dim=(1, 2, 3))
-    grey_mean = ((2 * grey_sum + pixels) // (2 * pixels)).to(torch.float32)
-    ramp = torch.arange(256, dtype=torch.float32, device=images.device)
-    return _blend(grey_mean[:, None], ramp, factor[:, None])[:, None, :, None].expand_as(table)
-
-
-def _autocontrast_table(table: Tensor, levels: Tensor) -> Tensor:
-    lowest, highest = (of(dim=2, keepdim=True).to(torch.int64) for of in (levels.amin, levels.amax))
-    ramp = torch.arange(256, device=levels.device)
-    # float64 and in this order: PIL truncates, so exact integers depend on the last bit.
-    # Division of two tensors, because `255 / tensor` multiplies by the reciprocal.
-    spread = (highest - lowest).clamp(min=1).to(widest(highest.device))
-    scale = torch.full_like(spread, 255.0) / spread
-    stretched = (ramp * scale + -lowest * scale).clamp(0, 255).to(torch.int64)
-    return torch.where(highest > lowest, stretched, ramp).to(torch.uint8)[..., None]
-
-
-def _equalize_table(table: Tensor, levels: Tensor) -> Tensor:
-    index, ramp = levels.to(torch.int64), torch.arange(256, device=levels.device)
-    highest = levels.amax(dim=2, keepdim=True).to(torch.int64)
-    histogram = torch.zeros((*index.shape[:2], 256), dtype=torch.int32, device=index.device)
-    histogram.scatter_add_(2, index, torch.ones((), dtype=torch.int32, device=index.device).expand_as(index))
-    below = histogram.cumsum(dim=2, dtype=torch.int32) - histogram
-    step = (index.shape[2] - histogram.gather(2, highest)) // 255
-    levelled = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    return torch.where(step > 0, levelled, ramp).to(torch.uint8)[..., None]
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saukit.core.device import peak_flops
 from saukit.models.backbones import count_parameters
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.flops import step_flops
@@ -59,6 +60,22 @@ def run_costs(plan: TrainingPlan, *, processes: int = 1) -> Costs:
         disk_bytes=plan.disk_bytes,
         memory_bytes=_state_bytes(plan) + _activation_bytes(plan, math.ceil(plan.batch_size / processes)) + resident,
     )
+
+
+def share_of_peak(plan: TrainingPlan, images_per_second: float) -> float | None:
+    """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
+    config, method = plan.config, plan.method
+    if (peak := peak_flops(plan.device, config.amp)) is None or config.tune == "head":
+        return None
+    flops = step_flops(
+        config.backbone,
+        plan.split.num_classes,
+        plan.split.image_size,
+        plan.batch_size,
+        classifier_passes=method.classifier_passes,
+        projection_passes=method.projection_passes,
+    )
+    return images_per_second * flops / plan.batch_size / peak
 
 
 def _network(plan: TrainingPlan) -> DualBranchNet:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saukit.core.device import Precision
-from saukit.core.errors import SaukitError
+from saukit.core.errors import EnvironmentFault, SaukitError
 from saukit.core.seeding import derive_seed
 from saukit.models.backbones import BACKBONES, initialise_fan_in
 from saukit.models.lora import add_lora
@@ -267,3 +267,16 @@ def record(work: Callable[[], None], generator: torch.Generator) -> Callable[[],
     with torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+@contextlib.contextmanager
+def compiler_faults() -> Iterator[None]:
+    """What torch.compile raises becomes an EnvironmentFault with the way out."""
+    try:
+        yield
+    except Exception as error:
+        # By name: importing the compiler to ask for its exceptions takes seconds, and most runs do not compile.
+        if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise EnvironmentFault(f"torch.compile failed ({reason}): train with --no-compile") from error

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest, write_manifest
 from saukit.core.console import Reporter
-from saukit.core.device import (
-    describe_device,
-    peak_flops,
-    peak_memory,
-    synchronise,
-    widest,
-)
-from saukit.core.errors import EnvironmentFault
+from saukit.core.device import describe_device, peak_memory, synchronise, widest
 from saukit.core.interrupts import StopRequest
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, remove_states
@@ -37,21 +28,15 @@ from saukit.models.dual_branch import CosineClassifier, DualBranchNet, Standardi
 from saukit.models.inference import predict
 from saukit.models.lora import merged_state
 from saukit.models.model_file import MODEL_NAME, save_model
-from saukit.training.checkpoint import (
-    CHECKPOINT_NAME,
-    TrainingState,
-    made_from,
-    not_finite,
-    save_checkpoint,
-)
+from saukit.training.checkpoint import CHECKPOINT_NAME, TrainingState, made_from, not_finite, save_checkpoint
 from saukit.training.context import class_prototypes
+from saukit.training.costs import share_of_peak
 from saukit.training.distributed import Share, any_stops, from_first, is_first, seconds_waited, size, wait_for_all
 from saukit.training.features import FrozenFeatures
-from saukit.training.flops import step_flops
 from saukit.training.losses import prior_offsets
 from saukit.training.metrics_log import MetricsLog, describe_line
 from saukit.training.plan import TrainingPlan, learning_rate
-from saukit.training.step import StepBatch, TrainingStep, build_context
+from saukit.training.step import StepBatch, TrainingStep, build_context, compiler_faults
 from saukit.training.trackers import TrackerName
 from saukit.training.training_set import BatchOrder, build_training_set
 
@@ -109,7 +94,7 @@ class Trainer:
         started = time.monotonic()
         batch = self._batch(self.step_count)
         other = StepBatch(self._batch(self.step_count + 1).samples, batch.prototypes, batch.seed + 1)
-        with _compiler_faults():
+        with compiler_faults():
             self.step.warm_up(batch, other, self.plan.config.lr)
         synchronise(self.plan.device)
         return time.monotonic() - started
@@ -173,7 +158,7 @@ class Trainer:
                     if log is not None:
                         log.append({**line, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)})
                     note = f"{describe_line(line)}  {rate:,.0f} images/s"
-                    if (share := self._share_of_peak(rate)) is not None:
+                    if (share := share_of_peak(plan, rate)) is not None:
                         note += f"  {100 * share:.0f}% of peak"
                 progress.update(done, note)
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
@@ -366,21 +351,6 @@ class Trainer:
         if not finite:
             raise not_finite(what, f"{self.step_count}{figures}", saved_step=self.saved_step, lr=self.plan.config.lr)
 
-    def _share_of_peak(self, images_per_second: float) -> float | None:
-        """The network's arithmetic as a share of the GPU's bf16 or fp16 peak; None where that is not known."""
-        plan, method = self.plan, self.method
-        if (peak := peak_flops(plan.device, plan.config.amp)) is None or plan.config.tune == "head":
-            return None
-        flops = step_flops(
-            plan.config.backbone,
-            plan.split.num_classes,
-            plan.split.image_size,
-            plan.batch_size,
-            classifier_passes=method.classifier_passes,
-            projection_passes=method.projection_passes,
-        )
-        return images_per_second * flops / plan.batch_size / peak
-
     def _long_run_warning(self, seconds: float) -> str:
         advice = "`--preset small` trains a smaller network for a fixed number of steps"
         if self.plan.config.preset == "small":
@@ -416,7 +386,7 @@ class Trainer:
                 "seconds": round(self.seconds, 1),
                 "compile_seconds": round(preparation, 1) if preparation else None,
                 "images_per_second": round(rate, 1),
-                "share_of_peak": self._share_of_peak(rate),
+                "share_of_peak": share_of_peak(plan, rate),
                 "peak_memory_bytes": peak_memory(plan.device),
                 **({"lowered_lr": self.lowered} if self.lowered else {}),
                 **({"processes": processes, "exchange_seconds": round(seconds_waited(), 1)} if processes > 1 else {}),
@@ -425,15 +395,3 @@ class Trainer:
         )
         remove_states(folder / CHECKPOINT_NAME)
         return manifest
-
-
-@contextlib.contextmanager
-def _compiler_faults() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # By name: importing the compiler to ask for its exceptions takes seconds, and most runs do not compile.
-        if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise EnvironmentFault(f"torch.compile failed ({reason}): train with --no-compile") from error

@@ -31,11 +31,12 @@ import torch
 from torch import Tensor
 
 from saukit.models.inference import normalise
-from saukit.training.autoaugment import apply_to_rows, autoaugment, draw_autoaugment, draw_randaugment
+from saukit.training.autoaugment import autoaugment, draw_autoaugment, draw_randaugment
 from saukit.training.blur import gaussian_blur, pil_gaussian_blur
 from saukit.training.crops import draw_resized_crop, resized_crop
 from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
+from saukit.training.pixel_operations import apply_to_rows
 from saukit.training.side_by_side import side_by_side
 
 # Colour jitter's operations, as torchvision numbers them.

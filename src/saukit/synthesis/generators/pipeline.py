@@ -10,9 +10,7 @@ pipelines pad every prompt to the longest of its batch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import inspect
 import json
 import re
@@ -32,7 +30,8 @@ from saukit.core.files import reading
 from saukit.core.words import shown
 from saukit.core.writing import sha256_file
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
-from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, Model, find_lora, find_model
+from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, find_lora, find_model
+from saukit.synthesis.generators.pipeline_loading import add_lora, decoding_in_float32, load_pipeline
 from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
@@ -90,13 +89,13 @@ class PipelineGenerator:
             require_extra("text2image", purpose=f"the pipeline {self.model.pipeline}")
         self._lora = None if config.lora is None else find_lora(config.lora)
         self._lora_scale = config.lora_scale
-        self._pipe = _load(self.model, self._dtype)
+        self._pipe = load_pipeline(self.model, self._dtype)
         self._parameters = inspect.signature(self._pipe.__call__).parameters
         self._options: dict[str, Any] = {name: getattr(config, name) for name in _ARGUMENTS}
         self._check_options()
         self._check_class_ids()
         if self._lora is not None:
-            _add_lora(self._pipe, self._lora, config.lora_scale)
+            add_lora(self._pipe, self._lora, config.lora_scale)
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
 
@@ -113,7 +112,7 @@ class PipelineGenerator:
         images = self._called(arguments, seeds)
         vae = getattr(self._pipe, "vae", None)
         if not np.isfinite(images).all() and vae is not None and self._dtype != torch.float32:
-            with _decoding_in_float32(vae):
+            with decoding_in_float32(vae):
                 images = self._called(arguments, seeds)
         if not np.isfinite(images).all():
             what = f"{self._name} sampled an image that is not finite in {self._dtype_name}"
@@ -299,61 +298,6 @@ def fit_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
 
 def _normal(name: str) -> str:
     return describe_class_name(name.strip()).casefold()
-
-
-@contextlib.contextmanager
-def _decoding_in_float32(vae: Any) -> Iterator[None]:
-    """A VAE that decodes in float32, whose activations may be beyond float16's 65,504; afterwards it is as it was."""
-    decode, dtype = vae.decode, vae.dtype
-    vae.to(torch.float32)
-    vae.decode = lambda latents, *args, **options: decode(latents.float(), *args, **options)
-    try:
-        yield
-    finally:
-        del vae.decode
-        vae.to(dtype)
-
-
-def _load(model: Model, dtype: torch.dtype) -> Any:
-    """The pipeline on the CPU."""
-    import diffusers
-
-    is_text = model.pipeline != CLASS_CONDITIONAL
-    diffusers.utils.logging.disable_progress_bar()  # of the components; a download's bar stays
-    if is_text:
-        importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    loader = diffusers.AutoPipelineForText2Image if is_text else diffusers.DiTPipeline
-    # By its id: pipelines in two parts look for the other one on the Hub.
-    source = str(model.folder) if model.revision is None else model.name
-    version = tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
-    dtype_argument = "dtype" if version >= (0, 41) else "torch_dtype"  # the new name is ignored by the older ones
-    options: dict[str, Any] = {dtype_argument: dtype, "revision": model.revision, "variant": model.variant}
-    with reading(f"model {model.name}", remedy="save or fetch it again, and see that it loads with diffusers"):
-        try:
-            pipe = loader.from_pretrained(source, use_safetensors=True, **options)
-        except ValueError as error:
-            if "AutoPipeline can't find a pipeline" not in str(error):
-                raise
-            raise UsageError(
-                f"model {model.name} is a {model.pipeline}, which does not sample from text: give a text-to-image "
-                f"pipeline, or a {CLASS_CONDITIONAL}"
-            ) from error
-        for name, module in pipe.components.items():
-            # What a file lacks, transformers and diffusers make at random, and say so in their logs alone.
-            there = model.weights(name) if isinstance(module, torch.nn.Module) else None
-            if there is not None and there < (needed := sum(weight.numel() for weight in module.parameters())):
-                raise ValueError(f"{name} needs {needed:,} weights, and its files hold {there:,}")
-    return pipe
-
-
-def _add_lora(pipe: Any, path: Path, scale: float) -> None:
-    name = "saukit"
-    with reading(f"LoRA weights {path} for {type(pipe).__name__}", remedy="give weights made for this model"):
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-        added = bool(pipe.get_list_adapters())
-    if not added:  # weights for other layers: diffusers says so in its log, and samples without them
-        raise DataError(f"LoRA weights {path} fit no layer of {type(pipe).__name__}: give weights made for this model")
-    pipe.set_adapters([name], [scale])
 
 
 def _open(config: ResolvedSynthConfig, split: Split, device: torch.device, reporter: Reporter) -> PipelineGenerator:
