@@ -125,6 +125,18 @@ def test_a_dry_run_shows_the_configuration_and_writes_nothing(
         assert f"{arguments[0]} would use this configuration; nothing is written:" in outcome.out
 
 
+def test_a_dry_run_leaves_out_what_has_no_effect(cli: Cli, split_work: Path, tmp_path: Path) -> None:
+    def shown(*arguments: str, work: Path = split_work) -> set[str]:
+        lines = cli(*arguments, "-w", work, "--dry-run").out.splitlines()
+        return {line.partition(":")[0] for line in lines if re.match(r"[a-z_]+: ", line)}
+
+    of_the_check = {"noise", "temperature", "check_after"}
+    assert of_the_check <= shown("train", "--method", "sau", *TRAIN)
+    plain = shown("train", "--method", "ce", *TRAIN)
+    assert not of_the_check & plain and {"method", "lr", "label_smoothing"} <= plain
+    assert {"fit", "white_level", "skip_bad"}.isdisjoint(shown("make-lt", work=tmp_path / "w"))
+
+
 def test_a_dry_run_of_make_lt_makes_no_workspace(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("make-lt", "-w", tmp_path / "w", "--dry-run", "--json")
     assert outcome.code == 0

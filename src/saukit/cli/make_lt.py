@@ -34,6 +34,7 @@ def command(
     """
     from saukit.cli.show import show_classes, show_split
     from saukit.data.plan import plan_split
+    from saukit.data.sources.table import TABLE
     from saukit.data.split import make_split
 
     if call.device_name not in ("auto", "cpu"):
@@ -45,7 +46,7 @@ def command(
     if call.dry_run:
         plan = plan_split(config, root)
         plan.tell(call.reporter)
-        call.show_plan("make-lt", plan.config, {}, document=plan.summary)
+        call.show_plan("make-lt", plan.config, {}, document=plan.summary, tables={"dataset": TABLE})
         show_classes(plan.summary, plan.groups, call.reporter)
         return
     result = make_split(config, call.workspace, root=root, force=call.force, reporter=call.reporter)

@@ -16,7 +16,7 @@ import typer
 from saukit.core.config import from_mapping, load_config
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
-from saukit.core.options import Option, at_home, displaced, options_of, without_effect
+from saukit.core.options import EMPTY, Option, Tables, at_home, displaced, idle, options_of, without_effect
 from saukit.core.ranks import job_rank
 from saukit.core.words import DEFAULT_WORKSPACE
 
@@ -95,17 +95,25 @@ class Call:
         return values
 
     def show_plan(
-        self, command: str, config: object, rows: Mapping[str, object], *, document: Mapping[str, Any]
+        self,
+        command: str,
+        config: object,
+        rows: Mapping[str, object],
+        *,
+        document: Mapping[str, Any],
+        tables: Tables = EMPTY,
     ) -> None:
-        """What --dry-run found out: what is set in the resolved configuration, then `rows` as a table of facts.
+        """What --dry-run found out: what is set and has an effect, then `rows` as a table of facts.
 
-        The JSON document has the whole configuration, and `document`.
+        tables: those of the configuration's needs (`core.options.idle`). The JSON document has the whole configuration,
+        and `document`.
         """
         from saukit.core.config import to_mapping, to_yaml
 
         self.reporter.result(f"{command} would use this configuration; nothing is written:")
-        lines = to_yaml(config).splitlines()
-        self.reporter.result("\n".join(line for line in lines if not line.endswith(": null")))
+        lines, hidden = to_yaml(config).splitlines(), idle(config, tables)
+        shown = [line for line in lines if not line.endswith(": null") and line.partition(":")[0] not in hidden]
+        self.reporter.result("\n".join(shown))
         facts = [[name, f"{value:,}" if isinstance(value, int) else str(value)] for name, value in rows.items()]
         if facts:
             self.reporter.table(f"{command} --dry-run", ["what", "here"], facts, text_columns=2)
@@ -196,8 +204,8 @@ def build_config(
     fields = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     kept = {name: getattr(config_type if name in gone else base, name) for name in fields}
     config = from_mapping(config_type, {**kept, **given}, where="options")
-    idle = without_effect(config).keys() - without_effect(base).keys() - given.keys()
-    return dataclasses.replace(config, **{name: getattr(config_type, name) for name in idle})  # type: ignore[type-var]
+    lost = without_effect(config).keys() - without_effect(base).keys() - given.keys()
+    return dataclasses.replace(config, **{name: getattr(config_type, name) for name in lost})  # type: ignore[type-var]
 
 
 def _annotated(name: str, hint: Any, default: Any, entry: Option, panel: str | None) -> tuple[Any, Any]:

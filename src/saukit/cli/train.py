@@ -49,6 +49,7 @@ def command(
     from saukit.training.costs import run_costs
     from saukit.training.distributed import joined
     from saukit.training.estimate import estimate_seconds
+    from saukit.training.methods import METHODS
     from saukit.training.plan import plan_training
     from saukit.training.stage import fit
 
@@ -80,7 +81,7 @@ def command(
             "estimated_seconds": seconds / processes,
             "device_hours": seconds / 3600,
         }
-        call.show_plan("train", plan.config, rows, document=document)
+        call.show_plan("train", plan.config, rows, document=document, tables={"method": METHODS})
         return
     with joined(call.device):
         result = fit(

@@ -164,18 +164,16 @@ def excluded(config_type: Any, name: str) -> set[str]:
     return {*entries[name].excludes, *(other for other, entry in entries.items() if name in entry.excludes)}
 
 
-def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
-    """The fields that are not at their defaults and have no effect beside the others: why, and the fix.
+def idle(config: Any, tables: Tables = EMPTY) -> dict[str, Needs]:
+    """The fields that have no effect beside the others, each with what it needs and lacks.
 
     Needs that are columns of a table are passed over where that is not among `tables`, and needs of a field that a
     preset has yet to fill in.
     """
-    found, entries = {}, options_of(type(config))
+    found: dict[str, Needs] = {}
+    entries = options_of(type(config))
     unfilled = {name for name, entry in entries.items() if entry.preset and getattr(config, name) is None}
     for name, entry in entries.items():
-        value = getattr(config, name)
-        if value in (getattr(type(config), name), None) or (entry.preset and value == entry.off):
-            continue  # at its default, or what a preset leaves off
         for needs in entry.needs:
             known = {
                 key: need
@@ -183,8 +181,19 @@ def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
                 if key not in unfilled and ("." not in key or key.split(".")[0] in tables)
             }
             if known and not any(_holds(_look_up(config, key, tables), wanted) for key, wanted in known.items()):
-                found[name] = f"{name} has no effect {_reason(config, known, tables)}"
+                found[name] = known
                 break
+    return found
+
+
+def without_effect(config: Any, tables: Tables = EMPTY) -> dict[str, str]:
+    """The fields that are not at their defaults and have no effect (`idle`): why, and the fix."""
+    entries, found = options_of(type(config)), {}
+    for name, needs in idle(config, tables).items():
+        value, entry = getattr(config, name), entries[name]
+        # At its default, or what a preset leaves off.
+        if value not in (getattr(type(config), name), None) and not (entry.preset and value == entry.off):
+            found[name] = f"{name} has no effect {_reason(config, needs, tables)}"
     return found
 
 
