@@ -63,6 +63,24 @@ def test_the_confusion_matrix_has_true_rows_and_predicted_columns_by_falling_cou
     assert texts(axes)[:4] == (["100", "100", "75", "25"] if size <= 20 else [])
 
 
+@pytest.mark.parametrize("name", ["ce", "balanced-softmax", "sau+synth-prior1-finish0.5-seed2", "n" * 200])
+def test_titles_stay_within_their_pictures(name: str) -> None:
+    classes, counts = ["t-shirt", "longsleeve", "shoes"], [30, 20, 10]
+    title = f"{name}: confusion matrix, % of the true class"
+    members = {"many": [0], "medium": [1], "few": [2]}
+    confusion = np.diag([3, 2, 1])
+    for figure in (
+        confusion_figure(confusion, classes=classes, counts=counts, title=title),
+        per_class_figure({"x": [1.0, 0.5, 0.1]}, classes=classes, counts=counts, members=members, title=title),
+    ):
+        figure.canvas.draw()
+        words = [legend.get_title() for legend in figure.legends]
+        assert "".join("".join(word.get_text().split()) for word in words) == "".join(title.split())
+        for word in words:
+            box, paper = word.get_window_extent(), figure.bbox
+            assert paper.x0 <= box.x0 and box.x1 <= paper.x1 and box.y1 <= paper.y1
+
+
 def test_calibration_bars_are_the_smaller_of_accuracy_and_confidence_and_the_gap() -> None:
     bins: list[Any] = [
         {"low": 0.0, "high": 0.5, "images": 4, "confidence": 0.4, "accuracy": 0.25},

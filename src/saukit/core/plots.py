@@ -45,6 +45,7 @@ PALETTE = {
     "c3": ("#7a6a12", "#cdbd57"),
 }
 WIDTH, NARROW = 3.7, 3.1  # inches: a phone shows one, a laptop two or three side by side
+LETTERS_PER_INCH = 12  # of a title: wide ones
 FONTS = (  # the first to look in: matplotlib's own, then ones with Chinese, Japanese and Korean
     "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans",
     "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
@@ -181,7 +182,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], *, title: str = "") -> No
     """A legend above the axes, where it covers nothing."""
     if handles or title:
         columns = 2 if sum(len(handle.get_label()) + 4 for handle in handles) > 56 else max(1, len(handles))
-        text = textwrap.fill(title, 56) or None
+        text = textwrap.fill(title, int(LETTERS_PER_INCH * figure.get_figwidth())) or None
         figure.legend(handles=handles, loc="outside upper left", ncols=columns, title=text, alignment="left")
 
 

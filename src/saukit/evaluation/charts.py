@@ -115,7 +115,7 @@ def confusion_figure(
             )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title)
+    add_legend(figure, [], title=title)
     return figure
 
 
