@@ -1,15 +1,15 @@
 """One process against two that torchrun starts: the same losses and weights, and what the exchange costs.
 
     python examples/benchmarks/ranks.py equality --dataset digits --imb 50 --steps 200 --out ranks_digits.json
-    python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --steps 200 --out ...
+    python examples/benchmarks/ranks.py equality --dataset cifar10 --imb 100 --image-size 16 --out ranks_cifar10.json
     python examples/benchmarks/ranks.py speed --out ranks_speed.json
     python examples/benchmarks/ranks.py jobs --out ranks_jobs.json
     python examples/benchmarks/ranks.py memory --out ranks_memory.json
 
 `equality` trains each method with one thread: in one process, and in two with --sync-batchnorm, which share the batch.
 Two sums of the same float32 numbers in another order differ by rounding, and training multiplies a difference. So it
-shows too, of some methods, what becomes of one process whose first layer starts at the next float32 numbers, and of
-two in float64.
+shows too what becomes of one process whose first layer starts at the next float32 numbers, and (--explain) of two in
+float64. Methods that --out has with the same settings stay as they are: the same command goes on.
 `speed` times two processes of one thread and one process of two threads in turn. `jobs` makes a comparison with
 `compare --jobs 1` and with `--jobs 2`, and a cache with one process and with two. `memory` is what one process and two
 hold of CIFAR-10 (SAUKIT_DATA) when all images have been looked at.
@@ -66,12 +66,8 @@ SPEED: tuple[tuple[str, int, dict[str, Any]], ...] = (
 )
 FEATURES = 256  # images
 SPEED_STEPS = 4
-# What `equality` trains with besides: name, processes, and how it is trained.
-VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "float32": (PROCESSES, {}),
-    "float32, one process, the first layer at the next numbers": (1, {"nudge": True}),
-    "float64": (PROCESSES, {"double": True}),
-}
+# What `equality` compares with one process, which it trains once in float32 and once in float64.
+TWO, NUDGED, DOUBLE = "float32", "float32, one process, the first layer at the next numbers", "float64"
 SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -83,7 +79,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--imb", type=float, default=50)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--explain", default="ce,sau,bcl", help="methods with every variant")
+    parser.add_argument("--explain", default="ce,sau,bcl", help="methods that are trained in float64 too")
+    parser.add_argument("--per-class-target", type=int, default=60, help="real + synthetic images of `equality`")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="turns of `speed`; those in --out are kept")
@@ -94,30 +91,32 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         work(options.jobs)
         return {}
     started, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    goes_on = options.what in ("equality", "speed") and options.out and options.out.exists()
+    before = json.loads(options.out.read_text()) if goes_on else {}
+    works = {"equality": equality, "speed": speed, "jobs": side_by_side, "memory": memory}
+    document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        works = {"equality": equality, "speed": speed, "jobs": side_by_side, "memory": memory}
-        found = works[options.what](options, Path(folder))
-    command, seconds = shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]), 0
-    if options.what == "equality" and options.out and options.out.exists():  # methods that were trained before stay
-        before = json.loads(options.out.read_text())
-        command, seconds = f"{before['command']}; {command}", before["seconds"]
-        found["methods"] = before["methods"] | found["methods"]
-    document = {
-        "command": command,
-        **found,
-        "seconds": seconds + round(time.monotonic() - started),
-        "load_before": load,
-        "processor": platform.processor() or platform.machine(),
-        "versions": package_versions(),
-    }
+        for found in works[options.what](options, Path(folder), before):
+            document = {
+                "command": shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]),
+                **found,
+                "seconds": before.get("seconds", 0) + round(time.monotonic() - started),
+                "load_before": load,
+                "processor": platform.processor() or platform.machine(),
+                "versions": package_versions(),
+            }
+            if options.out:
+                write_json(options.out, document)
     print(json.dumps(document, indent=2))
-    if options.out:
-        write_json(options.out, document)
     return document
 
 
-def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Largest differences of losses and weights between one process and two, method by method."""
+def equality(options: argparse.Namespace, root: Path, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Largest differences of losses and weights between one process and two, after each method."""
+    asked = ("dataset", "imb", "image_size", "steps", "batch_size", "per_class_target")
+    settings = {"processes": PROCESSES, **{name: getattr(options, name) for name in asked}}
+    if before and {name: before.get(name) for name in settings} != settings:
+        raise SystemExit(f"{options.out} was made with other settings: give another --out, or delete it")
     workspace = Workspace(root / "work")
     given = {} if options.image_size is None else {"image_size": options.image_size}
     split = SplitConfig(dataset=options.dataset, imb=options.imb, **given)
@@ -125,7 +124,7 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     make_split(split, workspace, root=root_of_data, force=False, reporter=QUIET)
     few = SynthConfig(
         preset="tiny",
-        per_class_target=60,
+        per_class_target=options.per_class_target,
         train_steps=20,
         train_batch_size=8,
         sampler_steps=2,
@@ -133,22 +132,25 @@ def equality(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         audit=False,
     )
     synthesize(few, workspace, device=CPU, force=False, resume=False, reporter=QUIET)
-    methods = options.methods.split(",")
     given = {"steps": options.steps, "batch_size": options.batch_size, "preset": "small", "synthetic": True}
     given |= {"amp": "off", "sync_batchnorm": True}
-    jobs: list[dict[str, Any]] = [
-        {"workspace": str(workspace.root), "config": {**given, "method": method}, "out": str(root / f"{method}.pt")}
-        for method in methods
-    ]
-    rows: dict[str, dict[str, Any]] = {method: {} for method in methods}
-    few = [job for job in jobs if job["config"]["method"] in options.explain.split(",")]
-    for name, (processes, how) in VARIANTS.items():
-        chosen = few if how else jobs
-        alone = run([{**job, "double": how.get("double", False)} for job in chosen], processes=1)
-        other = run([{**job, **how} for job in chosen], processes=processes)
-        for job, one, two in zip(chosen, alone, other, strict=True):
-            rows[job["config"]["method"]][name] = compared(one, two)
-    return {"processes": PROCESSES, "batch_size": options.batch_size, "steps": options.steps, "methods": rows}
+    rows: dict[str, dict[str, Any]] = dict(before.get("methods", {}))
+    for method in options.methods.split(","):
+        double = [{"double": True}] if method in options.explain.split(",") else []
+        if method in rows and (DOUBLE in rows[method] or not double):
+            continue
+        job = {"workspace": str(workspace.root), "config": {**given, "method": method}}
+
+        def outcomes(hows: list[dict[str, Any]], processes: int, job: dict[str, Any] = job) -> list[dict[str, Any]]:
+            return run([{**job, **how, "out": str(root / f"{n}.pt")} for n, how in enumerate(hows)], processes)
+
+        alone, nudged, *alone_double = outcomes([{}, {"nudge": True}, *double], 1)
+        two, *two_double = outcomes([{}, *double], PROCESSES)
+        rows[method] = {TWO: compared(alone, two), NUDGED: compared(alone, nudged)}
+        if double:
+            rows[method][DOUBLE] = compared(*alone_double, *two_double)
+        yield {**settings, "methods": rows}
+    yield {**settings, "methods": rows}
 
 
 def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+def speed(options: argparse.Namespace, root: Path, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Images/s of two processes of one thread and of one of two threads, and the share of time in exchanges."""
     jobs = []
     for name, side, given in SPEED:
@@ -180,20 +182,22 @@ def speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         job = {"workspace": str(workspace.root), "config": config, "out": str(root / f"{len(jobs)}.pt")}
         jobs.append({**job, "features": "features" in name})
     kinds = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
-    turns: dict[str, list[list[dict[str, Any]]]] = {kind: [] for kind in kinds}
-    loads = []
-    if options.out and options.out.exists():
-        before = json.loads(options.out.read_text())
-        turns, loads = before["turns"], before["load_before_turns"]
+    turns: dict[str, list[list[dict[str, Any]]]] = before.get("turns", {kind: [] for kind in kinds})
+    loads = before.get("load_before_turns", [])
     for _ in range(options.rounds):
         loads.append(round(os.getloadavg()[0], 1))
         for kind, (processes, threads) in kinds.items():
             shutil.rmtree(root / "224" / "features", ignore_errors=True)
-            found = run(jobs, processes=processes, threads=threads)
+            found = run(jobs, processes, threads=threads)
             turns[kind].append([{"rate": each["rate"], "waited": each["waited"]} for each in found])
+        yield {"rows": speeds(turns), "about": speeds.__doc__, "turns": turns, "load_before_turns": loads}
+
+
+def speeds(turns: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Medians of turns; an exchange's time includes waiting for the other process."""
     rows = []
     for index, (name, _, given) in enumerate(SPEED):
-        rates = {kind: [turn[index]["rate"] for turn in turns[kind]] for kind in kinds}
+        rates = {kind: [turn[index]["rate"] for turn in of] for kind, of in turns.items()}
         one, two = (statistics.median(values) for values in rates.values())
         waited = [turn[index]["waited"] for turn in turns["two processes, one thread each"]]
         rows.append(
@@ -205,11 +209,10 @@ def speed(options: argparse.Namespace, root: Path) -> dict[str, Any]:
                 "share_of_time_in_exchanges": statistics.median(waited),
             }
         )
-    about = "medians of turns; an exchange's time includes waiting for the other process"
-    return {"rows": rows, "about": about, "turns": turns, "load_before_turns": loads}
+    return rows
 
 
-def side_by_side(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+def side_by_side(options: argparse.Namespace, root: Path, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Seconds of a comparison and of a cache by one process and by two, and whether their files have the same bytes."""
     compare = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "2", "--steps", "100"]
     synth = ["synth", "--per-class-target", "142", "--train-steps", "60", "--preflight", "0", "--no-audit"]
@@ -236,10 +239,10 @@ def side_by_side(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             "files": len(digests[0]),
             "equal_bytes": digests[0] == digests[1],
         }
-    return {"rows": rows, "about": "seconds of the whole command; files but for those that tell times"}
+    yield {"rows": rows, "about": "seconds of the whole command; files but for those that tell times"}
 
 
-def memory(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+def memory(options: argparse.Namespace, root: Path, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What each process holds of CIFAR-10's training images, all of which were looked at, and of its own (Linux)."""
     workspace = Workspace(root / "work")
     split = SplitConfig(dataset="cifar10", profile="none")
@@ -247,8 +250,8 @@ def memory(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     config = {"method": "ce", "preset": "small", "steps": 2, "batch_size": 8, "amp": "off"}
     job = {"workspace": str(workspace.root), "config": config, "out": str(root / "memory.pt"), "memory": True}
     stored = workspace.split.joinpath("train.safetensors").stat().st_size
-    rows = {str(n): run([job], processes=n)[0] for n in (1, PROCESSES)}
-    return {"split_mib": round(stored / 2**20, 1), "processes": rows, "about": memory.__doc__}
+    rows = {str(n): run([job], n)[0] for n in (1, PROCESSES)}
+    yield {"split_mib": round(stored / 2**20, 1), "processes": rows, "about": memory.__doc__}
 
 
 def occupied(plan: TrainingPlan) -> dict[str, Any]:
@@ -307,12 +310,10 @@ def digests_of(workspace: Path) -> dict[str, str]:
     return found
 
 
-def run(jobs: list[dict[str, Any]], *, processes: int, threads: int = 1) -> list[dict[str, Any]]:
+def run(jobs: list[dict[str, Any]], processes: int, *, threads: int = 1) -> list[dict[str, Any]]:
     """What `work` leaves of each job, from one process or several."""
     program = [str(Path(__file__).resolve()), "work", "--jobs", json.dumps(jobs)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    if not jobs:
-        return []
     command = [sys.executable, *(launcher if processes > 1 else []), *program]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     return [torch.load(job["out"], weights_only=True) for job in jobs]
