@@ -22,13 +22,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from saukit.core.console import Reporter
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
-from saukit.data.split import load_split
+from saukit.data.config import SplitConfig
+from saukit.data.long_tail import profile_counts
+from saukit.data.split import load_split, make_split
 from saukit.synthesis.generators.diffusion_model import Geometry
 from saukit.synthesis.generators.presets import preset_values
 from saukit.training import context as context_room
+from saukit.training.config import TrainConfig
+from saukit.training.costs import run_costs
 from saukit.training.losses import NOISE_STRATEGIES, NoiseStrategy
+from saukit.training.plan import plan_training
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 CPU = torch.device("cpu")
@@ -649,3 +655,30 @@ def test_the_held_out_images_are_no_part_of_the_split(shared_work: Path) -> None
     taken = {image.tobytes() for part in (split.train, test) for image in np.asarray(part.images)}
     assert not taken & {image.tobytes() for image in found.images}
     assert np.bincount(found.labels, minlength=10)[9] > 100
+
+
+@pytest.mark.slow
+def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-100-LT at ratio 100, of random images: the row of the record, and the counts of its split."""
+    room, name = load("planning"), "CIFAR-100-LT, ratio 100: SAU"
+    images, classes, side, given = room.ROWS[name]
+    counts = profile_counts("exp", 500, 100, classes)
+    draw = np.random.default_rng(0)
+    for part, numbers in (("train", counts), ("test", [1] * classes)):
+        for label, count in enumerate(numbers):
+            (folder := tmp_path / "set" / part / f"{label:03}").mkdir(parents=True)
+            for index, pixels in enumerate(draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8)):
+                Image.fromarray(pixels).save(folder / f"{index}.png", compress_level=0)
+    work = Workspace(tmp_path / "work")
+    config = SplitConfig(dataset="folder", profile="none", image_size=side)
+    make_split(config, work, root=tmp_path / "set", force=False, reporter=Reporter(quiet=True))
+    fields = {**given, "preset": "paper", "synthetic": False, "amp": "bf16", "as_published": False}
+    plan = plan_training(TrainConfig(**fields), work, name=None, device=CPU)
+    monkeypatch.undo()  # the projection has its size again, as in the record
+    recorded = json.loads((FOLDER / "results" / "planning.json").read_text())["rows"]
+    assert plan.training_images == sum(counts) == images
+    for gpus in room.GPUS:
+        (row,) = (row for row in recorded if (row["what"], row["gpus"]) == (name, gpus))
+        assert room.row(name, images, classes, side, given, gpus) == row
+        costs = dataclasses.asdict(run_costs(plan, processes=gpus))
+        assert {**row, **costs, "steps": plan.total_steps} == row

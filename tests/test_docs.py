@@ -410,3 +410,40 @@ def test_the_table_of_processes_is_its_record() -> None:
     for (name, row), (method, _, *cells) in zip(found, lines, strict=True):
         losses = [f"{row['loss_by_step'][step]:.0e}" for step in ("1", "10", "50", "200")]
         assert (method, cells) == (name, [*losses, f"{row['largest']['weights']:.0e}"])
+
+
+def test_the_table_of_plans_is_its_record() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS.parent / "planning.json").read_text(encoding="utf-8"))
+    _, *lines = rows(text.split("<!-- table: planning.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found["rows"]) / 2
+    for index, line in enumerate(lines):
+        one, eight = found["rows"][2 * index : 2 * index + 2]
+        assert (one["gpus"], eight["gpus"], one["what"]) == (1, 8, eight["what"])
+        memory, hours = (f"{one[name] / of:.{n}f} / {eight[name] / of:.{n}f}"
+                         for name, of, n in (("memory_bytes", 1e9, 1), ("hours", 1, 2)))  # fmt: skip
+        amounts = [f"{one['steps']:,}", f"{one['flops'] / 1e15:.0f}", f"{one['image_bytes'] / 1e9:.2f}"]
+        run = f"{one['epochs']} x {one['batch_size']}"
+        assert line == [one["what"], run, *amounts, memory, hours, one["limited_by"]]
+    assumed, words = found["assumed"], " ".join(text.split())
+    assert assumed["share_of_peak"] == 0.25 and "the hours assume a quarter of the GPU's peak in bf16" in words
+    for part in (
+        f"({assumed['peak_flops'] / 1e12:.0f} TFLOP/s)",
+        f"{assumed['cores_per_gpu']} cores per GPU",
+        f"decode {assumed['decoded_images_per_second_and_core']} images a second each",
+        f"{assumed['exchange_bytes_per_second'] / 1e9:.0f} GB/s between the GPUs",
+    ):
+        assert part in words
+
+
+def test_the_table_of_estimates_is_its_record() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS / "estimates.json").read_text(encoding="utf-8"))
+    assert found["within"] and found["allowed"] == 0.2
+    _, *lines = rows(text.split("<!-- table: estimates.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found["rows"])
+    for row, (run, _, *cells) in zip(found["rows"], lines, strict=True):
+        assert 0.8 <= row["estimate_over_run"] <= 1.2
+        assert row["estimate_over_run"] == pytest.approx(row["estimated_seconds"] / row["run_seconds"], abs=0.002)
+        seconds = [f"{row[name]:.1f}" for name in ("estimated_seconds", "run_seconds")]
+        assert (run, cells) == (row["run"], [*seconds, f"{row['estimate_over_run']:.2f}"])

@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Described:
-    """Images that are not here: their shape, and their bytes on disk."""
+    """Photos that are not here: their shape, and their bytes on disk."""
 
     shape: tuple[int, ...]
     nbytes: int
@@ -100,7 +100,8 @@ def row(name: str, images: int, classes: int, side: int, given: dict[str, Any], 
 
 def described_plan(images: int, classes: int, side: int, given: dict[str, Any]) -> TrainingPlan:
     """A plan over images that are not here."""
-    stored: Any = Described((images, 3, side, side), stored_bytes(images, side if side <= 64 else 256))
+    shape = (images, 3, side, side)
+    stored: Any = Described(shape, stored_bytes(images, 256)) if side > 64 else np.broadcast_to(np.uint8(0), shape)
     split = split_in_memory(stored, np.arange(images) % classes, classes)
     values = {**asdict(PRESETS["paper"]), "as_published": False, "weights": "none", **given}
     config = ResolvedTrainConfig(preset="paper", synthetic=False, flip=True, amp="bf16", **values)

@@ -68,6 +68,7 @@ FEATURES = 256  # images
 SPEED_STEPS = 4
 # What `equality` compares with one process, which it trains once in float32 and once in float64.
 TWO, NUDGED, DOUBLE = "float32", "float32, one process, the first layer at the next numbers", "float64"
+TOGETHER = 4  # methods between two writings of the record: starting processes takes as long as a short training
 SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -132,23 +133,30 @@ def equality(options: argparse.Namespace, root: Path, before: dict[str, Any]) ->
         audit=False,
     )
     synthesize(few, workspace, device=CPU, force=False, resume=False, reporter=QUIET)
-    given = {"steps": options.steps, "batch_size": options.batch_size, "preset": "small", "synthetic": True}
-    given |= {"amp": "off", "sync_batchnorm": True}
+    fields = {"steps": options.steps, "batch_size": options.batch_size, "preset": "small", "synthetic": True}
+    fields |= {"amp": "off", "sync_batchnorm": True}
     rows: dict[str, dict[str, Any]] = dict(before.get("methods", {}))
-    for method in options.methods.split(","):
-        double = [{"double": True}] if method in options.explain.split(",") else []
-        if method in rows and (DOUBLE in rows[method] or not double):
-            continue
-        job = {"workspace": str(workspace.root), "config": {**given, "method": method}}
+    explained = options.explain.split(",")
+    missing = [
+        m for m in options.methods.split(",") if DOUBLE not in rows.get(m, {}) and (m in explained or m not in rows)
+    ]
 
-        def outcomes(hows: list[dict[str, Any]], processes: int, job: dict[str, Any] = job) -> list[dict[str, Any]]:
-            return run([{**job, **how, "out": str(root / f"{n}.pt")} for n, how in enumerate(hows)], processes)
+    def outcomes(hows: list[tuple[str, dict[str, Any]]], processes: int) -> list[dict[str, Any]]:
+        job = {"workspace": str(workspace.root)}
+        jobs = [{**job, **how, "config": {**fields, "method": method}, "out": str(root / f"{n}.pt")}
+                for n, (method, how) in enumerate(hows)]  # fmt: skip
+        return run(jobs, processes)
 
-        alone, nudged, *alone_double = outcomes([{}, {"nudge": True}, *double], 1)
-        two, *two_double = outcomes([{}, *double], PROCESSES)
-        rows[method] = {TWO: compared(alone, two), NUDGED: compared(alone, nudged)}
-        if double:
-            rows[method][DOUBLE] = compared(*alone_double, *two_double)
+    for start in range(0, len(missing), TOGETHER):
+        together = missing[start : start + TOGETHER]
+        both = [(m, how) for m in together for how in ({}, {"double": True})[: 1 + (m in explained)]]
+        alone, two = outcomes(both, 1), outcomes(both, PROCESSES)
+        nudged = outcomes([(m, {"nudge": True}) for m in together], 1)
+        rows |= {method: {} for method in together}
+        for (method, how), one, other in zip(both, alone, two, strict=True):
+            rows[method][DOUBLE if how else TWO] = compared(one, other)
+            if not how:
+                rows[method][NUDGED] = compared(one, nudged[together.index(method)])
         yield {**settings, "methods": rows}
     yield {**settings, "methods": rows}
 

@@ -81,12 +81,17 @@ def backbone_features(
     return features
 
 
+def images_per_batch(shape: tuple[int, ...], batch_size: int = BATCH_SIZE) -> int:
+    """How many images [n, 3, H, W], or features [n, d], are computed at once."""
+    return max(1, min(batch_size, BATCH_PIXELS // max(1, math.prod(shape[1:]) // 3)))
+
+
 def _batches(
     images: ImageStore | npt.NDArray[np.float32], spec: ModelSpec, device: torch.device, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images, normalised, or features as they are, on `device`, a batch at a time."""
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
-    batch_size = max(1, min(batch_size, BATCH_PIXELS // max(1, math.prod(images.shape[1:]) // 3)))
+    batch_size = images_per_batch(images.shape, batch_size)
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         batch = torch.from_numpy(images[part]).to(device)

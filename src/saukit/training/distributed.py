@@ -63,11 +63,14 @@ def joined(device: torch.device) -> Iterator[None]:
         backend = "cpu:gloo"
         if device.type != "cpu":
             backend += f",{device.type}:{dist.get_default_backend_for_device(device)}"
+        ranks.meet(store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        # One that failed at once would close connections that another one is still making.
+        store.set(f"joined {rank}", "")
+        store.wait([f"joined {each}" for each in range(size)], TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EnvironmentFault(f"the {size} processes of this job do not find each other ({reason})") from error
-    ranks.meet(store)
     try:
         yield
     except BaseException:

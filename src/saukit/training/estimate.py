@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.core.device import Precision, suited_threads, synchronise, using_threads
-from saukit.data.types import Images
 from saukit.models import dual_branch
 from saukit.models.dual_branch import DualBranchNet
-from saukit.models.inference import backbone_features
+from saukit.models.inference import backbone_features, images_per_batch
 from saukit.training.context import StepContext
 from saukit.training.plan import TrainingPlan
 from saukit.training.step import StepBatch, TrainingStep, build_context
@@ -25,7 +24,7 @@ from saukit.training.training_set import Batch
 TRIAL_SECONDS = 0.3  # a step that takes as long has enough images to judge a whole batch by
 THREAD_GAIN = 0.9  # n threads are n ** 0.9 times as fast as one, on a quiet processor
 MEASURED_STEPS = 3
-FEATURE_TRIAL = 16  # images
+FEATURE_TRIAL, FEATURE_SECONDS = 16, 1.5  # least images and most seconds of a frozen backbone's trial
 
 
 def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
@@ -39,13 +38,15 @@ def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
     measure = measure and plan.config.tune == "all"  # of a frozen backbone the features count, timed on real images
     if measure or plan.device.type != "cpu":
         with using_threads(threads):
-            return _measured(plan) if measure else _estimated(plan, plan.batch_size)
+            return _measured(plan) if measure else sum(_estimated(plan, plan.batch_size))
+    head = suited_threads((1, 1), plan.device) if plan.config.tune == "head" else threads  # features are small
     with using_threads(1):
-        return _estimated(plan, min(2, plan.batch_size)) / float(threads**THREAD_GAIN)
+        once, steps = _estimated(plan, min(2, plan.batch_size))
+    return once / float(threads**THREAD_GAIN) + steps / float(head**THREAD_GAIN)
 
 
-def _estimated(plan: TrainingPlan, images: int) -> float:
-    """Seconds of the whole run from steps on `images` and more images."""
+def _estimated(plan: TrainingPlan, images: int) -> tuple[float, float]:
+    """Seconds of a frozen backbone's features and of all steps, from steps on `images` and more images."""
     config = replace(plan.config, compile=False, cuda_graph=False, weights="none")
     context = build_context(replace(plan, config=config, weights_path=None))
     batch_size, limit = plan.batch_size, 3 * TRIAL_SECONDS
@@ -65,20 +66,25 @@ def _estimated(plan: TrainingPlan, images: int) -> float:
     views = plan.method.views_per_step * plan.images_of(plan.total_steps)
     if plan.method.prototypes:  # in every epoch two views of each real image, forward: a third of forward and backward
         views += math.ceil(plan.total_steps / plan.steps_per_epoch) * 2 * len(plan.split.train.labels) // 3
-    return once + step_seconds / (batch_size * plan.method.views_per_step) * views
+    return once, step_seconds / (batch_size * plan.method.views_per_step) * views
 
 
 def _feature_seconds(plan: TrainingPlan, network: DualBranchNet) -> float:
-    """Seconds that the features of all images take, from a few."""
-    # On a CPU two images would stay in its cache, and a batch does not.
-    images = plan.split.train.images[: FEATURE_TRIAL if plan.device.type == "cpu" else plan.batch_size]
+    """Seconds that the features of all images take, from one batch of them or a part of it."""
+    train, val, device = plan.split.train.images, plan.split.val, plan.device
+    precision = Precision(plan.config.amp, device.type)
 
-    def compute(some: Images) -> object:
-        precision = Precision(plan.config.amp, plan.device.type)
-        return backbone_features(network, plan.model_spec, some, device=plan.device, precision=precision)
+    def seconds_of(count: int) -> float:
+        images = train[:count]
+        return _time(
+            device, lambda: backbone_features(network, plan.model_spec, images, device=device, precision=precision)
+        )
 
-    compute(images[:2])  # prepares kernels
-    return _time(plan.device, lambda: compute(images)) / len(images) * plan.training_images
+    seconds_of(2)  # prepares kernels
+    affordable = max(FEATURE_TRIAL, int(2 * FEATURE_SECONDS / seconds_of(2)))
+    # Few images would stay in a CPU's cache, and in memory that need not be mapped again; a whole batch does not.
+    count = min(len(train), images_per_batch(train.shape), affordable)
+    return seconds_of(count) / count * (plan.training_images + (0 if val is None else len(val.labels)))
 
 
 def _time_step(plan: TrainingPlan, context: StepContext, images: int) -> float:
