@@ -201,6 +201,7 @@ def test_a_killed_process_is_restarted_to_the_same_bits(split_work: Path) -> Non
 def test_what_processes_do_together(tmp_path: Path) -> None:
     """What the first one alone does, a sum whose bits do not depend on their number, and their end, also by an error.
 
+    None begins before all have joined: what fails at once would break the connections of one that is slow to join.
     A thread of the exchange that is left at the interpreter's end may abort it.
     """
     script = tmp_path / "together.py"
@@ -211,7 +212,7 @@ def test_what_processes_do_together(tmp_path: Path) -> None:
 
 
 TOGETHER = """
-import os, torch
+import os, time, torch
 from pathlib import Path
 from saukit.core.errors import Interrupted, UsageError
 from saukit.training.distributed import first_before_others, from_first, is_first, joined
@@ -226,8 +227,17 @@ def fails():
     raise Interrupted("stopped", 15) if size() == 1 else RuntimeError("not alone")
 
 
-counts = []
+def slowly(*given, init=torch.distributed.init_process_group, **more):
+    init(*given, **more)
+    time.sleep(1)
+    late.touch()
+
+
+counts, late = [], Path(__file__).with_name("late")
+if os.environ["RANK"] == "2":
+    torch.distributed.init_process_group = slowly
 with joined(torch.device("cpu")):
+    assert late.exists()
     import torch.distributed.nn.functional
     assert total(torch.ones(2)).tolist() == [3, 3]
     assert from_first(lambda: (size(), rank(), int(os.environ["RANK"]))) == (1, 0, 0) and size() == 3
