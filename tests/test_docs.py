@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -447,3 +448,31 @@ def test_the_table_of_estimates_is_its_record() -> None:
         assert row["estimate_over_run"] == pytest.approx(row["estimated_seconds"] / row["run_seconds"], abs=0.002)
         seconds = [f"{row[name]:.1f}" for name in ("estimated_seconds", "run_seconds")]
         assert (run, cells) == (row["run"], [*seconds, f"{row['estimate_over_run']:.2f}"])
+
+
+def test_the_table_of_processes_and_threads_is_its_record() -> None:
+    text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS / "ranks_speed.json").read_text(encoding="utf-8"))
+    rounds = {len(turns) for turns in found["turns"].values()}
+    assert rounds == {9} and "medians of nine rounds" in text
+    _, *lines = rows(text.split("<!-- table: ranks_speed.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found["rows"])
+    for index, (row, (what, batch_size, *cells)) in enumerate(zip(found["rows"], lines, strict=True)):
+        assert (what, batch_size) == (row["what"], str(row["batch_size"]))
+        rates = [statistics.median(turn[index]["rate"] for turn in turns) for turns in found["turns"].values()]
+        assert rates == list(row["images_per_second"].values())
+        speeds = [f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" for rate in rates]
+        share = f"{100 * row['share_of_time_in_exchanges']:.0f} %"
+        assert cells == [*speeds, f"{rates[1] / rates[0]:.2f}", share]
+
+
+def test_the_times_of_jobs_are_their_record() -> None:
+    words = " ".join((REPOSITORY / "docs/speed.md").read_text(encoding="utf-8").split())
+    found = json.loads((RESULTS / "ranks_jobs.json").read_text(encoding="utf-8"))["rows"]
+    assert all(row["equal_bytes"] and row["files"] > 10 for row in found.values())
+    for name, said in (
+        ("compare --jobs", "`compare --jobs 2` took {two:.0f} seconds and `--jobs 1` {one process:.0f}"),
+        ("synth", "a cache by two processes {two:.0f} and by one {one process:.0f}"),
+        ("synth --train-parts 2", "with `--train-parts 2` {two:.0f} and {one process:.0f}"),
+    ):
+        assert said.format(**found[name]["seconds"]) in words

@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -36,6 +35,7 @@ from typing import Any
 
 import torch
 from inputs import default_root
+from measure import command_line
 
 from saukit.core.artifacts import package_versions, write_json
 from saukit.core.console import Reporter
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for found in works[options.what](options, Path(folder), before):
             document = {
-                "command": shlex.join(["python", "examples/benchmarks/ranks.py", *(arguments or sys.argv[1:])]),
+                "command": command_line("examples/benchmarks/ranks.py", arguments or sys.argv[1:]),
                 **found,
                 "seconds": before.get("seconds", 0) + round(time.monotonic() - started),
                 "load_before": load,
