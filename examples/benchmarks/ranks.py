@@ -150,8 +150,9 @@ def equality(options: argparse.Namespace, root: Path, before: dict[str, Any]) ->
     for start in range(0, len(missing), TOGETHER):
         together = missing[start : start + TOGETHER]
         both = [(m, how) for m in together for how in ({}, {"double": True})[: 1 + (m in explained)]]
-        alone, two = outcomes(both, 1), outcomes(both, PROCESSES)
-        nudged = outcomes([(m, {"nudge": True}) for m in together], 1)
+        alone = outcomes([*both, *((m, {"nudge": True}) for m in together)], 1)
+        alone, nudged = alone[: len(both)], alone[len(both) :]
+        two = outcomes(both, PROCESSES)
         rows |= {method: {} for method in together}
         for (method, how), one, other in zip(both, alone, two, strict=True):
             rows[method][DOUBLE if how else TWO] = compared(one, other)
