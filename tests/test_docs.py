@@ -20,6 +20,7 @@ import saukit
 from saukit.cli.main import app
 from saukit.core.words import format_bytes
 from saukit.evaluation.config import parse_method
+from saukit.training.methods import METHODS
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "examples/benchmarks/results/cpu"
@@ -402,15 +403,24 @@ def test_the_constraints_are_the_newest_versions_of_the_records() -> None:
     }
 
 
-def test_the_table_of_processes_is_its_record() -> None:
+@pytest.mark.parametrize("name", ["ranks_digits"])
+def test_the_table_of_processes_is_its_record(name: str) -> None:
     text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
-    methods = json.loads((RESULTS / "ranks_digits.json").read_text(encoding="utf-8"))["methods"]
-    found = [(name, row) for name, variants in methods.items() for row in variants.values()]
-    _, *lines = rows(text.split("<!-- table: ranks_digits.json -->")[1].split("\n\n")[1])
-    assert len(lines) == len(found)
-    for (name, row), (method, _, *cells) in zip(found, lines, strict=True):
-        losses = [f"{row['loss_by_step'][step]:.0e}" for step in ("1", "10", "50", "200")]
-        assert (method, cells) == (name, [*losses, f"{row['largest']['weights']:.0e}"])
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (found["steps"], found["batch_size"], found["processes"]) == (200, 16, 2) and "(200 steps of 16," in text
+    missing = " and ".join(f"`{name}`" for name in METHODS if name not in found["methods"])
+    assert f"not of {missing}" in text if missing else {*found["methods"]} == {*METHODS}
+    _, *lines = rows(text.split(f"<!-- table: {name}.json -->")[1].split("\n\n")[1])
+    assert len(lines) == len(found["methods"])
+    for (method, variants), line in zip(found["methods"].items(), lines, strict=True):
+        two, nudged, *double = variants.values()
+        assert all(row["bits_equal_in_both_processes"] for row in variants.values())
+        assert all(row["largest"]["loss"] < 1e-9 and row["largest"]["weights"] < 1e-9 for row in double)
+        assert two["largest"]["weights"] < 3 * nudged["largest"]["weights"]  # as far as a last bit leads
+        cells = [f"{two['loss_by_step'][step]:.0e} / {nudged['loss_by_step'][step]:.0e}" for step in ("1", "20", "200")]
+        cells.append(f"{two['largest']['weights']:.0e} / {nudged['largest']['weights']:.0e}")
+        cells += [f"{row['largest']['loss']:.0e}, {row['largest']['weights']:.0e}" for row in double] or ["-"]
+        assert line == [method, *cells]
 
 
 def test_the_table_of_plans_is_its_record() -> None:
