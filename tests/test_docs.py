@@ -403,19 +403,18 @@ def test_the_constraints_are_the_newest_versions_of_the_records() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["ranks_digits"])
+@pytest.mark.parametrize("name", ["ranks_digits", "ranks_cifar10"])
 def test_the_table_of_processes_is_its_record(name: str) -> None:
     text = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert (found["steps"], found["batch_size"], found["processes"]) == (200, 16, 2) and "(200 steps of 16," in text
-    missing = " and ".join(f"`{name}`" for name in METHODS if name not in found["methods"])
-    assert f"not of {missing}" in text if missing else {*found["methods"]} == {*METHODS}
+    assert f"{len(found['methods'])} of {len(METHODS)} methods (`{name}.json`):" in text
     _, *lines = rows(text.split(f"<!-- table: {name}.json -->")[1].split("\n\n")[1])
     assert len(lines) == len(found["methods"])
     for (method, variants), line in zip(found["methods"].items(), lines, strict=True):
         two, nudged, *double = variants.values()
         assert all(row["bits_equal_in_both_processes"] for row in variants.values())
-        assert all(row["largest"]["loss"] < 1e-9 and row["largest"]["weights"] < 1e-9 for row in double)
+        assert all(row["largest"]["loss"] < 1e-12 and row["largest"]["weights"] < 1e-12 for row in double)
         assert two["largest"]["weights"] < 3 * nudged["largest"]["weights"]  # as far as a last bit leads
         cells = [f"{two['loss_by_step'][step]:.0e} / {nudged['loss_by_step'][step]:.0e}" for step in ("1", "20", "200")]
         cells.append(f"{two['largest']['weights']:.0e} / {nudged['largest']['weights']:.0e}")
