@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from saukit.core.artifacts import (
     load_tensors,
     package_versions,
     read_manifest,
+    read_sealed,
     save_tensors,
     save_with_images,
     write_json,
@@ -556,6 +558,13 @@ def test_a_manifest_of_a_newer_format_or_another_kind(tmp_path: Path) -> None:
         read_manifest(tmp_path, kind="split")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format_version": 1, "a": 2, "sha256": "0"}', b"\xff"])
+def test_a_sealed_document_names_its_own_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=rf"^{re.escape(str(tmp_path / 'x.json'))} .+[:;] do this$"):
+        read_sealed(tmp_path / "x.json", remedy="do this")
+
+
 def test_the_digest_is_of_the_data_not_of_the_pictures(tmp_path: Path) -> None:
     digest = artifact(tmp_path / "a").digest
     assert artifact(tmp_path / "b", {**FILES, "counts.png": b"another look"}).digest == digest
@@ -644,6 +653,16 @@ def test_disk_space_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Mo
         f"{folder} needs about 10 MiB but 11 MiB are free on its disk; free some space, or give another --workspace"
     )
     assert asked == [tmp_path, tmp_path]
+
+
+def test_a_result_says_the_versions_it_depends_on() -> None:
+    packages = ("saukit", "torch", "torchvision", "diffusers", "safetensors", "numpy", "pillow", "scikit-learn",
+                "transformers", "peft", "accelerate")  # fmt: skip
+    there = {name for name in packages if importlib.util.find_spec(IMPORTED.get(name, name)) is not None}
+    assert package_versions().keys() == {"python", "platform", *there} and len(there) >= 8
+
+
+IMPORTED = {"pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import Cli, tree
+
+from saukit.core.workspace import Workspace
 
 MAKE = ("make-lt", "--imb", "50", "--force")
 TRAIN = ("train", "--method", "ce", "--steps", "2", "--batch-size", "16", "--amp", "off", "--no-synthetic")
@@ -82,6 +88,120 @@ def test_what_torchrun_would_not_set(
     monkeypatch.setenv("WORLD_SIZE", size)
     outcome = cli(*TRAIN, "--name", "a", "-w", split_work)
     assert outcome.code == 0 and "training a: " in outcome.error, outcome
+
+
+NOT_TEXT = os.fsdecode(b"\xff\xfe")
+
+
+def test_a_workspace_whose_name_is_not_utf_8(cli: Cli, work: Path, tmp_path: Path) -> None:
+    odd = work.rename(tmp_path / NOT_TEXT)
+    for command in (
+        ("make-lt", "--imb", "50"),
+        (*TRAIN, "--name", "a"),
+        ("eval", "--run", "a"),
+        ("report", "--runs", "a"),
+        ("predict", "a", odd / "split/counts.png", "--out", odd / "p.csv"),
+    ):
+        outcome = cli(*command, "-w", odd)
+        assert outcome.code == 0, outcome.error
+    assert r"\xff\xfe" in (odd / "report.html").read_text()
+
+
+def test_images_in_a_folder_whose_name_is_not_utf_8(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / NOT_TEXT
+    for name in "ab":
+        for index in range(4):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    command = ("make-lt", "--dataset", "folder", "--root", root, "--image-size", "8", "--test-fraction", "0.5")
+    assert cli(*command, "-w", tmp_path / "work").code == 0
+    again = cli(*command, "-w", tmp_path / "work")
+    assert again.code == 0 and "nothing to do" in again.out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        (("synth", "--force", "--generator", "folder", "--from", "{odd}"), 2, "as config.yaml has to be: rename it"),
+        (("train", "--name", "a", "--weights", "{odd}"), 2, "as config.yaml has to be: rename it"),
+        (("make-lt", "--force", "--dataset", "list", "--root", ".", "--train-list", "{odd}"), 2, "rename it"),
+        (("export", "ce", "--to", "{odd}/new"), 2, "as safetensors and torch need it: give another folder"),
+        (("predict", "{odd}", "{work}/split/counts.png"), 3, "as safetensors needs it: rename it"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_name_that_is_not_utf_8_and_has_to_be(
+    cli: Cli, work: Path, tmp_path: Path, command: tuple[str, ...], code: int, told: str
+) -> None:
+    odd = tmp_path / NOT_TEXT
+    assert cli("export", "ce", "--to", tmp_path / "exported", "-w", work).code == 0
+    (tmp_path / "exported").rename(odd)
+    before = tree(work)
+    outcome = cli(*(word.format(odd=odd, work=work) for word in command), "-w", work)
+    assert outcome.code == code and "is not UTF-8" in outcome.error and told in outcome.error, outcome
+    assert "Traceback" not in outcome.err and tree(work) == before
+
+
+@pytest.mark.parametrize("name", [NOT_TEXT, "a\nb", "a b", ".hidden"], ids=ascii)
+def test_a_folder_that_no_command_can_name_is_no_run(cli: Cli, work: Path, name: str) -> None:
+    shutil.copytree(work / "runs/ce", work / "runs" / name)
+    (work / "comparisons" / name).mkdir(parents=True)
+    (work / "comparisons" / name / "manifest.json").touch()
+    assert Workspace(work).run_names() == ["sau", "ce"]
+    assert cli("report", "-w", work).code == 0
+    assert cli("eval", "-w", work).code == 0
+
+
+class Refused:
+    """As a folder or file of another user answers: the tests may run as root, whom nothing refuses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        for name in ("lstat", "stat", "open", "scandir", "listdir"):
+            monkeypatch.setattr(os, name, self.refusing(getattr(os, name), folder))
+
+    @staticmethod
+    def refusing(function: Callable[..., object], folder: Path) -> Callable[..., object]:
+        def refused(path: object = ".", *arguments: object, **options: object) -> object:
+            inside = isinstance(path, str | Path) and folder in (Path(path), *Path(path).parents)
+            if inside and (path != folder or function.__name__ in ("scandir", "listdir")):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **options)
+
+        return refused
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("split", ("train", "--name", "a")),
+        ("split", ("report",)),
+        ("runs", ("eval",)),
+        ("runs", ("eval", "--run", "ce")),
+        ("runs", ("report",)),
+        ("runs", ("predict", "nothing", "{work}/split/counts.png")),
+        ("comparisons", ("report",)),
+    ],
+)
+def test_a_folder_of_somebody_else_is_not_taken_for_an_empty_one(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, folder: str, command: tuple[str, ...]
+) -> None:
+    (work / "comparisons").mkdir()
+    Refused(monkeypatch, work / folder)
+    outcome = cli(*(word.format(work=work) for word in command), "-w", work)
+    monkeypatch.undo()
+    assert outcome.code == 5 and "Permission denied" in outcome.error, outcome
+    assert str(work / folder) in outcome.error and "check " in outcome.error
+
+
+def test_no_place_for_temporary_files(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("saukit.report.page.report", nowhere)
+    outcome = cli("report", "-w", work)
+    assert outcome.code == 5 and "No usable temporary directory" in outcome.error
+    assert "set TMPDIR to a folder that can be written to" in outcome.error
 
 
 LONG = "/".join(["d" * 200] * 30)

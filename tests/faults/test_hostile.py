@@ -16,9 +16,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from support import Cli, tree
 
-from saukit.core.artifacts import save_tensors
+from saukit.core.artifacts import load_tensors, read_manifest, save_tensors, write_manifest
 from saukit.core.errors import CorruptArtifactError, DataError, SaukitError
+from saukit.core.workspace import Workspace
 from saukit.data.sources.in_memory import source_of_arrays
+from saukit.data.split import load_split, load_test
 from saukit.models.classifier import load_classifier
 from saukit.models.model_file import load_model
 
@@ -61,6 +63,98 @@ def test_escape_sequences_are_shown_and_not_sent(cli: Cli, shared_work: Path) ->
         outcome = cli(*arguments, "-w", shared_work)
         assert outcome.code == code and not {"\x1b", "\x07", "\u202e"} & {*outcome.err}
         assert told in outcome.error
+
+
+# --- what a manifest vouches for, though no saukit wrote it ---------------------------------------------------------
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+Forgery = Callable[[Tensors, dict[str, Any]], object]
+
+
+def forged(folder: Path, name: str, change: Forgery) -> None:
+    """Change arrays and metadata of a file, and let the manifest vouch for it."""
+    tensors, metadata = load_tensors(folder / name)
+    copies = {name: array.copy() for name, array in tensors.items()}
+    change(copies, metadata)
+    save_tensors(folder / name, copies, metadata)
+    vouched_for(folder, "split")
+
+
+def vouched_for(folder: Path, kind: str) -> None:
+    manifest = read_manifest(folder, kind=kind, verify=False)
+    assert manifest is not None
+    facts = {"inputs": manifest.inputs, "summary": manifest.summary, "device": manifest.device}
+    write_manifest(folder, kind=kind, files=[*manifest.files], **facts)
+
+
+SPLITS: dict[str, tuple[Forgery, str]] = {
+    "beyond": (lambda it, meta: it["labels"].put(0, 99), "its labels go from 0 to 99, for 10 classes"),
+    "negative": (lambda it, meta: it["labels"].put(0, -1), "its labels go from -1 to 9, for 10 classes"),
+    "fewer": (lambda it, meta: it.update(labels=it["labels"][:-1]), "its labels are not int64 ["),
+    "floats": (lambda it, meta: it.update(labels=it["labels"].astype(np.float32)), "its labels are not int64 ["),
+    "columns": (lambda it, meta: it.update(labels=it["labels"][:, None]), "its labels are not int64 ["),
+    "no labels": (lambda it, meta: it.pop("labels"), "its labels are not int64 ["),
+    "no indices": (lambda it, meta: it.pop("source_indices"), "its source_indices are not int64 ["),
+    "float images": (lambda it, meta: it.update(images=it["images"].astype(np.float32)), "its images are 'F32'"),
+    "grey": (lambda it, meta: it.update(images=it["images"][:, :1]), "its images have the shape ["),
+    "oblong": (lambda it, meta: it.update(images=it["images"][:, :, :5]), "its images have the shape ["),
+    "flat": (lambda it, meta: it.update(images=it["images"].reshape(len(it["images"]), -1)), "have the shape ["),
+    "no images": (lambda it, meta: it.pop("images"), "is not a shard of images"),
+    "nothing": (lambda it, meta: it.update({name: array[:0] for name, array in it.items()}), "it holds no image"),
+    "no classes": (lambda it, meta: meta.pop("classes"), "classes is missing"),
+    "few classes": (lambda it, meta: meta.update(classes=meta["classes"][:3]), "its groups do not have each class"),
+    "one name": (lambda it, meta: meta.update(classes=["a"] * 10), "its classes are not names, each once"),
+    "numbers": (lambda it, meta: meta.update(classes=5), "classes: 5 is not a list"),
+    "mean": (lambda it, meta: meta.update(mean="x"), "mean: 'x' is not a list"),
+    "four means": (lambda it, meta: meta.update(mean=[0.5] * 4), "its mean and std are not three numbers each"),
+    "no deviation": (lambda it, meta: meta.update(std=[0, 1, 1]), "its mean and std are not three numbers each"),
+    "groups": (lambda it, meta: meta.update(groups={"many": [99]}), "its groups do not have each class once"),
+    "a group of another name": (lambda it, meta: meta.update(groups={"x": [*range(10)]}), "its groups do not have"),
+    "text": (lambda it, meta: meta.update(groups="x"), "groups: 'x' is not a mapping"),
+    "fit": (lambda it, meta: meta.update(fit="x"), "fit: 'x' is not one of crop, pad, stretch"),
+    "flip": (lambda it, meta: meta.update(flip="x"), "flip: 'x' is not true or false"),
+    "colour": (lambda it, meta: meta.update(background="x"), "'x' is not a colour"),
+    "white": (lambda it, meta: meta.update(white_level=0), "white_level 0 is not from 1 to 65535"),
+    "huge": (lambda it, meta: meta.update(image_size=10**9), "image_size 1000000000 is not from 4 to 1024 pixels"),
+}
+
+
+@pytest.mark.parametrize("part", ["train", "test", "val"])
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_split_that_no_saukit_wrote(shared_val_work: Path, tmp_path: Path, part: str, kind: str) -> None:
+    work, (change, told) = Workspace(shutil.copytree(shared_val_work, tmp_path / "work")), SPLITS[kind]
+    forged(work.split, f"{part}.safetensors", change)
+    with pytest.raises(CorruptArtifactError) as raised:
+        load_test(work) if part == "test" else load_split(work)
+    assert str(work.split / f"{part}.safetensors") in str(raised.value)
+    assert told in str(raised.value) or (part != "train" and "it does not fit train.safetensors" in str(raised.value))
+
+
+def test_a_class_without_a_training_image(cli: Cli, split_work: Path) -> None:
+    forged(split_work / "split", "train.safetensors", lambda it, meta: np.place(it["labels"], it["labels"] == 3, 2))
+    before = tree(split_work)
+    outcome = cli("train", "--method", "ce", "--name", "a", "--steps", "2", "-w", split_work)
+    assert outcome.code == 4
+    assert f"{split_work / 'split/train.safetensors'} is damaged: it has no image of 3; remake the" in outcome.error
+    assert tree(split_work) == before
+
+
+def test_parts_of_two_splits(cli: Cli, work: Path) -> None:
+    larger: Forgery = lambda it, meta: it.update(images=it["images"].repeat(2, 2).repeat(2, 3))  # noqa: E731
+    forged(work / "split", "test.safetensors", larger)
+    with pytest.raises(CorruptArtifactError, match=r"test\.safetensors is damaged: it does not fit train\.safetensors"):
+        load_test(Workspace(work))
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "lr: fast"])
+def test_a_configuration_of_a_run_that_is_none(cli: Cli, work: Path, text: str) -> None:
+    (work / "runs/ce/config.yaml").write_text(text)
+    vouched_for(work / "runs/ce", "run")
+    outcome = cli("report", "-w", work)
+    assert outcome.code == 0 and "not on the page: " in outcome.error, outcome
+    assert f"{work / 'runs/ce/config.yaml'}" in outcome.error and "start over with --force" in outcome.error
+    outcome = cli("report", "--runs", "ce", "-w", work)
+    assert outcome.code == 4 and str(work / "runs/ce/config.yaml") in outcome.error
 
 
 SPEC = {"method": "ce", "backbone": "convnet-small", "classes": ["a", "b"], "image_size": [8, 8],

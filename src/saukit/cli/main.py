@@ -115,6 +115,8 @@ def _environment_fault(error: Exception) -> SaukitError | None:
             return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
         if error.errno == errno.ENAMETOOLONG:
             return UsageError(f"{shown(error.filename)} is too long for a file's name: give another one")
+        if "temporary directory" in str(error):  # of tempfile and Matplotlib
+            return EnvironmentFault(f"{error}: set TMPDIR to a folder that can be written to")
         if error.filename or error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE):
             return EnvironmentFault(f"{error.strerror}{where}: {remedy_of(error)}")
     if is_out_of_memory(error):

@@ -15,7 +15,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shutil
 import sys
@@ -239,8 +238,11 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
     Raises: CorruptArtifactError that lists every missing, truncated or changed file.
     """
     path = folder / MANIFEST_NAME
-    if not os.path.lexists(path):
-        return None
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM):  # which say nothing of what is there
+            return None
     document = read_sealed(path, remedy=REMAKE)
     try:
         manifest = from_mapping(Manifest, document, where=f"{path} is damaged")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saukit.core.errors import UsageError
-from saukit.core.words import shown
+from saukit.core.words import is_text, shown
 
 T = TypeVar("T")
 MOST = 2**63  # no whole number that an array can hold
@@ -107,12 +107,18 @@ def option(default: T, help: str, *, needs: Needs | Sequence[Needs] = (), **fact
 
 
 class Paths:
-    """A configuration in which `~` is the home folder, wherever its values come from."""
+    """A configuration in which `~` is the home folder, wherever its values come from.
+
+    Raises: UsageError for a path that config.yaml cannot hold, or that no system takes.
+    """
 
     def __post_init__(self) -> None:
         for name, entry in options_of(type(self)).items():
             if entry.path and getattr(self, name) is not None:
-                object.__setattr__(self, name, at_home(getattr(self, name)))
+                path = at_home(getattr(self, name))
+                if not is_text(path):
+                    raise UsageError(f"{name} {shown(str(path))} is not UTF-8, as config.yaml has to be: rename it")
+                object.__setattr__(self, name, path)
 
 
 def at_home(path: T) -> T:

@@ -22,6 +22,15 @@ def name_problem(what: str, name: str) -> str | None:
     )
 
 
+def is_text(path: object) -> bool:
+    """Whether a path can be written as UTF-8, and opened by a library that knows no other names."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shortened(items: Iterable[object], separator: str = ", ", *, limit: int = 20) -> str:
     """The first items of a list, and how many more there are."""
     texts = [one_line(str(item)) for item in items]

@@ -69,12 +69,21 @@ class Workspace:
     def run_names(self) -> list[str]:
         """Names of the complete runs, the latest completed last; one damaged, or of a newer saukit, hides no other."""
         completed = []
-        for path in (self.root / "runs").glob(f"*/{MANIFEST_NAME}"):
+        for folder in self.folders("run"):
             with contextlib.suppress(CorruptArtifactError, DataError):
-                manifest = read_manifest(path.parent, kind="run", verify=False)
+                manifest = read_manifest(folder, kind="run", verify=False)
                 if manifest is not None:
-                    completed.append((manifest.created, path.parent.name))
+                    completed.append((manifest.created, folder.name))
         return [name for _, name in sorted(completed)]
+
+    def folders(self, kind: Literal["run", "comparison"]) -> list[Path]:
+        """The folders of runs or of comparisons, by name; without those that no command could name, such as one that
+        somebody renamed to what is not text. Raises: OSError if that cannot be read."""
+        try:
+            there = sorted((self.root / f"{kind}s").iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [path for path in there if path.is_dir() and name_problem(kind, path.name) is None]
 
     @contextlib.contextmanager
     def lock(self, artifact: Path, *, tidy: bool = True) -> Iterator[None]:

@@ -24,6 +24,7 @@ from saukit.core.documents import MIB, parse_json
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.files import open_regular
 from saukit.core.machine import in_threads
+from saukit.core.words import shown
 from saukit.data.types import Images, Integers
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def mapped(path: Path, name: str) -> Images:
 
     Raises: CorruptArtifactError.
     """
-    start, shape = _place(path, name)
+    start, shape = _place(path, name, kind="U8")
     try:
         # Copied where it is written to, which nobody does: torch warns of an array that cannot be written to.
         if not math.prod(shape):  # which cannot be mapped
@@ -258,12 +259,14 @@ def mapped(path: Path, name: str) -> Images:
         raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
-def _place(path: Path, name: str) -> tuple[int, list[int]]:
-    """Where an array of a shard begins in its file, and its shape, as the header says."""
+def _place(path: Path, name: str, *, kind: str | None = None) -> tuple[int, list[int]]:
+    """Where an array of a shard begins in its file and its shape, as the header says; `kind`: its only right type."""
     try:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
+            if kind not in (None, header[name]["dtype"]):
+                raise ValueError(f"its {name} are {shown(header[name]['dtype'])}, not {kind}")
             shape = [int(side) for side in header[name]["shape"]]
             return 8 + length + int(header[name]["data_offsets"][0]), shape
     except (OSError, CorruptArtifactError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:

@@ -28,14 +28,15 @@ from saukit.core.artifacts import (
     load_tensors,
     read_manifest,
 )
-from saukit.core.config import load_saved
+from saukit.core.config import from_mapping, load_saved
 from saukit.core.console import Reporter
-from saukit.core.errors import UsageError
+from saukit.core.documents import REMAKE
+from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.core.words import shortened
 from saukit.core.workspace import Workspace, existing_state, require
 from saukit.core.writing import recover_folder
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
-from saukit.data.decoding import CROP, Fitting, refuse_or_warn
+from saukit.data.decoding import CROP, MOST_VALUE, Fitting, refuse_or_warn
 from saukit.data.duplicates import DUPLICATES_NAME, Duplicates, Pool, find_duplicates
 from saukit.data.encoding import StoredFiles
 from saukit.data.fingerprints import Hashes, compared_size, fingerprints
@@ -43,8 +44,8 @@ from saukit.data.images import EncodedImages, ImageStore, mapped, shard_paths
 from saukit.data.long_tail import class_counts
 from saukit.data.plan import SplitPlan, plan_of, resolved_for, without
 from saukit.data.shots import GROUP_NAMES, ShotGroups
-from saukit.data.source import Channels, Pixels, Source
-from saukit.data.source_config import SourceConfig
+from saukit.data.source import IMAGE_SIZES, Channels, Pixels, Source
+from saukit.data.source_config import Fit, SourceConfig, colour_problems
 from saukit.data.sources.table import TABLE, check_root, open_source
 from saukit.data.split_writing import KIND, write_split
 from saukit.data.types import Images, Integers
@@ -133,17 +134,20 @@ def load_split(workspace: Workspace) -> Split:
     Raises: DataError if there is none, CorruptArtifactError if a file of it is damaged.
     """
     manifest = require(workspace.split, kind=KIND, command=COMMAND)
-    train, metadata = _load_part(workspace.split, "train")
+    train, facts = _load_part(workspace.split, "train")
+    if gone := [name for name, count in zip(facts.classes, class_counts(train.labels, facts.count), strict=True)
+                if not count]:  # fmt: skip
+        raise _damaged(workspace.split / "train.safetensors", [f"it has no image of {shortened(gone)}"])
     return Split(
-        source=metadata["source"],
-        classes=tuple(metadata["classes"]),
+        source=facts.source,
+        classes=facts.classes,
         train=train,
-        val=_load_part(workspace.split, "val")[0] if "val.safetensors" in manifest.files else None,
-        mean=tuple(metadata["mean"]),
-        std=tuple(metadata["std"]),
-        flip=metadata["flip"],
-        fitting=Fitting(metadata.get("fit", "crop"), metadata.get("background", "white"), metadata.get("white_level")),
-        groups=_groups(metadata["groups_rule"], metadata["groups"]),
+        val=_load_part(workspace.split, "val", (train, facts))[0] if "val.safetensors" in manifest.files else None,
+        mean=facts.mean,
+        std=facts.std,
+        flip=facts.flip,
+        fitting=Fitting(facts.fit, facts.background, facts.white_level),
+        groups=_groups(facts.groups_rule, facts.groups),
         manifest=manifest,
     )
 
@@ -151,7 +155,7 @@ def load_split(workspace: Workspace) -> Split:
 def load_test(workspace: Workspace) -> Part:
     """The verified test set of the split of `workspace`. Raises: as `load_split`."""
     require(workspace.split, kind=KIND, command=COMMAND)
-    return _load_part(workspace.split, "test")[0]
+    return _load_part(workspace.split, "test", _load_part(workspace.split, "train"))[0]
 
 
 def make_split(
@@ -261,15 +265,85 @@ def fitting_of(config: SourceConfig) -> Fitting:
     return Fitting(config.fit, config.background, config.white_level)
 
 
-def _load_part(folder: Path, name: str) -> tuple[Part, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Facts:
+    """What the metadata of a part says of the split."""
+
+    source: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    groups_rule: str
+    groups: dict[str, tuple[int, ...]]
+    fit: Fit = "crop"
+    background: str = "white"
+    white_level: int | None = None
+    image_size: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def problems(self) -> list[str]:
+        """What no split has."""
+        grouped = sorted(index for members in self.groups.values() for index in members)
+        values, (least, most) = (*self.mean, *self.std), IMAGE_SIZES
+        return [
+            *(["its classes are not names, each once"] if not 0 < len({*self.classes}) == self.count else []),
+            *(["its groups do not have each class once"]
+              if grouped != [*range(self.count)] or not {*self.groups} <= {*GROUP_NAMES} else []),
+            *(["its mean and std are not three numbers each, std above 0"]
+              if (len(self.mean), len(self.std)) != (3, 3) or not np.isfinite(values).all() or min(self.std) <= 0
+              else []),
+            *([f"image_size {self.image_size} is not from {least} to {most} pixels"]
+              if self.image_size is not None and not least <= self.image_size <= most else []),
+            *([f"white_level {self.white_level} is not from 1 to {MOST_VALUE}"]
+              if self.white_level is not None and not 0 < self.white_level <= MOST_VALUE else []),
+            *colour_problems(self.background),
+        ]  # fmt: skip
+
+
+def _load_part(folder: Path, name: str, beside: tuple[Part, _Facts] | None = None) -> tuple[Part, _Facts]:
+    """A part and what it says of the split, which is what the part `beside` it says. Both are checked, for a manifest
+    vouches for whatever somebody wrote.
+
+    Raises: CorruptArtifactError.
+    """
     path = folder / f"{name}.safetensors"
     tensors, metadata = load_tensors(path, without=("images",))  # its hash is the manifest's: all is there
+    known = {name: value for name, value in metadata.items() if name in _Facts.__dataclass_fields__}
+    try:
+        facts = from_mapping(_Facts, known, where="its metadata")
+    except UsageError as error:
+        raise _damaged(path, [str(error)]) from None
+    if problems := facts.problems():
+        raise _damaged(path, problems)
     images: ImageStore
-    if "image_size" in metadata:
-        images = EncodedImages(shard_paths(folder, name), (metadata["image_size"],) * 2)
+    if facts.image_size is not None:
+        images = EncodedImages(shard_paths(folder, name), (facts.image_size,) * 2)
     else:
         images = mapped(path, "images")
-    return Part(images, tensors["labels"], tensors["source_indices"]), metadata
+    shape = images.shape
+    if beside is not None and (facts != beside[1] or shape[1:] != beside[0].images.shape[1:]):
+        raise _damaged(path, ["it does not fit train.safetensors"])
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise _damaged(path, [f"its images have the shape {[*shape]}"])
+    for kind in ("labels", "source_indices"):
+        array = tensors.get(kind)
+        if array is None or array.dtype != np.int64 or array.shape != shape[:1]:
+            raise _damaged(path, [f"its {kind} are not int64 [{shape[0]}]"])
+    labels = tensors["labels"]
+    if not len(labels):
+        raise _damaged(path, ["it holds no image"])
+    if not 0 <= labels.min() <= labels.max() < facts.count:
+        raise _damaged(path, [f"its labels go from {labels.min()} to {labels.max()}, for {facts.count} classes"])
+    return Part(images, labels, tensors["source_indices"]), facts
+
+
+def _damaged(path: Path, problems: Sequence[str]) -> CorruptArtifactError:
+    return CorruptArtifactError(f"{path} is damaged: {shortened(problems, '; ')}; {REMAKE}")
 
 
 def _groups(rule: str, members: Mapping[str, Sequence[int]]) -> ShotGroups:

@@ -16,7 +16,7 @@ from saukit.data.charts import counts_figure
 from saukit.data.duplicates import Duplicates, write_duplicates
 from saukit.data.encoding import StoredFiles, encoded_arrays, statistics_of
 from saukit.data.images import CHUNK, RAW_UP_TO, write_shards
-from saukit.data.part_files import write_part_files
+from saukit.data.part_files import encodable, write_part_files
 from saukit.data.plan import SplitPlan
 from saukit.data.source import Channels, Pixels
 from saukit.data.sources.table import TABLE
@@ -94,7 +94,7 @@ def write_split(
             "duplicates": duplicates.summary,
             "skipped": len(pixels.bad),
             **{name: metadata[name] for name in ("mean", "std", "flip")},
-            "root": None if root is None else str(root),
+            "root": None if root is None else encodable(str(root)),
             "source_files": source.fingerprint,
         }
         files = [path.name for path in staging.iterdir()]

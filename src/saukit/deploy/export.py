@@ -37,6 +37,7 @@ from saukit.core.extras import require_extra
 from saukit.core.locks import hold
 from saukit.core.options import check
 from saukit.core.version import __version__
+from saukit.core.words import is_text
 from saukit.core.workspace import Workspace
 from saukit.core.writing import sha256_file, staged_folder
 from saukit.data.images import JPEG, RAW_UP_TO
@@ -262,7 +263,10 @@ def _classes_document(classifier: ImageClassifier, checks: list[Check], checked_
 
 
 def _check_target(folder: Path, *, force: bool) -> None:
-    """Raises: UsageError for a folder with something in it, unless it is an older export and `force` is set."""
+    """Raises: UsageError for a folder with something in it, unless it is an older export and `force` is set, and for
+    one whose name the libraries that write there cannot take."""
+    if not is_text(folder):
+        raise UsageError(f"{folder} is not UTF-8, as safetensors and torch need it: give another folder as --to")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a folder as --to")
     if not folder.exists() or not any(folder.iterdir()):

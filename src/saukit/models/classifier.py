@@ -20,7 +20,7 @@ from saukit.core.documents import read_json
 from saukit.core.errors import CorruptArtifactError, DataError, is_out_of_memory
 from saukit.core.files import check_tree
 from saukit.core.options import at_home
-from saukit.core.words import name_problem, one_line, shown
+from saukit.core.words import is_text, name_problem, one_line, shown
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
@@ -187,6 +187,8 @@ def _check_export(folder: Path) -> None:
 
 
 def _load_pretrained(folder: Path) -> ImageClassifier:
+    if not is_text(folder):
+        raise DataError(f"{folder} is not UTF-8, as safetensors needs it: rename it")
     read_json(folder / HUB_CONFIG_NAME, remedy=EXPORT_AGAIN)  # within limits that the mixin's own reader lacks
     try:
         check_tree(folder)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
-from saukit.core.documents import read_json, read_json_lines, read_yaml
+from saukit.core.config import load_saved, to_mapping
+from saukit.core.documents import REMAKE, read_json, read_json_lines, read_yaml
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
+from saukit.data.part_files import encodable
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import DOCUMENT_NAME
@@ -22,6 +24,7 @@ from saukit.evaluation.summary import method_entry, with_every_measure
 from saukit.evaluation.suspects import SUSPECTS_NAME, read_suspects
 from saukit.report.config import ReportConfig
 from saukit.synthesis.outcome import AUDIT, CLOSEST
+from saukit.training.config import TrainConfig
 from saukit.training.trainer import METRICS_NAME
 
 Document = dict[str, Any]
@@ -138,7 +141,7 @@ def collect(config: ReportConfig, workspace: Workspace) -> Contents:
     runs = _runs(config, workspace, split, left_out)
     compared, others = _methods(runs, comparison)
     return Contents(
-        folder=workspace.root.resolve().name,
+        folder=encodable(workspace.root.resolve().name),
         split=split,
         split_config=_yaml(workspace.split / CONFIG_NAME),
         cache=_cache(workspace, split, left_out),
@@ -153,7 +156,7 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
     """The comparison asked for, or else the one of this split that was completed last."""
     root = workspace.root / "comparisons"
     found = {}
-    for folder in sorted(root.glob("*/")):
+    for folder in workspace.folders("comparison"):
         try:
             manifest = read_manifest(folder, kind=COMPARISON_KIND)
         except (CorruptArtifactError, DataError) as error:
@@ -220,7 +223,8 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
         )
     mistakes = (folder / ERRORS_PICTURE).read_bytes() if ERRORS_PICTURE in manifest.files else None
     suspects = read_suspects(folder / SUSPECTS_NAME) if SUSPECTS_NAME in manifest.files else None
-    return Run(name, manifest, _yaml(folder / CONFIG_NAME), log, results, mistakes, suspects)
+    settings = to_mapping(load_saved(TrainConfig, folder / CONFIG_NAME))
+    return Run(name, manifest, settings, log, results, mistakes, suspects)
 
 
 def _methods(runs: Sequence[Run], comparison: Comparison | None) -> tuple[tuple[Method, ...], tuple[Method, ...]]:
@@ -269,5 +273,7 @@ def _known(what: str, names: Sequence[str]) -> str:
 
 
 def _yaml(path: Path) -> Document:
-    mapping: Document = read_yaml(path)
+    mapping = read_yaml(path)
+    if not isinstance(mapping, dict):
+        raise CorruptArtifactError(f"{path} is damaged: it holds no mapping of names to values; {REMAKE}")
     return mapping
