@@ -167,6 +167,8 @@ def test_depth_up_to_the_limit_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert read_json(path, mapping=False) == yaml.safe_load(path.read_text()) == read_yaml(path)
+    path.write_text("[[]," + "[" * (MAX_DEPTH - 1) + "]" * MAX_DEPTH)  # with a bracket more than it is deep
+    assert read_json(path, mapping=False) == yaml.safe_load(path.read_text()) == read_yaml(path)
 
 
 def test_what_is_missing_or_no_file(tmp_path: Path) -> None:
