@@ -83,8 +83,8 @@ def forged(folder: Path, name: str, change: Forgery) -> None:
 def vouched_for(folder: Path, kind: str) -> None:
     manifest = read_manifest(folder, kind=kind, verify=False)
     assert manifest is not None
-    facts = {"inputs": manifest.inputs, "summary": manifest.summary, "device": manifest.device}
-    write_manifest(folder, kind=kind, files=[*manifest.files], **facts)
+    files, summary = [*manifest.files], manifest.summary
+    write_manifest(folder, kind=kind, files=files, inputs=manifest.inputs, summary=summary, device=manifest.device)
 
 
 SPLITS: dict[str, tuple[Forgery, str]] = {

@@ -17,7 +17,7 @@ from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.files import link_target
 from saukit.core.locks import hold
-from saukit.core.words import DEFAULT_WORKSPACE, name_problem
+from saukit.core.words import DEFAULT_WORKSPACE, is_text, name_problem
 from saukit.core.writing import (
     INPUTS_NAME,
     expect,
@@ -77,13 +77,13 @@ class Workspace:
         return [name for _, name in sorted(completed)]
 
     def folders(self, kind: Literal["run", "comparison"]) -> list[Path]:
-        """The folders of runs or of comparisons, by name; without those that no command could name, such as one that
-        somebody renamed to what is not text. Raises: OSError if that cannot be read."""
+        """The folders of runs or of comparisons, by name; without one that somebody renamed to what is not text,
+        which no file could mention. Raises: OSError if that cannot be read."""
         try:
             there = sorted((self.root / f"{kind}s").iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [path for path in there if path.is_dir() and name_problem(kind, path.name) is None]
+        return [path for path in there if path.is_dir() and is_text(path.name)]
 
     @contextlib.contextmanager
     def lock(self, artifact: Path, *, tidy: bool = True) -> Iterator[None]:
