@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> Document:
             def decode(offset: int) -> None:
                 images[offset] = np.asarray(Image.open(io.BytesIO(files[rows[offset]]))).transpose(2, 0, 1)
 
-            in_threads(decode, range(batch_size), chunk=READ_CHUNK)
+            in_threads(decode, range(batch_size), chunk=READ_CHUNK, kept=True)
 
         def viewed() -> None:
             images = order.batch(next(steps)).images

@@ -17,7 +17,7 @@ from saukit.training.autoaugment import CIFAR10_POLICY, OPERATIONS
 
 CPU = torch.device("cpu")
 REFERENCE = AutoAugment(AutoAugmentPolicy.CIFAR10)
-SIZES = [(8, 8), (32, 32), (50, 36)]
+SIZES = [(8, 8), (32, 32), (50, 36), (72, 80)]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from saukit.training import autoaugment, blur, crops
 from saukit.training import side_by_side as room
+from saukit.training import views as module
 from saukit.training.distributed import Share
+from saukit.training.photos import compiled, crop_flipped, simclr
 from saukit.training.views import PhotoViews, Views
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -40,27 +43,57 @@ def test_views_by_threads_are_those_by_one(kind: type[Views], name: str, count: 
     views, images = kind(MEAN, STD, flip=True), photos(count)
     expected, after = made(views, name, images, 1)
     found, then = made(views, name, images, threads)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(found, expected)
     assert torch.equal(then, after) and torch.get_num_threads() == threads
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_only_photos_that_are_nobodys_share_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_several_photos_are_divided_also_of_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     divided: list[int] = []
     real = room._pool
     monkeypatch.setattr(room, "_pool", lambda count: divided.append(count) or real(count))  # type: ignore[func-returns-value]
     views = Views(MEAN, STD, flip=True)
     small = torch.zeros((6, 3, 32, 32), dtype=torch.uint8)
-    for images, of, threads in (
-        (small, views, 2),
-        (photos(6), views, 1),
-        (photos(1), views, 2),
-        (photos(6)[:3], Views(MEAN, STD, flip=True, share=Share(6, 0, 2)), 2),
-    ):
-        made(of, "simclr", images, threads)
+    for images, threads in ((small, 2), (photos(6), 1), (photos(1), 2)):
+        made(views, "simclr", images, threads)
     assert divided == []
-    made(views, "simclr", photos(6), 2)
-    assert divided == [2]
+    whole, _ = made(views, "simclr", photos(6), 2)
+    part, _ = made(Views(MEAN, STD, flip=True, share=Share(6, 1, 2)), "simclr", photos(6)[3:], 2)
+    assert divided == [2, 2] and torch.equal(part, whole[3:])
+
+
+@pytest.mark.parametrize("name", ["crop_flip", "autoaugment", "simclr"])
+def test_compiled_views_are_those_of_the_plain_functions_bit_for_bit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, images = Views(MEAN, STD, flip=True), photos(12)
+    expected, _ = made(views, name, images, 1)
+    assert all(isinstance(compiled(function), torch.jit.ScriptFunction) for function in (simclr, crop_flipped))
+    monkeypatch.setattr(module, "compiled", lambda function: function)
+    assert torch.equal(made(views, name, images, 1)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Views, "crop_flip"), (Views, "autoaugment"), (Views, "simclr"), (PhotoViews, "autoaugment")],
+)
+def test_photos_one_by_one_are_as_a_batch(kind: type[Views], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does it matter how their pixels lie in memory."""
+    views, images = kind(MEAN, STD, flip=True), photos(12)
+    found, _ = made(views, name, images, 1)
+    other, _ = made(views, name, images.contiguous(memory_format=torch.channels_last), 1)
+    torch.testing.assert_close(other, found, rtol=0, atol=1e-6)
+    for file in (room, module, blur, crops, autoaugment):
+        monkeypatch.setattr(file, "are_photos", lambda images: False)
+    torch.testing.assert_close(found, made(views, name, images, 1)[0], rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(function: object) -> None:
+        raise RuntimeError("not in this torch")
+
+    monkeypatch.setattr(torch.jit, "script", gone)
+    assert compiled.__wrapped__(simclr) is simclr
 
 
 def test_threads_of_the_pool_have_one_thread_each_and_errors_reach_the_caller() -> None:

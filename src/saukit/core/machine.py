@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -22,23 +23,32 @@ def in_threads(
     done: Callable[[int], object] = lambda count: None,
     *,
     chunk: int = CHUNK,
+    kept: bool = False,
 ) -> list[Result]:
     """`work` of each item, in their order, on every core; `done` hears how many there are so far. A thread takes
-    `chunk` items at once.
+    `chunk` items at once. `kept`: on threads that stay for the next time, for work that takes milliseconds and calls
+    nothing of the kind itself.
 
     A failure cancels what has not begun.
     """
     results: list[Result] = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with contextlib.nullcontext(_kept_pool(os.getpid())) if kept else ThreadPoolExecutor(usable_cores()) as pool:
         chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         try:
             for some in pool.map(lambda chunk: [work(item) for item in chunk], chunks):
                 results += some
                 done(len(results))
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if not kept:  # of which pool.map cancels its own
+                pool.shutdown(wait=True, cancel_futures=True)
             raise
     return results
+
+
+@functools.cache
+def _kept_pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process; one that it forks has none of them."""
+    return ThreadPoolExecutor(usable_cores(), thread_name_prefix="kept")
 
 
 def usable_cores(membership: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:

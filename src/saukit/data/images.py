@@ -98,15 +98,18 @@ class EncodedImages:
         return self.take(slice(None)).astype(dtype or np.uint8, copy=False)
 
     def take(self, rows: Any) -> Images:
-        """The images of `rows` (a slice, positions, flags, or one position as an array has them), uint8."""
+        """The images of `rows` (a slice, positions, flags, or one position as an array has them), uint8.
+
+        The colours of a pixel lie beside each other, as decoders have them: [..., 3, H, W] is a view.
+        """
         chosen = np.arange(len(self))[rows]
-        images = np.empty((chosen.size, 3, *self._size), np.uint8)
+        images = np.empty((chosen.size, *self._size, 3), np.uint8)
 
         def decode(at: int) -> None:
             images[at] = self._decoded(int(chosen.flat[at]))
 
-        in_threads(decode, range(chosen.size), chunk=READ_CHUNK)
-        return images.reshape(*chosen.shape, 3, *self._size)
+        in_threads(decode, range(chosen.size), chunk=READ_CHUNK, kept=True)
+        return np.moveaxis(images.reshape(*chosen.shape, *self._size, 3), -1, -3)
 
     def encoded(self, row: int) -> bytes:
         """The file of one image."""
@@ -119,12 +122,13 @@ class EncodedImages:
         return shard, row - int(self._ends[index]) + len(shard)
 
     def _decoded(self, row: int) -> Images:
+        """[H, W, 3]."""
         try:
             pixels = _pixels(self.encoded(row), self._size)
         except (OSError, ValueError, SyntaxError) as error:
             shard, within = self._find(row)
             raise CorruptArtifactError(f"image {within} of {shard.path} cannot be decoded: {error}") from None
-        return pixels.transpose(2, 0, 1)
+        return pixels
 
 
 def as_stored(image: Images) -> Images:

@@ -104,4 +104,9 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Shapes: images uint8 [b, 3, H, W]; mean, std float32 [3]; returns float32 [b, 3, H, W].
     """
     scale, shift = 1 / (255 * std), -mean / std
+    if images.device.type == "cpu" and not images.is_contiguous():
+        rows = images.movedim(1, 3).flatten(2)  # [b, H, 3 W] without a copy where a pixel's colours lie side by side
+        scale, shift = scale.expand(images.shape[3], 3).flatten(), shift.expand(images.shape[3], 3).flatten()
+        pixels = rows.to(torch.float32).mul_(scale).add_(shift)
+        return pixels.view(len(images), images.shape[2], images.shape[3], 3).movedim(3, 1)
     return images.to(torch.float32).mul_(scale[:, None, None]).add_(shift[:, None, None])

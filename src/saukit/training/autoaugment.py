@@ -17,12 +17,16 @@ Shapes: b samples, height H, width W; images are uint8 [b, 3, H, W].
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from saukit.training.photos import are_photos, one_by_one
 from saukit.training.pixel_operations import (
     adjust_colour,
     adjust_sharpness,
@@ -48,6 +52,7 @@ _LAST_GEOMETRIC = _POSITION["Rotate"]
 _LAST_TABLE = _POSITION["Equalize"]
 
 MAGNITUDE_BINS = 10
+_SOLARIZE_THRESHOLDS = torch.linspace(255.0, 0.0, MAGNITUDE_BINS).tolist()
 RANDOM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Invert")  # those of RandAugment's paper
 RANDOM_SLOTS = 2  # n, and m 10 of 10 is the last bin
 RANDOM_PROBABILITY = 0.5
@@ -143,6 +148,8 @@ def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_publish
     Shapes: images uint8 [b, 3, H, W]; parameters [b, 2] each; returns uint8 [b, 3, H, W].
     Raises: ValueError if the images are not uint8 [b, 3, H, W].
     """
+    if are_photos(images) and not as_published:
+        return one_by_one(_autoaugmented_photo, images, *parameters)
     for slot in (0, 1):
         images = apply_operation(
             images,
@@ -152,6 +159,36 @@ def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_publish
             as_published=as_published,
         )
     return images
+
+
+def _autoaugmented_photo(photo: Tensor, operation: Tensor, magnitude: Tensor, positive: Tensor) -> Tensor:
+    """Both slots on one photo [1, 3, H, W], whose operations the host knows: by PIL itself, which needs one pass for
+    what takes a batch of tensors twenty; all but Sharpness, at which PIL is slower."""
+    for drawn, bin_, sign in zip(operation[0].tolist(), magnitude[0].tolist(), positive[0].tolist(), strict=True):
+        name, size = OPERATIONS[drawn], _sizes(*photo.shape[2:]).get(OPERATIONS[drawn], [0.0] * MAGNITUDE_BINS)[bin_]
+        size = size if sign else -size
+        if name == "Sharpness":
+            photo = adjust_sharpness(photo, torch.tensor([1.0 + size]))
+        elif name != "Identity":
+            before = Image.fromarray(np.ascontiguousarray(photo[0].movedim(0, 2).numpy()))
+            photo = torch.from_numpy(np.array(_on_pil(before, name, size, bin_))).movedim(2, 0)[None]
+    return photo
+
+
+def _on_pil(picture: Image.Image, name: str, size: float, bin_: int) -> Image.Image:
+    if _POSITION[name] <= _LAST_GEOMETRIC:
+        affine = _inverse_affine(name, size, picture.height, picture.width)
+        return picture.transform(picture.size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
+    match name:
+        case "Posterize":
+            return ImageOps.posterize(picture, 8 - _dropped_bits(bin_))
+        case "Solarize":
+            return ImageOps.solarize(picture, _SOLARIZE_THRESHOLDS[bin_])
+        case "Invert" | "AutoContrast" | "Equalize":
+            operation: Callable[[Image.Image], Image.Image] = getattr(ImageOps, name.lower())
+            return operation(picture)
+    enhanced: Image.Image = getattr(ImageEnhance, name)(picture).enhance(1.0 + size)
+    return enhanced
 
 
 def apply_operation(
@@ -225,6 +262,30 @@ def _policy_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def _magnitude_tables(height: int, width: int, device: torch.device) -> _MagnitudeTables:
     """Turn (operation, bin, sign) into numbers once an image size, in Python's double precision as PIL is called."""
     bins = MAGNITUDE_BINS
+    affine = torch.tensor(_fixed_point((1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), dtype=torch.int32)
+    affine = affine.repeat(len(OPERATIONS), bins, 2, 1)
+    factor = torch.ones(len(OPERATIONS), bins, 2)
+    for name, sizes in _sizes(height, width).items():
+        for bin_, size in enumerate(sizes):
+            for positive in (0, 1):
+                signed = size if positive else -size
+                factor[_POSITION[name], bin_, positive] = 1.0 + signed
+                if _POSITION[name] <= _LAST_GEOMETRIC:
+                    fixed = torch.tensor(_fixed_point(_inverse_affine(name, signed, height, width)))
+                    affine[_POSITION[name], bin_, positive] = fixed.to(torch.int32)
+    # Invert is Solarize from 0 upwards; 256 leaves every level alone.
+    threshold = torch.full((len(OPERATIONS), bins), 256.0)
+    threshold[_POSITION["Solarize"]] = torch.tensor(_SOLARIZE_THRESHOLDS)
+    threshold[_POSITION["Invert"]] = 0.0
+    bit_mask = torch.full((len(OPERATIONS), bins), 255)
+    for bin_ in range(bins):
+        bit_mask[_POSITION["Posterize"], bin_] = 255 & ~(2 ** _dropped_bits(bin_) - 1)
+    return _MagnitudeTables(affine.to(device), factor.to(device), threshold.to(device), bit_mask.to(device))
+
+
+@lru_cache(maxsize=32)
+def _sizes(height: int, width: int) -> dict[str, list[float]]:
+    """Magnitudes of the signed operations by bin; of the last four what the factor is away from 1."""
     largest = {
         "ShearX": 0.3,
         "ShearY": 0.3,
@@ -236,27 +297,16 @@ def _magnitude_tables(height: int, width: int, device: torch.device) -> _Magnitu
         "Color": 0.9,
         "Sharpness": 0.9,
     }
-    affine = torch.tensor(_fixed_point((1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), dtype=torch.int32)
-    affine = affine.repeat(len(OPERATIONS), bins, 2, 1)
-    factor = torch.ones(len(OPERATIONS), bins, 2)
-    for name, limit in largest.items():
-        # float32 steps, widened, because torchvision reads its magnitudes off a float32 linspace.
-        for bin_, size in enumerate(torch.linspace(0.0, limit, bins, dtype=torch.float32).tolist()):
-            for positive in (0, 1):
-                signed = size if positive else -size
-                factor[_POSITION[name], bin_, positive] = 1.0 + signed
-                if _POSITION[name] <= _LAST_GEOMETRIC:
-                    fixed = torch.tensor(_fixed_point(_inverse_affine(name, signed, height, width)))
-                    affine[_POSITION[name], bin_, positive] = fixed.to(torch.int32)
-    # Invert is Solarize from 0 upwards; 256 leaves every level alone.
-    threshold = torch.full((len(OPERATIONS), bins), 256.0)
-    threshold[_POSITION["Solarize"]] = torch.linspace(255.0, 0.0, bins)
-    threshold[_POSITION["Invert"]] = 0.0
-    bit_mask = torch.full((len(OPERATIONS), bins), 255)
-    for bin_ in range(bins):
-        dropped_bits = round(bin_ / ((bins - 1) / 4))
-        bit_mask[_POSITION["Posterize"], bin_] = 255 & ~(2**dropped_bits - 1)
-    return _MagnitudeTables(affine.to(device), factor.to(device), threshold.to(device), bit_mask.to(device))
+    # float32 steps, widened, because torchvision reads its magnitudes off a float32 linspace.
+    return {
+        name: torch.linspace(0.0, limit, MAGNITUDE_BINS, dtype=torch.float32).tolist()
+        for name, limit in largest.items()
+    }
+
+
+def _dropped_bits(bin_: int) -> int:
+    """Of Posterize."""
+    return round(bin_ / ((MAGNITUDE_BINS - 1) / 4))
 
 
 def _inverse_affine(name: str, size: float, height: int, width: int) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Blurs of whole batches as dense matrices along each axis, one blur per sample. Shapes: b samples, sides H and W.
 
-On a CPU the matrices of photos are mostly zeros that are multiplied all the same: they are convolved instead.
+On a CPU the matrices of photos are mostly zeros that are multiplied all the same: their blur is in `photos`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DENSE_UP_TO = 64  # pixels of the shorter side up to which dense matrices are as fast on a CPU
+from saukit.training.photos import are_photos, blurred, one_by_one
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -33,21 +33,12 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     kernel_size = blur_kernel_size(height, width)
+    if are_photos(images):
+        return one_by_one(lambda one, sigma: blurred(one[0], float(sigma), kernel_size)[None], images, sigma)
     offset = torch.arange(kernel_size, device=images.device) - kernel_size // 2
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]).square())
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    if images.device.type == "cpu" and min(height, width) > DENSE_UP_TO:
-        return _convolved(images, kernel)
     return separable(images, _blur_matrix(kernel, height), _blur_matrix(kernel, width))
-
-
-def _convolved(images: Tensor, kernel: Tensor) -> Tensor:
-    """images [b, 3, H, W] convolved along both axes with kernel [b, k], borders reflected."""
-    reach, each = kernel.shape[1] // 2, kernel.repeat_interleave(images.shape[1], 0)
-    padded = F.pad(images, (reach,) * 4, mode="reflect").flatten(0, 1)[None]
-    with torch.autocast(images.device.type, enabled=False):
-        along_rows = F.conv2d(padded, each[:, None, None, :], groups=len(each))
-        return F.conv2d(along_rows, each[:, None, :, None], groups=len(each)).view(images.shape)
 
 
 def pil_gaussian_blur(images: Tensor, radius: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from saukit.training.blur import DENSE_UP_TO, separable
+from saukit.training.blur import separable
+from saukit.training.photos import are_photos, one_by_one, resized
 
 CROP_SCALE = (0.2, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -80,23 +80,16 @@ def resized_crop(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> T
     Shapes: images uint8 [b, 3, H, W]; flip bool [b]; returns float32 [b, 3, H, W] in [0, 1].
     """
     height, width = images.shape[-2:]
-    if images.device.type == "cpu" and min(height, width) > DENSE_UP_TO:
-        return _resized_one_by_one(images, crop, flip).div_(255)
+    if are_photos(images):
+        return one_by_one(_resized_photo, images, *crop, flip)
     rows = _resize_matrix(crop.top, crop.height, torch.arange(height, device=images.device)[None])
     columns = torch.arange(width, device=images.device)[None]
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
     return separable(images.to(torch.float32), rows, _resize_matrix(crop.left, crop.width, columns)).div_(255)
 
 
-def _resized_one_by_one(images: Tensor, crop: ResizedCropParameters, flip: Tensor) -> Tensor:
-    """Float32 [b, 3, H, W] of 0 to 255. A crop is never shrunk, so there is nothing to smooth against aliasing."""
-    resized = torch.empty(images.shape)
-    boxes = zip(*(side.tolist() for side in crop), strict=True)
-    for index, (mirrored, (top, left, height, width)) in enumerate(zip(flip.tolist(), boxes, strict=True)):
-        part = images[index : index + 1, :, top : top + height, left : left + width].float()
-        part = part.flip(3) if mirrored else part
-        resized[index] = F.interpolate(part, images.shape[-2:], mode="bilinear", align_corners=False)[0]
-    return resized
+def _resized_photo(photo: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor) -> Tensor:
+    return resized(photo[0], [int(side) for side in (top, left, height, width)], bool(flip))[None]
 
 
 def _resize_matrix(start: Tensor, length: Tensor, output: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ def apply_to_rows(chosen: Tensor, images: Tensor, function: Callable[..., Tensor
     """
     if not _shapes_may_depend_on_data(images.device):
         return torch.where(chosen[:, None, None, None], function(images, *row_parameters), images)
+    if len(images) == 1:
+        return function(images, *row_parameters) if chosen else images
     rows = chosen.nonzero().squeeze(1)
     if rows.numel() == 0:
         return images
@@ -111,23 +113,24 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """
     pixels = images.to(torch.float32)
     smooth = pixels.clone()
-    columns = pixels[..., :-2] + pixels[..., 1:-1] + pixels[..., 2:]
-    box = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
+    columns = (pixels[..., :-2] + pixels[..., 1:-1]).add_(pixels[..., 2:])
+    box = (columns[..., :-2, :] + columns[..., 1:-1, :]).add_(columns[..., 2:, :])
     # A multiple of 1/13 is never within 1/26 of a half, so float32 rounds as PIL does.
-    smooth[..., 1:-1, 1:-1] = ((box + 4 * pixels[..., 1:-1, 1:-1]) / 13 + 0.5).floor()
+    smooth[..., 1:-1, 1:-1] = box.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
     return blend(smooth, pixels, factor[:, None, None, None])
 
 
 def _grey(pixels: Tensor) -> Tensor:
     """ITU-R 601-2 luma in PIL's fixed point, [b, 3, H, W] -> [b, 1, H, W]; every sum stays below 2^24, so exact."""
     red, green, blue = pixels.unbind(1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor().unsqueeze(1)
+    luma = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return luma.add_(32768).div_(65536).floor_().unsqueeze(1)
 
 
 def blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
     """PIL's `Image.blend`: float32, clipped, truncated."""
     # Not torch.lerp: it reorders the terms for factors above one half, and truncation shows the last bit.
-    return (degenerate + factor * (pixels - degenerate)).clamp(0, 255).to(torch.uint8)
+    return (pixels - degenerate).mul_(factor).add_(degenerate).clamp_(0, 255).to(torch.uint8)
 
 
 def contrast_table(table: Tensor, images: Tensor, factor: Tensor) -> Tensor:
@@ -156,11 +159,17 @@ def autocontrast_table(table: Tensor, levels: Tensor) -> Tensor:
 
 def equalize_table(table: Tensor, levels: Tensor) -> Tensor:
     """Equalises the histogram of each channel. Shapes: levels uint8 [b, 3, H * W]; table as above."""
-    index, ramp = levels.to(torch.int64), torch.arange(256, device=levels.device)
+    ramp = torch.arange(256, device=levels.device)
     highest = levels.amax(dim=2, keepdim=True).to(torch.int64)
-    histogram = torch.zeros((*index.shape[:2], 256), dtype=torch.int32, device=index.device)
-    histogram.scatter_add_(2, index, torch.ones((), dtype=torch.int32, device=index.device).expand_as(index))
+    histogram = _histogram(levels)
     below = histogram.cumsum(dim=2, dtype=torch.int32) - histogram
-    step = (index.shape[2] - histogram.gather(2, highest)) // 255
+    step = (levels.shape[2] - histogram.gather(2, highest)) // 255
     levelled = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     return torch.where(step > 0, levelled, ramp).to(torch.uint8)[..., None]
+
+
+def _histogram(levels: Tensor) -> Tensor:
+    """Of each channel: levels uint8 [b, 3, n]; returns int32 [b, 3, 256]."""
+    histogram = torch.zeros((*levels.shape[:2], 256), dtype=torch.int32, device=levels.device)
+    one = torch.ones((), dtype=torch.int32, device=levels.device).expand_as(levels)
+    return histogram.scatter_add_(2, levels.to(torch.int64), one)

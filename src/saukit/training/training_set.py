@@ -44,6 +44,8 @@ class StoredImages:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """The images of `rows`, [n, 3, H, W]."""
         chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else rows.flatten().numpy()
+        if len(self._stores) == 1:
+            return torch.from_numpy(np.asarray(self._stores[0][chosen]))
         images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
         for store, start, end in zip(self._stores, self._starts, self._starts[1:], strict=False):
             here = np.flatnonzero((chosen >= start) & (chosen < end))
@@ -323,7 +325,10 @@ class _Reading:
 
     def receive(self) -> Tensor:
         """The images, once they are there."""
-        return self.images.result().to(self.device, non_blocking=True)
+        images = self.images.result()
+        if self.device.type != "cpu":  # where the colours of a pixel beside each other help the processor's views
+            images = images.contiguous()
+        return images.to(self.device, non_blocking=True)
 
 
 class _DiskFeed:

@@ -25,17 +25,20 @@ Shapes: b samples, height H, width W.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saukit.core.device import using_threads
 from saukit.models.inference import normalise
-from saukit.training.autoaugment import autoaugment, draw_autoaugment, draw_randaugment
-from saukit.training.blur import gaussian_blur, pil_gaussian_blur
-from saukit.training.crops import draw_resized_crop, resized_crop
+from saukit.training.autoaugment import AutoAugmentParameters, autoaugment, draw_autoaugment, draw_randaugment
+from saukit.training.blur import blur_kernel_size, gaussian_blur, pil_gaussian_blur
+from saukit.training.colour import adjust_hue, grayscale, jittered, luma
+from saukit.training.crops import CROP_SCALE, ResizedCropParameters, draw_resized_crop, resized_crop
 from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
+from saukit.training.photos import are_photos, compiled, crop_flipped, one_by_one, simclr
 from saukit.training.pixel_operations import apply_to_rows
 from saukit.training.side_by_side import side_by_side
 
@@ -48,7 +51,6 @@ JITTER_PROBABILITY = 0.8
 GRAY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
-_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
 class JitterParameters(NamedTuple):
@@ -69,7 +71,7 @@ class JitterParameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """The augmented views of a batch of uint8 images [b, 3, H, W]: normalised, channels-last, float32 [b, 3, H, W].
+    """The augmented views of a batch of uint8 images [b, 3, H, W]: normalised, channels_last, float32 [b, 3, H, W].
 
     `mean` and `std`, float32 [3], are for pixels in [0, 1]; `flip` says whether images are ever mirrored. Crop padding
     is an eighth of the shorter side and Cutout's square half of it: SAU's 4 and 16 at 32 pixels. With `crop_scale` v1
@@ -87,71 +89,116 @@ class Views:
     as_published: bool = False
     share: Share | None = None
 
-    @side_by_side
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
-        return _channels_last(normalise(self._crop_flip(images, generator), self.mean, self.std))
+        return side_by_side(self._crop_flip, images, self._draw_crop(images, generator))
 
-    @side_by_side
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
-        images = self._crop_flip(images, generator)
-        height, width = images.shape[2:]
+        crop = self._draw_crop(images, generator)
         parameters = self._draw(draw_autoaugment, images, generator)
-        images = autoaugment(images, parameters, as_published=self.as_published)
-        centres = self._draw(draw_cutout, images, generator, height, width)
-        mask = cutout_mask(*centres, min(height, width) // 2, height, width)
-        if self.as_published:
-            return _channels_last(normalise(images * mask, self.mean, self.std))
-        return _channels_last(normalise(images, self.mean, self.std).mul_(mask))
+        centres = self._draw(draw_cutout, images, generator, *images.shape[2:])
+        return side_by_side(self._autoaugment, images, crop, parameters, centres)
 
-    @side_by_side
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur.
 
         Chen et al. 2020, appendix A, with the colour jitter at (0.4, 0.4, 0.4, 0.1) as SAU has it. The blur's kernel is
         about a tenth of the shorter side (`blur_kernel_size`).
         """
-        _check_images(images)
-        height, width = images.shape[2:]
-        crop = self._draw(draw_resized_crop, images, generator, height, width)
-        flips = self._draw(draw_chosen, images, generator, 0.5 if self.flip else 0.0)
+        crop = self._draw_resized_crop(images, generator, CROP_SCALE)
         jitter = self._draw(draw_jitter, images, generator)
         is_gray = self._draw(draw_chosen, images, generator, GRAY_PROBABILITY)
         is_blurred = self._draw(draw_chosen, images, generator, BLUR_PROBABILITY)
         sigma = self._draw(draw_uniform, images, generator, *BLUR_SIGMA)
-
-        pixels = resized_crop(images, crop, flips)
-        pixels = colour_jitter(pixels, jitter)
-        pixels = apply_to_rows(is_gray, pixels, grayscale)
-        blur = pil_gaussian_blur if self.as_published else gaussian_blur
-        pixels = apply_to_rows(is_blurred, pixels, blur, sigma)
-        return self._normalised(pixels)
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        return _channels_last(pixels.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]))
+        return side_by_side(self._simclr, images, crop, jitter, is_gray, is_blurred, sigma)
 
     def _draw(self, draw: Callable[..., Drawn], images: Tensor, generator: torch.Generator, *numbers: float) -> Drawn:
         """`draw`'s parameters of each image: those of the whole batch are drawn, and of a share its own are kept."""
         count = len(images) if self.share is None else self.share.count
-        drawn = draw(count, *numbers, device=images.device, generator=generator)
+        # A handful of numbers, after which a second thread of torch would wait for more on a core that views need.
+        with using_threads(1):
+            drawn = draw(count, *numbers, device=images.device, generator=generator)
         return drawn if self.share is None else self.share.take(drawn)
 
-    def _crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw_crop(self, images: Tensor, generator: torch.Generator) -> tuple[Any, ...]:
+        """Of the crop of v1 and v2: with padding its offsets, and whether it is flipped, or those of a resized one."""
         _check_images(images)
         if self.crop_scale is not None:
-            return self._resized(images, self.crop_scale, generator).mul_(255).round_().to(torch.uint8)
-        padding = max(1, min(images.shape[-2:]) // 8)
-        images = random_crop(images, *self._draw(draw_crop, images, generator, padding), padding)
-        if not self.flip:
-            return images
-        return horizontal_flip(images, self._draw(draw_chosen, images, generator, 0.5))
+            return self._draw_resized_crop(images, generator, (self.crop_scale, 1.0))
+        offsets = self._draw(draw_crop, images, generator, _padding(images))
+        return (offsets, self._draw(draw_chosen, images, generator, 0.5)) if self.flip else (offsets,)
 
-    def _resized(self, images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    def _draw_resized_crop(
+        self, images: Tensor, generator: torch.Generator, scale: tuple[float, float]
+    ) -> tuple[ResizedCropParameters, Tensor]:
+        _check_images(images)
+        crop = self._draw(partial(draw_resized_crop, scale=scale), images, generator, *images.shape[2:])
+        return crop, self._draw(draw_chosen, images, generator, 0.5 if self.flip else 0.0)
+
+    def _cropped(self, images: Tensor, crop: tuple[Any, ...]) -> Tensor:
+        """v1 before the normalisation, uint8."""
+        if self.crop_scale is not None:
+            return resized_crop(images, *crop).mul_(255).round_().to(torch.uint8)
+        (dy, dx), *flips = crop
+        padding = _padding(images)
+        if are_photos(images):
+            return compiled(crop_flipped)(images, int(dy), int(dx), padding, any(flips))
+        images = random_crop(images, dy, dx, padding)
+        return horizontal_flip(images, *flips) if flips else images
+
+    def _crop_flip(self, images: Tensor, crop: tuple[Any, ...]) -> Tensor:
+        return self._levels_normalised(self._cropped(images, crop))
+
+    def _autoaugment(
+        self,
+        images: Tensor,
+        crop: tuple[Any, ...],
+        parameters: AutoAugmentParameters,
+        centres: tuple[Tensor, Tensor],
+    ) -> Tensor:
         height, width = images.shape[2:]
-        crop = self._draw(partial(draw_resized_crop, scale=(scale, 1.0)), images, generator, height, width)
-        flips = self._draw(draw_chosen, images, generator, 0.5 if self.flip else 0.0)
-        return resized_crop(images, crop, flips)
+        images = autoaugment(self._cropped(images, crop), parameters, as_published=self.as_published)
+        if not self.as_published:
+            images = self._levels_normalised(images)
+        images = cut_out(images, *centres, min(height, width) // 2)
+        return normalise(images, self.mean, self.std) if self.as_published else images
+
+    def _simclr(
+        self,
+        images: Tensor,
+        crop: tuple[ResizedCropParameters, Tensor],
+        jitter: JitterParameters,
+        is_gray: Tensor,
+        is_blurred: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
+        if are_photos(images) and not self.as_published:
+            box, flips = crop
+            return compiled(simclr)(
+                images,
+                [int(side) for side in box],
+                bool(flips),
+                jitter.order[0].tolist() if jitter.chosen else [],
+                [float(factor) for factor in (jitter.brightness, jitter.contrast, jitter.saturation)],
+                jitter.hue,
+                bool(is_gray),
+                float(sigma) if is_blurred else 0.0,
+                blur_kernel_size(*images.shape[2:]),
+                self.mean,
+                self.std,
+            )
+        pixels = colour_jitter(resized_crop(images, *crop), jitter)
+        pixels = apply_to_rows(is_gray, pixels, grayscale)
+        blur = pil_gaussian_blur if self.as_published else gaussian_blur
+        return self._normalised(apply_to_rows(is_blurred, pixels, blur, sigma))
+
+    def _levels_normalised(self, images: Tensor) -> Tensor:
+        function = compiled(normalise) if are_photos(images) else normalise
+        return function(images, self.mean, self.std)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return pixels.sub(self.mean[:, None, None]).div_(self.std[:, None, None])
 
 
 class PhotoViews(Views):
@@ -161,32 +208,35 @@ class PhotoViews(Views):
     RandAugment, v2 and v3 jitter (.4, .4, .4, .1) for 80 % of the samples and grey for 20 %.
     """
 
-    @side_by_side
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1: resized crop, flip, jitter, RandAugment."""
-        pixels = self._cropped(images, generator)
+        crop = self._draw_crop(images, generator)
         draw = partial(draw_jitter, strengths=(0.4, 0.4, 0.4), probability=1.0)
         jitter = self._draw(draw, images, generator)
-        levels = colour_jitter(pixels, jitter).mul_(255).round_().to(torch.uint8)
-        levels = autoaugment(levels, self._draw(draw_randaugment, images, generator))
-        return _channels_last(normalise(levels, self.mean, self.std))
+        return side_by_side(self._randaugment, images, crop, jitter, self._draw(draw_randaugment, images, generator))
 
-    @side_by_side
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2, as v3."""
         return self.simclr(images, generator)
 
-    @side_by_side
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3: resized crop, flip, jitter, grey."""
-        pixels = self._cropped(images, generator)
-        pixels = colour_jitter(pixels, self._draw(draw_jitter, images, generator))
+        crop, jitter = self._draw_crop(images, generator), self._draw(draw_jitter, images, generator)
         is_gray = self._draw(draw_chosen, images, generator, GRAY_PROBABILITY)
-        return self._normalised(apply_to_rows(is_gray, pixels, grayscale))
+        return side_by_side(self._jittered, images, crop, jitter, is_gray)
 
-    def _cropped(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        _check_images(images)
-        return self._resized(images, self.crop_scale or PHOTO_CROP_SCALE, generator)
+    def _draw_crop(self, images: Tensor, generator: torch.Generator) -> tuple[Any, ...]:
+        return self._draw_resized_crop(images, generator, (self.crop_scale or PHOTO_CROP_SCALE, 1.0))
+
+    def _randaugment(
+        self, images: Tensor, crop: tuple[Any, ...], jitter: JitterParameters, parameters: AutoAugmentParameters
+    ) -> Tensor:
+        levels = colour_jitter(resized_crop(images, *crop), jitter).mul_(255).round_().to(torch.uint8)
+        return normalise(autoaugment(levels, parameters), self.mean, self.std)
+
+    def _jittered(self, images: Tensor, crop: tuple[Any, ...], jitter: JitterParameters, is_gray: Tensor) -> Tensor:
+        pixels = colour_jitter(resized_crop(images, *crop), jitter)
+        return self._normalised(apply_to_rows(is_gray, pixels, grayscale))
 
 
 class FeatureViews(Views):
@@ -197,8 +247,8 @@ class FeatureViews(Views):
         return images
 
 
-def _channels_last(pixels: Tensor) -> Tensor:
-    return pixels.contiguous(memory_format=torch.channels_last)
+def _padding(images: Tensor) -> int:
+    return max(1, min(images.shape[-2:]) // 8)
 
 
 # --- crop, flip, Cutout ------------------------------------------------------------------------------------------
@@ -252,6 +302,16 @@ def draw_cutout(
     return centre_y, centre_x
 
 
+def cut_out(images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int) -> Tensor:
+    """Images [b, 3, H, W] with zeros in each one's square of `cutout_mask`; their memory may be overwritten."""
+    height, width = images.shape[2:]
+    if not are_photos(images) or len(images) > 1:
+        return images * cutout_mask(centre_y, centre_x, size, height, width)
+    top, left = int(centre_y) - size // 2, int(centre_x) - size // 2
+    images[..., max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)] = 0
+    return images
+
+
 def cutout_mask(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
     """Cutout (DeVries & Taylor 2017): 0 inside each sample's square and 1 elsewhere, float32 [b, 1, H, W].
 
@@ -291,6 +351,8 @@ def colour_jitter(images: Tensor, jitter: JitterParameters) -> Tensor:
 
     Shapes: images float32 [b, 3, H, W] in [0, 1], whose memory may be overwritten; returns the same.
     """
+    if are_photos(images):
+        return one_by_one(_jittered_photo, images, *jitter)
     factors = torch.stack((jitter.brightness, jitter.contrast, jitter.saturation), dim=1)
     for operation in jitter.order.unbind(1):
         is_hue = operation == HUE
@@ -303,45 +365,19 @@ def colour_jitter(images: Tensor, jitter: JitterParameters) -> Tensor:
 def _adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """Brightness, contrast or saturation: a blend with black, with the mean grey, with the grey image."""
     operation, factor = operation[:, None, None, None], factor[:, None, None, None]
-    gray, rest = _luma(images), 1 - factor
+    gray, rest = luma(images), 1 - factor
     flat = gray.mean(dim=(2, 3), keepdim=True) * (rest * (operation == CONTRAST))
     return (images * factor).add_(gray.mul_(rest * (operation == SATURATION)).add_(flat)).clamp_(0, 1)
 
 
-def adjust_hue(images: Tensor, hue: Tensor) -> Tensor:
-    """Turn each sample's hue by a fraction of the colour circle, keeping value and saturation.
-
-    Shapes: images float32 [b, 3, H, W] in [0, 1]; hue float32 [b], turns in [-0.5, 0.5]; returns [b, 3, H, W].
-    """
-    red, green, blue = images.unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # In sixths of the circle; where the chroma is 0 all differences are, and the hue does not matter. Not torch.where,
-    # which takes forty times as long on a CPU as lerp with weights 0 and 1.
-    share = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
-    is_red, is_green = ((value == most).to(images.dtype) for most in (red, green))
-    sixths = (red - green).mul_(share).add_(4)
-    sixths = sixths.lerp_((blue - red).mul_(share).add_(2), is_green).lerp_((green - blue).mul_(share), is_red)
-    sixths += 6 * hue[:, None, None]
-    sixths -= (sixths * (1 / 6)).floor_().mul_(6)
-    # A channel is `value` within a sixth of its own hue turned by half, and falls by `chroma` over the next sixth:
-    # channel c is full at a distance of 3 from 2 c on the circle of 6.
-    opposite = 2 * torch.arange(3, dtype=images.dtype, device=images.device)[:, None, None]
-    fall = (sixths[:, None] - opposite).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
-    return fall.mul_(chroma[:, None]).neg_().add_(value[:, None])
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """Grey images in three equal channels: images float32 [b, 3, H, W]; returns the same shape."""
-    return _luma(images).expand_as(images)
-
-
-def _luma(images: Tensor) -> Tensor:
-    red, green, blue = images.unbind(1)
-    gray = (_GRAY_WEIGHTS[0] * red).add_(green, alpha=_GRAY_WEIGHTS[1]).add_(blue, alpha=_GRAY_WEIGHTS[2])
-    return gray.unsqueeze(1)
+def _jittered_photo(photo: Tensor, order: Tensor, *parameters: Tensor) -> Tensor:
+    *factors, hue, chosen = parameters
+    return jittered(photo, order[0].tolist() if chosen else [], [float(factor) for factor in factors], hue)
 
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}")
+    if are_photos(images):
+        for function in (crop_flipped, normalise, simclr):
+            compiled(function)  # once, before several threads would
