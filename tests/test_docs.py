@@ -283,6 +283,26 @@ def test_the_figures_of_photo_steps_are_their_record() -> None:
     assert f"{top1[reference]} top-1 on the reference's features and {top1['saukit']} on saukit's" in text
 
 
+def test_the_figures_of_the_photo_feed_and_of_a_folder_are_their_records() -> None:
+    feed, folder = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("photo_feed", "photo_folder")
+    )
+    text = " ".join((REPOSITORY / "docs/speed.md").read_text(encoding="utf-8").split())
+    alone, fed, reference, viewed = (f"{row['images_per_second']:,.0f}" for row in feed["candidates"])
+    missed = {
+        name: "missed" if feed[name] < budget else "met" for name, budget in (("ratio", 2.5), ("ratio_to_decode", 0.8))
+    }
+    assert (
+        f"decoding, images/s | {alone} | {fed} | {feed['ratio_to_decode']:.2f} | 0.8, {missed['ratio_to_decode']} |"
+        in text
+    )
+    assert f"three views, images/s | {reference} | {viewed} | {feed['ratio']:.2f} | 2.5, {missed['ratio']} |" in text
+    spent = [f"{milliseconds:.1f}" for milliseconds in feed["processor_milliseconds_per_image"]]
+    assert f"processor time, ms per image | {spent[0]} | {spent[1]} | {feed['processor_ratio']:.1f} | |" in text
+    seconds = [row["seconds"] for row in folder["commands"]]
+    assert (folder["images"]["train"], max(seconds) < 30, folder["peak_bytes"] < 2**30) == (3068, True, True)  # budgets
+
+
 def test_each_layout_of_the_table_has_its_test() -> None:
     text = (REPOSITORY / "docs/own-images.md").read_text(encoding="utf-8")
     _, *lines = rows(text.split("## Every layout and file")[1])
