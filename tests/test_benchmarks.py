@@ -255,6 +255,7 @@ def test_photo_step_has_ratios_of_its_medians_and_equal_heads(
 ) -> None:
     module = load("photo_step")
     monkeypatch.setattr(module, "SIZE", 96)
+    monkeypatch.setattr(module, "MIN_ROUNDS", 2)
     options = ["--quick", "--threads", "1", "--backbone", "test_efficientnet", "--batch-size", "4"]
     document = module.main([*photos, *options])
     rates = {row["name"]: row["images_per_second"] for row in document["candidates"]}

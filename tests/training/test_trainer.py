@@ -35,7 +35,7 @@ from saukit.data.split import load_split, make_split
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import normalise
 from saukit.models.model_file import load_model
-from saukit.training import methods
+from saukit.training import costs, methods
 from saukit.training import plan as plan_room
 from saukit.training import trainer as room
 from saukit.training.checkpoint import CHECKPOINT_NAME
@@ -1099,7 +1099,7 @@ def test_the_share_of_the_peak_is_told_where_the_peak_is_known(
 ) -> None:
     unknown = train(split_work, tiny(method="sau"), name="unknown")
     assert unknown.manifest.summary["share_of_peak"] is None
-    monkeypatch.setattr(room, "peak_flops", lambda device, amp: 1e12)
+    monkeypatch.setattr(costs, "peak_flops", lambda device, amp: 1e12)
     known = train(split_work, tiny(method="sau"), name="known").manifest.summary
     # A digit of 8 x 8 pixels through six convolutions and back: three products of matrices each, but for the first.
     layers = [(3, 32, 64), (32, 32, 64), (32, 64, 64), (64, 64, 16), (64, 128, 16), (128, 128, 16)]
