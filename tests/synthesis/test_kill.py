@@ -25,7 +25,7 @@ CONFIG = SynthConfig(
     preflight=0,
     audit=False,
 )
-MOMENTS = 6  # examples/kills.py tries forty
+MOMENTS = 10
 SCRIPT = f"""
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ def killed_after(root: Path, delay: float) -> int:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_resumed_cache_is_the_same_to_the_bit(
+def test_killed_at_ten_random_moments_the_resumed_cache_is_the_same_to_the_bit(
     digits_root: Path, tmp_path: Path, cpu: torch.device
 ) -> None:
     quiet = Reporter(quiet=True)

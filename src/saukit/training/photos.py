@@ -3,8 +3,8 @@
 What a batch shares elsewhere is known here: where the crop lies, which operations come in which order, how far a blur
 reaches. So there are few passes over a photo, and it stays in the processor's cache from one to the next.
 
-`simclr` is a hundred short operations. Between two of them a thread needs Python's lock, and two threads would mostly
-wait for each other; compiled (`compiled`), it runs without.
+`simclr` is a hundred short operations. Between two of them a thread needs the GIL, and two threads would mostly wait
+for each other; compiled (`compiled`), it runs without.
 
 Shapes: height H, width W; a photo is [3, H, W], or [1, 3, H, W].
 """
