@@ -88,6 +88,30 @@ def test_operation_equals_torchvision_on_pil(name: str, height: int, width: int)
     assert torch.equal(batch, before)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_on_photos_equals_torchvision_on_pil(name: str) -> None:
+    """However their pixels lie in memory, in either slot, and twice."""
+    images, unsized = pictures(72, 80), name in ("AutoContrast", "Equalize", "Invert", "Identity")
+    batch = to_tensor(images)
+    before, none = batch.clone(), OPERATIONS.index("Identity")
+    for bin_ in (0,) if unsized else range(10):
+        for positive in (False, True):
+            magnitude = None if name in ("AutoContrast", "Equalize", "Invert") else bin_
+            reference = Recorded([((name, 1.0, magnitude), (name, -1.0, magnitude))])
+            reference.draw = (0, torch.tensor([0.5, 0.5]), torch.tensor([int(positive), 0]))
+            once = images if name == "Identity" else [reference(image) for image in images]
+            twice = once if name == "Identity" else [reference(image) for image in once]
+            for slots, expected in (((1, 0), once), ((0, 1), once), ((1, 1), twice)):
+                drawn = torch.tensor([[OPERATIONS.index(name) if slot else none for slot in slots]])
+                parameters = autoaugment.AutoAugmentParameters(
+                    *(row.expand(len(images), 2) for row in (drawn, torch.tensor([[bin_]]), torch.tensor([[positive]])))
+                )
+                for laid in (batch, batch.contiguous(memory_format=torch.channels_last)):
+                    found = autoaugment.autoaugment(laid, parameters)
+                    assert torch.equal(found, to_tensor(expected)), (bin_, positive, slots)
+    assert torch.equal(batch, before)
+
+
 def published(name: str, image: Image.Image, size: float) -> Image.Image:
     """The geometric operations of the AutoAugment that long-tail papers use, with PIL's own calls."""
     grey = (128, 128, 128)

@@ -11,7 +11,8 @@ from saukit.training import autoaugment, blur, crops
 from saukit.training import side_by_side as room
 from saukit.training import views as module
 from saukit.training.distributed import Share
-from saukit.training.photos import compiled, crop_flipped, simclr
+from saukit.training.photo_operations import autoaugmented
+from saukit.training.photos import compiled, cropped, simclr
 from saukit.training.views import PhotoViews, Views
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -63,12 +64,13 @@ def test_only_several_photos_are_divided_also_of_a_share(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["crop_flip", "autoaugment", "simclr"])
+@pytest.mark.parametrize(("flip", "scale"), [(True, None), (False, None), (True, 0.3)])
 def test_compiled_views_are_those_of_the_plain_functions_bit_for_bit(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, flip: bool, scale: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views, images = Views(MEAN, STD, flip=True), photos(12)
+    views, images = Views(MEAN, STD, flip=flip, crop_scale=scale), photos(12)
     expected, _ = made(views, name, images, 1)
-    assert all(isinstance(compiled(function), torch.jit.ScriptFunction) for function in (simclr, crop_flipped))
+    assert all(isinstance(compiled(each), torch.jit.ScriptFunction) for each in (cropped, autoaugmented, simclr))
     monkeypatch.setattr(module, "compiled", lambda function: function)
     assert torch.equal(made(views, name, images, 1)[0], expected)
 

@@ -17,16 +17,14 @@ Shapes: b samples, height H, width W; images are uint8 [b, 3, H, W].
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from saukit.training.photos import are_photos, one_by_one
+from saukit.training.photo_operations import changed
+from saukit.training.photos import are_photos, compiled, one_by_one
 from saukit.training.pixel_operations import (
     adjust_colour,
     adjust_sharpness,
@@ -161,34 +159,31 @@ def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_publish
     return images
 
 
-def _autoaugmented_photo(photo: Tensor, operation: Tensor, magnitude: Tensor, positive: Tensor) -> Tensor:
-    """Both slots on one photo [1, 3, H, W], whose operations the host knows: by PIL itself, which needs one pass for
-    what takes a batch of tensors twenty; all but Sharpness, at which PIL is slower."""
-    for drawn, bin_, sign in zip(operation[0].tolist(), magnitude[0].tolist(), positive[0].tolist(), strict=True):
-        name, size = OPERATIONS[drawn], _sizes(*photo.shape[2:]).get(OPERATIONS[drawn], [0.0] * MAGNITUDE_BINS)[bin_]
-        size = size if sign else -size
-        if name == "Sharpness":
-            photo = adjust_sharpness(photo, torch.tensor([1.0 + size]))
-        elif name != "Identity":
-            before = Image.fromarray(np.ascontiguousarray(photo[0].movedim(0, 2).numpy()))
-            photo = torch.from_numpy(np.array(_on_pil(before, name, size, bin_))).movedim(2, 0)[None]
-    return photo
+def _autoaugmented_photo(photo: Tensor, *drawn: Tensor) -> Tensor:
+    """Both slots on one photo [1, 3, H, W]."""
+    operation, magnitude, positive = (each[0].tolist() for each in drawn)
+    return compiled(changed)(photo, *prepared(operation, magnitude, positive, *photo.shape[2:]))
 
 
-def _on_pil(picture: Image.Image, name: str, size: float, bin_: int) -> Image.Image:
-    if _POSITION[name] <= _LAST_GEOMETRIC:
-        affine = _inverse_affine(name, size, picture.height, picture.width)
-        return picture.transform(picture.size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
-    match name:
-        case "Posterize":
-            return ImageOps.posterize(picture, 8 - _dropped_bits(bin_))
-        case "Solarize":
-            return ImageOps.solarize(picture, _SOLARIZE_THRESHOLDS[bin_])
-        case "Invert" | "AutoContrast" | "Equalize":
-            operation: Callable[[Image.Image], Image.Image] = getattr(ImageOps, name.lower())
-            return operation(picture)
-    enhanced: Image.Image = getattr(ImageEnhance, name)(picture).enhance(1.0 + size)
-    return enhanced
+def prepared(
+    operation: list[int], magnitude: list[int], positive: list[bool], height: int, width: int
+) -> tuple[list[str], list[list[int]], list[float], list[Tensor]]:
+    """What was drawn for one photo as `photo_operations.changed` takes it."""
+    each = [one for one in zip(operation, magnitude, positive, strict=True) if OPERATIONS[one[0]] != "Identity"]
+    some = [_prepared(*one, height, width) for one in each]
+    return [one[0] for one in some], [one[1] for one in some], [one[2] for one in some], [one[3] for one in some]
+
+
+@lru_cache(maxsize=4096)
+def _prepared(
+    operation: int, bin_: int, positive: bool, height: int, width: int
+) -> tuple[str, list[int], float, Tensor]:
+    tables = _magnitude_tables(height, width, torch.device("cpu"))
+    affine = tables.affine[operation, bin_, int(positive)].tolist() if operation <= _LAST_GEOMETRIC else []
+    row = torch.tensor([operation]), torch.tensor([bin_])
+    factor, threshold, bit_mask = tables.factor[*row, int(positive)], tables.threshold[*row], tables.bit_mask[*row]
+    table = _simple_table(row[0], factor, threshold, bit_mask)[0]
+    return OPERATIONS[operation], affine, float(factor), table
 
 
 def apply_operation(
@@ -233,16 +228,21 @@ def apply_operation(
 def _look_up(images: Tensor, operation: Tensor, factor: Tensor, threshold: Tensor, bit_mask: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     levels = images.reshape(batch, channels, height * width)
-    ramp = torch.arange(256, device=images.device)
-    solarised = torch.where(ramp >= threshold[:, None], 255 - ramp, ramp)
-    simple = torch.where((operation == _POSITION["Posterize"])[:, None], ramp & bit_mask[:, None], solarised)
-    brightened = blend(torch.zeros_like(factor)[:, None], ramp.to(torch.float32), factor[:, None])
-    simple = torch.where((operation == _POSITION["Brightness"])[:, None], brightened, simple.to(torch.uint8))
+    simple = _simple_table(operation, factor, threshold, bit_mask)
     table = simple[:, None, :, None].repeat(1, channels, 1, 1)  # an image of 256 x 1 pixels, for `apply_to_rows`
     table = apply_to_rows(operation == _POSITION["Contrast"], table, contrast_table, images, factor)
     table = apply_to_rows(operation == _POSITION["AutoContrast"], table, autocontrast_table, levels)
     table = apply_to_rows(operation == _POSITION["Equalize"], table, equalize_table, levels)
     return table[..., 0].gather(2, levels.to(torch.int64)).reshape(images.shape)
+
+
+def _simple_table(operation: Tensor, factor: Tensor, threshold: Tensor, bit_mask: Tensor) -> Tensor:
+    """Of the operations whose table is the same for every image: of [b] each, uint8 [b, 256]."""
+    ramp = torch.arange(256, device=factor.device)
+    solarised = torch.where(ramp >= threshold[:, None], 255 - ramp, ramp)
+    simple = torch.where((operation == _POSITION["Posterize"])[:, None], ramp & bit_mask[:, None], solarised)
+    brightened = blend(torch.zeros_like(factor)[:, None], ramp.to(torch.float32), factor[:, None])
+    return torch.where((operation == _POSITION["Brightness"])[:, None], brightened, simple.to(torch.uint8))
 
 
 @lru_cache(maxsize=8)

@@ -41,14 +41,14 @@ def luma(images: Tensor, weights: tuple[float, float, float] = GRAY_WEIGHTS) -> 
     return (weights[0] * red).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2]).unsqueeze(1)
 
 
-def jittered(photo: Tensor, order: list[int], factors: list[float], hue: Tensor) -> Tensor:
+def jittered(photo: Tensor, order: list[int], factors: list[float]) -> Tensor:
     """Brightness (0), contrast (1), saturation (2) and hue (3) of one photo [1, 3, H, W], in this order.
 
-    `factors` are those of the first three; the memory of `photo` may be overwritten.
+    `factors` are those of the first three, and the turn of the last; the memory of `photo` may be overwritten.
     """
     for operation in order:
         if operation == 3:
-            photo = adjust_hue(photo, hue)
+            photo = adjust_hue(photo, torch.tensor([factors[3]]))
             continue
         rest = 1.0 - factors[operation]
         if operation == 0:

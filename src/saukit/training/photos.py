@@ -1,10 +1,10 @@
-"""Operations of SimCLR's view on one photo on a CPU.
+"""Views of one photo on a CPU.
 
 What a batch shares elsewhere is known here: where the crop lies, which operations come in which order, how far a blur
 reaches. So there are few passes over a photo, and it stays in the processor's cache from one to the next.
 
-`simclr` is a hundred short operations. Between two of them a thread needs the GIL, and two threads would mostly wait
-for each other; compiled (`compiled`), it runs without.
+A view is up to a hundred short operations. Between two of them a thread needs the GIL, and two threads would mostly
+wait for each other; compiled (`compiled`), it runs without, from numbers of Python to its place in the batch.
 
 Shapes: height H, width W; a photo is [3, H, W], or [1, 3, H, W].
 """
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saukit.models.inference import normalise
 from saukit.training.colour import jittered, luma
 
 DENSE_UP_TO = 64  # pixels of the shorter side up to which dense matrices for a whole batch are as fast on a CPU
 NO_WEIGHT = 5.9  # standard deviations from where on a Gaussian's taps are below half of float32's last bit
-BLOCK = 8  # rows of a blur that are made by one product of matrices
 
 
 def are_photos(images: Tensor) -> bool:
@@ -50,29 +50,43 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return script  # type: ignore[no-any-return]
 
 
+def cropped(
+    out: Tensor, photo: Tensor, crop: list[int], mirrored: bool, padding: int, mean: Tensor, std: Tensor
+) -> Tensor:
+    """The first view of a photo uint8 [1, 3, H, W], normalised, into `out`, float32 [1, 3, H, W]. crop: of `window`."""
+    return out.copy_(normalise(window(photo, crop, mirrored, padding), mean, std))
+
+
+def window(photo: Tensor, crop: list[int], mirrored: bool, padding: int) -> Tensor:
+    """A crop (dy, dx) of the photo with zeros around it, or a resized one (top, left, height, width): uint8."""
+    if len(crop) == 2:
+        return crop_flipped(photo, crop[0], crop[1], padding, mirrored)
+    return resized(photo[0], crop, mirrored)[None].mul_(255).round_().to(torch.int32).to(torch.uint8)
+
+
 def simclr(
+    out: Tensor,
     photo: Tensor,
     crop: list[int],
     mirrored: bool,
     order: list[int],
     factors: list[float],
-    hue: Tensor,
     is_gray: bool,
     sigma: float,
     kernel_size: int,
     mean: Tensor,
     std: Tensor,
 ) -> Tensor:
-    """SimCLR's view of a photo uint8 [1, 3, H, W], normalised: float32 [1, 3, H, W].
+    """SimCLR's view of a photo uint8 [1, 3, H, W], normalised, into `out`, float32 [1, 3, H, W].
 
     crop: top, left, height, width; order and factors: of `jittered`; sigma: of the blur, 0 for none.
     """
-    pixels = jittered(resized(photo[0], crop, mirrored)[None], order, factors, hue)
+    pixels = jittered(resized(photo[0], crop, mirrored)[None], order, factors)
     if is_gray:
         pixels = luma(pixels).repeat(1, 3, 1, 1)
     if sigma > 0:
         pixels = blurred(pixels[0], sigma, kernel_size)[None]
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return out.copy_(pixels.sub_(mean[:, None, None]).div_(std[:, None, None]))
 
 
 def resized(photo: Tensor, crop: list[int], mirrored: bool) -> Tensor:
@@ -97,29 +111,22 @@ def interpolated(image: Tensor, size: int, mirrored: bool) -> Tensor:
     return above.lerp_(below, (source - first)[:, None])
 
 
-def blurred(photo: Tensor, sigma: float, kernel_size: int, block: int = BLOCK, no_weight: float = NO_WEIGHT) -> Tensor:
+def blurred(photo: Tensor, sigma: float, kernel_size: int, no_weight: float = NO_WEIGHT) -> Tensor:
     """Gaussian blur of a photo [3, H, W] with `kernel_size` taps an axis, borders reflected."""
     reach = min(kernel_size // 2, int(no_weight * sigma))
     kernel = torch.arange(-reach, reach + 1).div(sigma).square_().mul_(-0.5).exp_()
-    taps = torch.zeros(2 * block + 2 * reach - 1)
-    taps[block - 1 : block + 2 * reach] = kernel / kernel.sum()
-    # Row i of a block weighs rows i to i + 2 reach of those that it reads.
-    matrix = taps.as_strided([block, block + 2 * reach], [1, 1]).flip(0)
-    # A plane at a time, which the cache holds with its copies.
-    planes = [blurred_rows(blurred_rows(plane.mT, matrix).mT, matrix) for plane in photo.chunk(3)]
-    return torch.cat(planes)
+    weights: list[float] = (kernel / kernel.sum()).tolist()
+    padded = torch.nn.functional.pad(photo[None], [reach, reach, reach, reach], mode="reflect")[0]
+    return weighed(weighed(padded, 1, weights), 2, weights)
 
 
-def blurred_rows(plane: Tensor, matrix: Tensor) -> Tensor:
-    """Each column of a plane [1, H, W] convolved; `matrix` makes a block of rows from those that it reads."""
-    height, width = plane.shape[1], plane.shape[2]
-    block, read = matrix.shape[0], matrix.shape[1]
-    blocks, reach = (height + block - 1) // block, (read - block) // 2
-    rows = torch.arange(-reach, block * blocks + reach).abs_()
-    rows = (height - 1 - (height - 1 - rows).abs_()).clamp_(min=0)  # past the reflection are rows that nobody keeps
-    padded = plane.contiguous().index_select(1, rows)
-    windows = padded.as_strided([blocks, read, width], [block * width, width, 1])
-    return torch.bmm(matrix.expand(blocks, block, read), windows).view(1, -1, width)[:, :height]
+def weighed(padded: Tensor, dim: int, weights: list[float]) -> Tensor:
+    """The sum of an image's neighbours along `dim`, each with its weight; without those that lack a neighbour."""
+    size = padded.shape[dim] - len(weights) + 1
+    total = padded.narrow(dim, 0, size) * weights[0]
+    for shift in range(1, len(weights)):
+        total.add_(padded.narrow(dim, shift, size), alpha=weights[shift])
+    return total
 
 
 def crop_flipped(photo: Tensor, dy: int, dx: int, padding: int, mirrored: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,25 +18,36 @@ from torch import Tensor
 from saukit.training.photos import are_photos
 
 
-def side_by_side(make: Callable[..., Tensor], images: Tensor, *drawn: Any) -> Tensor:
+def side_by_side(
+    make: Callable[..., Tensor], images: Tensor, *drawn: Any, of_photo: Callable[..., Any] | None = None
+) -> Tensor:
     """`make(images, *drawn)` in channels_last: of photos on a CPU each by itself, so that how many threads make them
     changes nothing.
+
+    of_photo: `of_photo(out, photo, *numbers)` writes a photo's view to its place, from numbers of Python in place of
+        tensors. To read one from a tensor a thread gives the GIL away, and waits to have it back.
 
     Shapes: images [b, 3, H, W]; drawn: tensors [b, ...], or tuples of them; returns float32 [b, 3, H, W].
     """
     if not are_photos(images):
         return make(images, *drawn).contiguous(memory_format=torch.channels_last)
     made = torch.empty(images.shape, memory_format=torch.channels_last)
-    waiting = [*zip(*map(_one_by_one, (made, images, *drawn)), strict=True)]
+    parts = [
+        _one_by_one(each, Tensor.tolist if of_photo else lambda tensor: tensor.chunk(len(tensor))) for each in drawn
+    ]
+    waiting = [*zip(made.chunk(len(made)), images.chunk(len(made)), *parts, strict=True)]
 
     def work(_: object = None) -> None:
         with torch.autocast("cpu", enabled=False):
             while waiting:
                 try:
-                    out, *one = waiting.pop()
+                    out, photo, *one = waiting.pop()
                 except IndexError:  # another thread took the last one
                     return
-                out.copy_(make(*one))
+                if of_photo:
+                    of_photo(out, photo, *one)
+                else:
+                    out.copy_(make(photo, *one))
 
     threads = min(torch.get_num_threads(), len(images))
     if threads < 2:
@@ -47,13 +58,12 @@ def side_by_side(make: Callable[..., Tensor], images: Tensor, *drawn: Any) -> Te
     return made
 
 
-def _one_by_one(drawn: Any) -> Any:
-    """What was drawn for each image: [1, ...] of each tensor."""
+def _one_by_one(drawn: Any, split: Callable[[Tensor], Sequence[Any]]) -> Sequence[Any]:
+    """What was drawn for each image, of each tensor as `split` divides it."""
     if isinstance(drawn, Tensor):
-        return drawn.chunk(len(drawn))
-    return [
-        drawn._make(parts) if hasattr(drawn, "_make") else parts for parts in zip(*map(_one_by_one, drawn), strict=True)
-    ]
+        return split(drawn)
+    each = zip(*(_one_by_one(part, split) for part in drawn), strict=True)
+    return [drawn._make(parts) if hasattr(drawn, "_make") else parts for parts in each]
 
 
 @functools.cache

@@ -32,13 +32,20 @@ from torch import Tensor
 
 from saukit.core.device import using_threads
 from saukit.models.inference import normalise
-from saukit.training.autoaugment import AutoAugmentParameters, autoaugment, draw_autoaugment, draw_randaugment
+from saukit.training.autoaugment import (
+    AutoAugmentParameters,
+    autoaugment,
+    draw_autoaugment,
+    draw_randaugment,
+    prepared,
+)
 from saukit.training.blur import blur_kernel_size, gaussian_blur, pil_gaussian_blur
 from saukit.training.colour import adjust_hue, grayscale, jittered, luma
 from saukit.training.crops import CROP_SCALE, ResizedCropParameters, draw_resized_crop, resized_crop
 from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
-from saukit.training.photos import are_photos, compiled, crop_flipped, one_by_one, simclr
+from saukit.training.photo_operations import autoaugmented, changed
+from saukit.training.photos import are_photos, compiled, cropped, one_by_one, simclr
 from saukit.training.pixel_operations import apply_to_rows
 from saukit.training.side_by_side import side_by_side
 
@@ -91,14 +98,16 @@ class Views:
 
     def crop_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v1 of SAU: random crop with zero padding, horizontal flip."""
-        return side_by_side(self._crop_flip, images, self._draw_crop(images, generator))
+        crop = self._draw_crop(images, generator)
+        return side_by_side(self._crop_flip, images, crop, of_photo=self._crop_flip_photo)
 
     def autoaugment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v2 of SAU: random crop, flip, AutoAugment (CIFAR-10 policy), Cutout."""
         crop = self._draw_crop(images, generator)
         parameters = self._draw(draw_autoaugment, images, generator)
         centres = self._draw(draw_cutout, images, generator, *images.shape[2:])
-        return side_by_side(self._autoaugment, images, crop, parameters, centres)
+        of_photo = None if self.as_published else self._autoaugment_photo
+        return side_by_side(self._autoaugment, images, crop, parameters, centres, of_photo=of_photo)
 
     def simclr(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """v3 of SAU, the view of SimCLR: resized crop, flip, colour jitter, grey, Gaussian blur.
@@ -111,7 +120,8 @@ class Views:
         is_gray = self._draw(draw_chosen, images, generator, GRAY_PROBABILITY)
         is_blurred = self._draw(draw_chosen, images, generator, BLUR_PROBABILITY)
         sigma = self._draw(draw_uniform, images, generator, *BLUR_SIGMA)
-        return side_by_side(self._simclr, images, crop, jitter, is_gray, is_blurred, sigma)
+        of_photo = None if self.as_published else self._simclr_photo
+        return side_by_side(self._simclr, images, crop, jitter, is_gray, is_blurred, sigma, of_photo=of_photo)
 
     def _draw(self, draw: Callable[..., Drawn], images: Tensor, generator: torch.Generator, *numbers: float) -> Drawn:
         """`draw`'s parameters of each image: those of the whole batch are drawn, and of a share its own are kept."""
@@ -142,13 +152,11 @@ class Views:
             return resized_crop(images, *crop).mul_(255).round_().to(torch.uint8)
         (dy, dx), *flips = crop
         padding = _padding(images)
-        if are_photos(images):
-            return compiled(crop_flipped)(images, int(dy), int(dx), padding, any(flips))
         images = random_crop(images, dy, dx, padding)
         return horizontal_flip(images, *flips) if flips else images
 
     def _crop_flip(self, images: Tensor, crop: tuple[Any, ...]) -> Tensor:
-        return self._levels_normalised(self._cropped(images, crop))
+        return normalise(self._cropped(images, crop), self.mean, self.std)
 
     def _autoaugment(
         self,
@@ -160,7 +168,7 @@ class Views:
         height, width = images.shape[2:]
         images = autoaugment(self._cropped(images, crop), parameters, as_published=self.as_published)
         if not self.as_published:
-            images = self._levels_normalised(images)
+            images = normalise(images, self.mean, self.std)
         images = cut_out(images, *centres, min(height, width) // 2)
         return normalise(images, self.mean, self.std) if self.as_published else images
 
@@ -173,29 +181,31 @@ class Views:
         is_blurred: Tensor,
         sigma: Tensor,
     ) -> Tensor:
-        if are_photos(images) and not self.as_published:
-            box, flips = crop
-            return compiled(simclr)(
-                images,
-                [int(side) for side in box],
-                bool(flips),
-                jitter.order[0].tolist() if jitter.chosen else [],
-                [float(factor) for factor in (jitter.brightness, jitter.contrast, jitter.saturation)],
-                jitter.hue,
-                bool(is_gray),
-                float(sigma) if is_blurred else 0.0,
-                blur_kernel_size(*images.shape[2:]),
-                self.mean,
-                self.std,
-            )
         pixels = colour_jitter(resized_crop(images, *crop), jitter)
         pixels = apply_to_rows(is_gray, pixels, grayscale)
         blur = pil_gaussian_blur if self.as_published else gaussian_blur
         return self._normalised(apply_to_rows(is_blurred, pixels, blur, sigma))
 
-    def _levels_normalised(self, images: Tensor) -> Tensor:
-        function = compiled(normalise) if are_photos(images) else normalise
-        return function(images, self.mean, self.std)
+    def _crop_flip_photo(self, out: Tensor, photo: Tensor, crop: tuple[Any, ...]) -> None:
+        box, *mirrored = crop
+        compiled(cropped)(out, photo, [*box], any(mirrored), _padding(photo), self.mean, self.std)
+
+    def _autoaugment_photo(
+        self, out: Tensor, photo: Tensor, crop: tuple[Any, ...], parameters: Any, centre: tuple[int, int]
+    ) -> None:
+        (box, *mirrored), padding, size = crop, _padding(photo), min(photo.shape[2:]) // 2
+        changes = prepared(*parameters, *photo.shape[2:])
+        compiled(autoaugmented)(
+            out, photo, [*box], any(mirrored), padding, *changes, [*centre], size, self.mean, self.std
+        )
+
+    def _simclr_photo(
+        self, out: Tensor, photo: Tensor, crop: tuple[Any, bool], jitter: Any, gray: bool, blur: bool, sigma: float
+    ) -> None:
+        order, *factors, chosen = jitter
+        kernel_size = blur_kernel_size(*photo.shape[2:])
+        (box, mirrored), order, sigma = crop, order if chosen else [], sigma if blur else 0.0
+        compiled(simclr)(out, photo, [*box], mirrored, order, factors, gray, sigma, kernel_size, self.mean, self.std)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return pixels.sub(self.mean[:, None, None]).div_(self.std[:, None, None])
@@ -303,13 +313,8 @@ def draw_cutout(
 
 
 def cut_out(images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int) -> Tensor:
-    """Images [b, 3, H, W] with zeros in each one's square of `cutout_mask`; their memory may be overwritten."""
-    height, width = images.shape[2:]
-    if not are_photos(images) or len(images) > 1:
-        return images * cutout_mask(centre_y, centre_x, size, height, width)
-    top, left = int(centre_y) - size // 2, int(centre_x) - size // 2
-    images[..., max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)] = 0
-    return images
+    """Images [b, 3, H, W] with zeros in each one's square of `cutout_mask`."""
+    return images * cutout_mask(centre_y, centre_x, size, *images.shape[2:])
 
 
 def cutout_mask(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
@@ -371,13 +376,13 @@ def _adjust_tone(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 
 def _jittered_photo(photo: Tensor, order: Tensor, *parameters: Tensor) -> Tensor:
-    *factors, hue, chosen = parameters
-    return jittered(photo, order[0].tolist() if chosen else [], [float(factor) for factor in factors], hue)
+    *factors, chosen = parameters
+    return jittered(photo, order[0].tolist() if chosen else [], [float(factor) for factor in factors])
 
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}")
     if are_photos(images):
-        for function in (crop_flipped, normalise, simclr):
+        for function in (autoaugmented, changed, cropped, simclr):
             compiled(function)  # once, before several threads would
