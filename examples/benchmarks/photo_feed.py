@@ -3,8 +3,7 @@
 `ratio_to_decode`: images/s of saukit's feed over those of its decoder alone, on files that lie in memory, with as many
 threads. `ratio`: images/s with the three views v1, v2 and v3 over torchvision's ImageFolder and DataLoader with v2
 transforms, with as many worker processes as saukit has threads. An image is decoded once for its three views in both.
-Both are timed over `VIEWED` batches: workers make up to four of them before they are asked for, which in a turn of four
-batches was most of the turn.
+A turn is `BATCHES` batches: what was made before it began, by workers or a step ahead, is a small share of so many.
 `processor_ratio`: processor time per image of the latter, without worker processes, over that of saukit; other work on
 the machine changes it far less.
 """
@@ -42,7 +41,7 @@ from saukit.training.training_set import BatchOrder, build_training_set
 from saukit.training.views import Views
 
 PREFETCH = 2
-VIEWED = 20  # batches a turn
+BATCHES = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> Document:
@@ -51,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> Document:
     device = begin(options)
     keep_freed_memory()
     batch_size = options.batch_size or (16 if options.quick else 64)
-    batches = 2 if options.quick else 10
+    batches, photos = (BATCHES, 400) if options.quick else (2 * BATCHES, 1000)
     with tempfile.TemporaryDirectory() as folder:
-        root = link_photos(make_photos(Path(folder) / "photos"), Path(folder) / "root", 1000)
+        root = link_photos(make_photos(Path(folder) / "photos"), Path(folder) / "root", photos)
         workspace = Workspace(Path(folder) / "work")
         config = SplitConfig(dataset="folder", image_size=SIZE, test_fraction=0.1)
         make_split(config, workspace, root=root, force=False, reporter=Reporter(quiet=True))
@@ -100,16 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> Document:
         ]
         # The first batches of each worker lie ready when the timing begins; they would flatter the reference.
         viewing = [
-            Candidate("ImageFolder, DataLoader, v2", torchvision, VIEWED, PREFETCH * options.threads),
-            Candidate("saukit's feed and views", steady(viewed), VIEWED, 1),
+            Candidate("ImageFolder, DataLoader, v2", torchvision, batches, PREFETCH * options.threads),
+            Candidate("saukit's feed and views", steady(viewed), batches, 1),
         ]
-        gc.freeze()  # to look through all that was imported takes a few tenths of a second, in which workers go on
+        gc.freeze()  # a collection before a turn goes through all that was imported, while the workers make batches
         rounds = options.rounds or MIN_ROUNDS
         timings = [*measure(decoding, rounds=rounds, device=device).values()]
         timings += measure(viewing, rounds=rounds, device=device).values()
+        gc.unfreeze()
         torch.set_num_threads(1)  # as in a worker process
         processor = [
-            statistics.median(processor_seconds(work, batches) for _ in range(rounds)) / batch_size
+            statistics.median(processor_seconds(work, 2) for _ in range(rounds)) / batch_size
             for work in (transformed, viewed)
         ]
     rates = [batch_size / timing.median for timing in timings]

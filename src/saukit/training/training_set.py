@@ -214,9 +214,9 @@ class BatchOrder:
         """The images of A, then those of B; what was sent ahead is used only if it is what is asked for."""
         if self._sent is None or self._sent[0] != step:
             self._sent = (step, feed.send(self._own_rows(step)))
-        images = self._sent[1].receive()
-        self._sent = (step + 1, feed.send(self._own_rows(step + 1)))
-        return images
+        # The next one is sent for before this one is waited for: threads that decode always have something to do.
+        sent, self._sent = self._sent[1], (step + 1, feed.send(self._own_rows(step + 1)))
+        return sent.receive()
 
     def _own_rows(self, step: int) -> Tensor:
         """The samples whose images this process needs, int64 [1 or 2, n], in host memory."""
@@ -332,12 +332,12 @@ class _Reading:
 
 
 class _DiskFeed:
-    """Reads and decodes rows of images beside the computation, in the order they are asked for."""
+    """Reads and decodes rows of images beside the computation: those that are waited for, and the next ones."""
 
     def __init__(self, images: StoredImages, device: torch.device) -> None:
         self._images, self._device = images, device
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="images")
 
     def send(self, rows: Tensor) -> _Reading:
         """Start to bring the images of `rows`, int64 of any shape in host memory, to the device."""
-        return _Reading(self._thread.submit(self._images.__getitem__, rows), self._device)
+        return _Reading(self._threads.submit(self._images.__getitem__, rows), self._device)
