@@ -18,6 +18,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
 from saukit.data import duplicates as room
+from saukit.data import images as image_stores
 from saukit.data.config import SplitConfig
 from saukit.data.duplicates import NEAR, Pool, find_duplicates
 from saukit.data.fingerprints import fingerprints
@@ -90,7 +91,7 @@ def test_copies_under_two_labels() -> None:
 @pytest.mark.parametrize(("size", "flip"), [(32, True), (64, False), (224, True)])
 def test_blocks_find_what_a_loop_over_all_pairs_finds(monkeypatch: pytest.MonkeyPatch, size: int, flip: bool) -> None:
     """Copies of every kind anywhere among images in blocks of odd sizes, also several of one image."""
-    monkeypatch.setattr(room, "CHUNK", 7)
+    monkeypatch.setattr(image_stores, "CHUNK", 7)
     monkeypatch.setattr(room, "BLOCK", 11)
     images, labels = structured(90, 5, size), np.arange(90) % 3
     for row, of, how in (

@@ -15,7 +15,7 @@ from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.workspace import Workspace
 from saukit.data import encoding as room
-from saukit.data import split_writing
+from saukit.data import images
 from saukit.data.config import SplitConfig
 from saukit.data.decoding import Fitting, decode_image
 from saukit.data.encoding import statistics_of
@@ -86,7 +86,7 @@ def test_small_images_stay_as_they_are_and_each_is_read_once(
     workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = decodings(monkeypatch)
-    monkeypatch.setattr(split_writing, "CHUNK", 5)
+    monkeypatch.setattr(images, "CHUNK", 5)
     make(workspace, root, replace(CONFIG, image_size=40))
     files = sorted(root.rglob("*.png"))
     assert seen == Counter(map(str, files)) and not (workspace.root / STORE_NAME).exists()

@@ -10,13 +10,12 @@ from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
 from saukit.core.plots import numbered
 from saukit.core.words import brief, format_bytes, format_duration, format_share, shortened
-from saukit.core.workspace import Workspace
+from saukit.core.workspace import State, Workspace
 from saukit.data.charts import counts_chart
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.evaluation.config import Selection
 
 if TYPE_CHECKING:
-    from saukit.core.workspace import State
     from saukit.data.split import SplitResult
     from saukit.deploy.export import ExportResult
     from saukit.deploy.predict import PredictResult

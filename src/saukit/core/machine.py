@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,12 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 32  # items that a thread takes at once
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """`count` items in slices of `size`, one after the other; the last may be shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def in_threads(
@@ -33,7 +39,7 @@ def in_threads(
     """
     results: list[Result] = []
     with contextlib.nullcontext(_kept_pool(os.getpid())) if kept else ThreadPoolExecutor(usable_cores()) as pool:
-        chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
+        chunks = [items[part] for part in slices(len(items), chunk)]
         try:
             for some in pool.map(lambda chunk: [work(item) for item in chunk], chunks):
                 results += some

@@ -11,12 +11,14 @@ Nothing is written through a link: a rename replaces the link itself.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from saukit.core.errors import CorruptArtifactError, EnvironmentFault
@@ -95,6 +97,13 @@ def write_text(path: Path, text: str, *, hashed: bool = True) -> None:
     """Write `text` as UTF-8, atomically; `hashed` as `atomic_path`."""
     with atomic_path(path, hashed=hashed) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """The text of a CSV file with these rows, the first of them its header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def sha256_file(path: Path) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.cells import cell_len
 
 from saukit.core.plots import LONGEST_NAME, add_legend, colour, labels, new_figure, styled
 from saukit.core.words import brief
 from saukit.data.shots import ShotGroups
+from saukit.data.types import Integers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ MAX_LINES = 40
 MAX_ROWS = 30  # classes with a bar and a name each
 
 
-def by_falling_count(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
+def by_falling_count(counts: Sequence[int] | Integers) -> list[int]:
     """The classes, those with most images first; of equals in their own order."""
     return sorted(range(len(counts)), key=lambda c: -int(counts[c]))
 

@@ -13,9 +13,7 @@ there are left out; of what is near, the small images (`data.fingerprints`) are 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ import numpy.typing as npt
 
 from saukit.core.console import Reporter
 from saukit.core.words import shortened
-from saukit.core.writing import write_text
+from saukit.core.writing import csv_text, write_text
 from saukit.data.fingerprints import Hashes
+from saukit.data.images import chunks
 from saukit.data.part_files import encodable
-from saukit.data.types import Flags, Images, Integers
+from saukit.data.types import Flags, Floats, Images, Integers
 
 DUPLICATES_NAME = "duplicates.csv"
 COLUMNS = (
@@ -47,11 +46,10 @@ OF_TEST, TWO_LABELS = "copy of a test image", "copy under another label"
 SMALLEST_SIDE, NEAR = 32, 0.2
 CELLS, DIRECTIONS, NEIGHBOURS = 8, 24, 16
 CONTRAST_FLOOR, BRIGHTNESS_SLACK = 0.1, 0.1  # as in `data.pair_distance`
-CHUNK, FIRST_NAMES, SAMPLE = 512, 3, 10_000
+FIRST_NAMES, SAMPLE = 3, 10_000
 BLOCK = 2048  # images that are compared with a chunk of others at once
 SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 
-Floats = npt.NDArray[np.float32]
 Read = Callable[[Integers], tuple[Images, Hashes]]
 
 
@@ -161,13 +159,13 @@ def write_duplicates(folder: Path, found: Duplicates, classes: Sequence[str], *,
         file = "" if pool.files is None else encodable(pool.files[index])
         return [pool.parts[index], number, classes[pool.labels[index]], file]
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for kind, copies, other in ((OF_TEST, found.of_test, found.test), (TWO_LABELS, found.two_labels, found.training)):
-        for i, j, distance in zip(*(c.tolist() for c in (copies.index, copies.other, copies.distance)), strict=True):
-            writer.writerow([kind, *cells(found.training, i), *cells(other, j), f"{distance:.4f}"])
-    write_text(folder / DUPLICATES_NAME, text.getvalue())
+    kinds = (OF_TEST, found.of_test, found.test), (TWO_LABELS, found.two_labels, found.training)
+    rows = [
+        [kind, *cells(found.training, i), *cells(other, j), f"{distance:.4f}"]
+        for kind, copies, other in kinds
+        for i, j, distance in zip(*(c.tolist() for c in (copies.index, copies.other, copies.distance)), strict=True)
+    ]
+    write_text(folder / DUPLICATES_NAME, csv_text([COLUMNS, *rows]))
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ class _Fingerprints:
     def of(cls, pool: Pool) -> _Fingerprints:
         count = len(pool.labels)
         hashes, cells = np.empty(count, np.uint64), None
-        for rows in _chunks(np.arange(count)):
+        for rows in chunks(np.arange(count)):
             images, hashes[rows] = pool.read(rows)
             if images.shape[2] >= SMALLEST_SIDE:
                 cells = np.empty((count, 3, CELLS, CELLS), np.uint8) if cells is None else cells
@@ -251,10 +249,11 @@ def _near(
     others, points = others[order], points[order]
     squares = (points**2).sum(1)
     found = [_Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
+    done = 0
     for mirrored in (False, True) if flip else (False,):
         cells = ours.cells[..., ::-1] if mirrored else ours.cells
         first = _points(cells, np.arange(len(cells)), directions[:, :1])[:, 0]
-        for number, rows in enumerate(_chunks(np.argsort(first))):
+        for rows in chunks(np.argsort(first)):
             asked = _points(cells, rows, directions)
             pairs = np.empty((3, 0))  # the place in `rows`, in `others`, and the distance
             start, stop = np.searchsorted(points[:, 0], [asked[0, 0] - NEAR, asked[-1, 0] + NEAR])
@@ -271,14 +270,15 @@ def _near(
             index, other = rows[at], others[place]
             close = ((_described(cells[index]) - _described(theirs.cells[other])) ** 2).sum(1) < NEAR**2
             found.append(_Candidates(index[close], other[close], np.full(int(close.sum()), mirrored)))
-            listen((number * CHUNK + len(rows)) // (2 if flip else 1) + mirrored * len(cells) // 2)
+            done += len(rows)
+            listen(done // (2 if flip else 1))
     index, other, flags = zip(*((it.index, it.other, it.mirrored) for it in found), strict=True)
     return _Candidates(np.concatenate(index), np.concatenate(other), np.concatenate(flags))
 
 
 def _points(cells: Images, rows: Integers, directions: Floats) -> Floats:
     """The projected descriptors of some images, float32 [n, 24]."""
-    return np.concatenate([_described(cells[some]) @ directions for some in _chunks(rows)])
+    return np.concatenate([_described(cells[some]) @ directions for some in chunks(rows)])
 
 
 def _nearest(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -296,7 +296,7 @@ def _checked(near: _Candidates, ours: Read, theirs: Read) -> Copies:
         return images.astype(np.float32) / np.float32(255)
 
     distances = [np.empty(0, np.float32)]
-    for rows in _chunks(np.arange(len(near.index))):
+    for rows in chunks(np.arange(len(near.index))):
         a, b = (as_floats(read(at[rows])[0]) for read, at in ((ours, near.index), (theirs, near.other)))
         distances.append(_pair_distance(a, np.where(near.mirrored[rows, None, None, None], b[..., ::-1], b)))
     distance = np.concatenate(distances)
@@ -349,8 +349,3 @@ def _closest(several: Sequence[Copies]) -> Copies:
     order = np.lexsort((other, distance, index))
     first = order[np.flatnonzero(np.diff(index[order], prepend=-1))]
     return Copies(index[first], other[first], distance[first])
-
-
-def _chunks(rows: Integers) -> Iterator[Integers]:
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]

@@ -27,10 +27,10 @@ from saukit.core.machine import in_threads
 from saukit.data.decoding import Fitting, decode_or_reason
 from saukit.data.fingerprints import Hashes, compared_size, fingerprint
 from saukit.data.images import (
-    CHUNK,
     RAW_UP_TO,
     Encoded,
     EncodedImages,
+    chunks,
     moments_of,
     save_shard,
     stored_bytes,
@@ -59,8 +59,8 @@ def statistics_of(moments: Integers, pixels: int) -> tuple[Channels, Channels]:
 
 def encoded_arrays(pixels: Pixels, part: str, positions: Integers, size: int) -> Iterator[Encoded]:
     """The images at `positions` of a source that holds arrays, a few hundred at a time."""
-    for start in range(0, len(positions), CHUNK):
-        yield from in_threads(Encoded.of, list(pixels.read(part, positions[start : start + CHUNK], size)))
+    for some in chunks(positions):
+        yield from in_threads(Encoded.of, list(pixels.read(part, some, size)))
 
 
 class Kept(NamedTuple):

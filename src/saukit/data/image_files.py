@@ -9,14 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.extras import missing_packages
 from saukit.core.words import shortened
-
-if TYPE_CHECKING:
-    from saukit.core.console import Reporter
 
 # Still images that Pillow reads without other programs.
 # fmt: off

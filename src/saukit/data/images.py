@@ -23,7 +23,7 @@ from saukit.core.artifacts import save_tensors
 from saukit.core.documents import MIB, parse_json
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.files import open_regular
-from saukit.core.machine import in_threads
+from saukit.core.machine import in_threads, slices
 from saukit.core.words import shown
 from saukit.data.types import Images, Integers
 
@@ -148,10 +148,10 @@ def _pixels(file: bytes, size: tuple[int, ...]) -> Images:
         return np.asarray(opened, np.uint8)
 
 
-def chunks(images: ImageStore) -> Iterator[Images]:
-    """All images, a few hundred at a time."""
-    for start in range(0, len(images), CHUNK):
-        yield images[start : start + CHUNK]
+def chunks(images: ImageStore | Integers) -> Iterator[Any]:
+    """All images, or their positions, a few hundred at a time."""
+    for part in slices(len(images), CHUNK):
+        yield images[part]
 
 
 def stored_bytes(count: int, size: int) -> int:

@@ -14,12 +14,12 @@ count.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from saukit.data.fingerprints import compared_size
+from saukit.data.types import Images
 
 CONTRAST_FLOOR = 0.1
 BRIGHTNESS_SLACK = 0.1
@@ -43,7 +43,7 @@ def pair_distance(a: Tensor, b: Tensor) -> Tensor:
     return best.sqrt() / (contrast + CONTRAST_FLOOR)
 
 
-def as_compared(images: npt.NDArray[np.uint8], device: torch.device, *, mirrored: bool = False) -> Tensor:
+def as_compared(images: Images, device: torch.device, *, mirrored: bool = False) -> Tensor:
     """uint8 [n, 3, H, W] as floats in [0, 1], at the size at which images are compared."""
     floats = torch.from_numpy(np.ascontiguousarray(images)).to(device).float() / 255
     size = compared_size(*images.shape[2:])

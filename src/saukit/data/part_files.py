@@ -8,13 +8,12 @@ index: the image's row in the part's safetensors file; label: its class's name; 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saukit.core.artifacts import write_text
 from saukit.core.documents import REMAKE
 from saukit.core.errors import CorruptArtifactError
+from saukit.core.writing import csv_text, write_text
 from saukit.data.types import Integers
 
 FILES_NAME = "files.csv"
@@ -23,13 +22,12 @@ COLUMNS = ("part", "index", "label", "file")
 
 def write_part_files(folder: Path, classes: Sequence[str], parts: Mapping[str, tuple[Integers, Sequence[str]]]) -> None:
     """Write the labels and file names of each part, in its order."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for part, (labels, files) in parts.items():
-        rows = zip(labels.tolist(), files, strict=True)
-        writer.writerows((part, row, classes[label], encodable(file)) for row, (label, file) in enumerate(rows))
-    write_text(folder / FILES_NAME, text.getvalue())
+    rows = (
+        (part, row, classes[label], encodable(file))
+        for part, (labels, files) in parts.items()
+        for row, (label, file) in enumerate(zip(labels.tolist(), files, strict=True))
+    )
+    write_text(folder / FILES_NAME, csv_text([COLUMNS, *rows]))
 
 
 def read_part_files(folder: Path) -> dict[str, list[str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from saukit.core.console import Reporter
 from saukit.core.errors import DataError
 from saukit.core.words import shortened
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
@@ -26,9 +27,6 @@ from saukit.data.shots import ShotGroups, shot_groups
 from saukit.data.source import Pixels, Source
 from saukit.data.sources.table import open_source
 from saukit.data.types import Flags, Integers
-
-if TYPE_CHECKING:
-    from saukit.core.console import Reporter
 
 SQUARE_SHARE_SAID = 0.8  # below it a person should know what is cut off
 BYTES_BESIDE_IMAGES = 1 << 20  # chart, configuration, headers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from saukit.core.errors import UsageError
 from saukit.core.options import Paths, option
@@ -13,6 +13,8 @@ DEFAULT_TEST_FRACTION = 0.2
 COLUMN_ROLES = ("path", "label", "group", "split")
 PANEL = "Images of your own"
 LISTED = ("list", "imagenet-lt", "places-lt", "inat2018")
+OF_FILES: dict[str, Any] = {"panel": PANEL, "needs": {"dataset.own_files": True}}
+OF_LISTS: dict[str, Any] = {"panel": PANEL, "metavar": "FILE", "path": True, "needs": {"dataset": "list"}}
 LIST_HELP = "List of {}: `path label` a line, or a CSV, TSV or Parquet table."
 
 
@@ -74,25 +76,22 @@ class SourceConfig(Paths):
     fit: Fit = option(
         "crop",
         "How a picture becomes a square: its centre, all of it on a background, or all of it out of proportion.",
-        panel=PANEL,
-        needs={"dataset.own_files": True},
+        **OF_FILES,
     )
     background: str = option(
         "white",
         "Colour behind transparent and padded pictures: R,G,B, #rrggbb or a name.",
-        panel=PANEL,
         check=colour_problems,
-        needs={"dataset.own_files": True},
         metavar="COLOUR",
+        **OF_FILES,
     )
     white_level: int | None = option(
         None,
         "Value that is white in images of 16 bits; 4095 for 12 bits.",
-        panel=PANEL,
         shown="by the set's largest",
         least=1,
         most=65535,
-        needs={"dataset.own_files": True},
+        **OF_FILES,
     )
     test_dir: str | None = option(
         None,
@@ -103,15 +102,9 @@ class SourceConfig(Paths):
         needs={"dataset": ("folder", "huggingface")},
         excludes=("test_fraction",),
     )
-    train_list: str | None = option(
-        None, LIST_HELP.format("training images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
-    )
-    val_list: str | None = option(
-        None, LIST_HELP.format("validation images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
-    )
-    test_list: str | None = option(
-        None, LIST_HELP.format("test images"), panel=PANEL, metavar="FILE", path=True, needs={"dataset": "list"}
-    )
+    train_list: str | None = option(None, LIST_HELP.format("training images"), **OF_LISTS)
+    val_list: str | None = option(None, LIST_HELP.format("validation images"), **OF_LISTS)
+    test_list: str | None = option(None, LIST_HELP.format("test images"), **OF_LISTS)
     columns: dict[str, str] | None = option(
         None,
         "Columns of a table: path=file,label=species,group=patient,split=part.",
@@ -135,17 +128,12 @@ class SourceConfig(Paths):
     group_by: str | None = option(
         None,
         "Keep groups on one side: a column, or an expression whose first group is the key in a path.",
-        panel=PANEL,
         metavar="COLUMN|REGEX",
-        needs={"dataset.own_files": True},
         check=_pattern_problems,
+        **OF_FILES,
     )
     skip_bad: bool = option(
-        False,
-        "Skip unreadable and missing images, and count them.",
-        panel=PANEL,
-        needs={"dataset.own_files": True},
-        flags=("--skip-bad",),
+        False, "Skip unreadable and missing images, and count them.", flags=("--skip-bad",), **OF_FILES
     )
     class_depth: Literal["top", "leaf"] | None = option(
         None,
@@ -153,12 +141,7 @@ class SourceConfig(Paths):
         shown="top, unless those inside may be",
         needs={"dataset": "folder"},
     )
-    min_images: int = option(
-        0,
-        "Leave out classes with fewer training images.",
-        least=0,
-        shown="none may be empty",
-    )
+    min_images: int = option(0, "Leave out classes with fewer training images.", least=0, shown="none may be empty")
     test_fraction: float | None = option(
         None,
         "Share of each class for testing, where there is no test set.",

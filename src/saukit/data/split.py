@@ -45,7 +45,7 @@ from saukit.data.long_tail import class_counts
 from saukit.data.plan import SplitPlan, plan_of, resolved_for, without
 from saukit.data.shots import GROUP_NAMES, ShotGroups
 from saukit.data.source import IMAGE_SIZES, Channels, Pixels, Source
-from saukit.data.source_config import Fit, SourceConfig, colour_problems
+from saukit.data.source_config import Fit, colour_problems
 from saukit.data.sources.table import TABLE, check_root, open_source
 from saukit.data.split_writing import KIND, write_split
 from saukit.data.types import Images, Integers
@@ -251,18 +251,8 @@ def _store_of(source: Source, config: ResolvedSplitConfig, workspace: Workspace)
     """Where the files of `source` are decoded to first; None where its images are arrays."""
     if source.originals is None:
         return None
-    return StoredFiles(
-        workspace.root / STORE_NAME,
-        source.originals,
-        size=config.image_size,
-        fitting=fitting_of(config),
-        fingerprint=source.fingerprint,
-    )
-
-
-def fitting_of(config: SourceConfig) -> Fitting:
-    """How the configuration has pictures made square."""
-    return Fitting(config.fit, config.background, config.white_level)
+    fitting, store = Fitting(config.fit, config.background, config.white_level), workspace.root / STORE_NAME
+    return StoredFiles(store, source.originals, size=config.image_size, fitting=fitting, fingerprint=source.fingerprint)
 
 
 @dataclass(frozen=True)

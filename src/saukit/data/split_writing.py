@@ -15,7 +15,7 @@ from saukit.core.writing import staged_folder, write_text
 from saukit.data.charts import counts_figure
 from saukit.data.duplicates import Duplicates, write_duplicates
 from saukit.data.encoding import StoredFiles, encoded_arrays, statistics_of
-from saukit.data.images import CHUNK, RAW_UP_TO, write_shards
+from saukit.data.images import RAW_UP_TO, chunks, write_shards
 from saukit.data.part_files import encodable, write_part_files
 from saukit.data.plan import SplitPlan
 from saukit.data.source import Channels, Pixels
@@ -103,8 +103,8 @@ def write_split(
 
 def _blocks(pixels: Pixels, part: str, positions: Integers, size: int) -> Iterator[Images]:
     """The images at `positions`, a few hundred at a time."""
-    for start in range(0, len(positions), CHUNK):
-        yield pixels.read(part, positions[start : start + CHUNK], size)
+    for some in chunks(positions):
+        yield pixels.read(part, some, size)
 
 
 def _statistics(blocks: Iterable[Images]) -> tuple[Channels, Channels]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from saukit.core.artifacts import Manifest, load_tensors
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.images import EncodedImages, ImageStore, RowsOf
 from saukit.data.split import Split
+from saukit.data.types import Floats, Images, Integers
 
 KIND = "synth"
 COMMAND = "saukit synth"
@@ -34,8 +34,8 @@ class SyntheticImages:
     """The kept images of a complete cache: `images` uint8 [m, 3, H, W], `labels` and `seeds` int64 [m]."""
 
     images: ImageStore
-    labels: npt.NDArray[np.int64]
-    seeds: npt.NDArray[np.int64]
+    labels: Integers
+    seeds: Integers
     manifest: Manifest
 
 
@@ -48,13 +48,13 @@ class Shard:
     """
 
     images: ImageStore
-    labels: npt.NDArray[np.int64]
-    seeds: npt.NDArray[np.int64]
+    labels: Integers
+    seeds: Integers
     generator: str
-    scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    scores: Mapping[str, Floats] = field(default_factory=dict)
     scored_by: Mapping[str, str] = field(default_factory=dict)
 
-    def scored(self, name: str, score: npt.NDArray[np.float32], by: str) -> Shard:
+    def scored(self, name: str, score: Floats, by: str) -> Shard:
         """This shard with one more score, or another one in its place."""
         return dataclasses.replace(self, scores={**self.scores, name: score}, scored_by={**self.scored_by, name: by})
 
@@ -78,7 +78,7 @@ def load_cache(workspace: Workspace, split: Split) -> SyntheticImages:
     return SyntheticImages(images, labels[kept], seeds[kept], manifest)
 
 
-def load_images(paths: Sequence[Path], rows: npt.NDArray[np.int64], image_size: tuple[int, int]) -> ImageStore:
+def load_images(paths: Sequence[Path], rows: Integers, image_size: tuple[int, int]) -> ImageStore:
     """Candidates number `rows` of the shards at `paths`; encoded ones are read when they are asked for."""
     images, start = np.empty((len(rows), 3, *image_size), np.uint8), 0
     for path in paths:
@@ -119,7 +119,7 @@ def load_shard(path: Path, image_size: tuple[int, int]) -> tuple[Shard, dict[str
     return Shard(images, labels, seeds, generator, tensors, scored_by), metadata
 
 
-def _load_reasons(folder: Path) -> npt.NDArray[np.uint8]:
+def _load_reasons(folder: Path) -> Images:
     tensors, _ = load_tensors(folder / SELECTION_NAME)
     reasons = tensors.get("reasons")
     if reasons is None or reasons.dtype != np.uint8 or reasons.ndim != 1:

@@ -8,3 +8,4 @@ import numpy.typing as npt
 Images = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]

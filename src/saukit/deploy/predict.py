@@ -6,15 +6,13 @@ prediction sees the pixels that training and evaluation see of the same file, so
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from saukit.core.console import Reporter
@@ -23,10 +21,11 @@ from saukit.core.machine import in_threads
 from saukit.core.options import check
 from saukit.core.words import shortened
 from saukit.core.workspace import Workspace
+from saukit.core.writing import csv_text
 from saukit.data.decoding import decode_or_reason, refuse_or_warn
 from saukit.data.image_files import KINDS, image_files, say_ignored
 from saukit.data.images import as_stored
-from saukit.data.types import Images
+from saukit.data.types import Flags, Floats, Images, Integers
 from saukit.deploy.config import PredictConfig
 from saukit.deploy.rejection import PROBABILITY_DIGITS, Rejection, choose_rejection, confidences
 from saukit.models import inference
@@ -45,29 +44,25 @@ class PredictResult:
     model: Path
     classifier: ImageClassifier
     images: tuple[Path, ...]
-    labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
+    labels: Integers
+    probabilities: Floats
     skipped: tuple[tuple[Path, str], ...]
     rejection: Rejection | None = None
 
     @property
-    def rejected(self) -> npt.NDArray[np.bool_]:
+    def rejected(self) -> Flags:
         """Which images get no class; bool [n]."""
         limit = -1.0 if self.rejection is None else self.rejection.min_confidence
         return confidences(self.probabilities) < limit
 
     def csv(self) -> str:
         """A line an image: image, class, probability, class_2, probability_2 and so on; no class if it is rejected."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         ranks = ["", *(f"_{rank + 1}" for rank in range(1, self.labels.shape[1]))]
-        writer.writerow(["image", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+        rows = [["image", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]]
         for image, best, given in self._rows():
-            cells = [
-                cell for name, share in best for cell in (name if given else "", f"{share:.{PROBABILITY_DIGITS}f}")
-            ]
-            writer.writerow([image, *cells])
-        return text.getvalue()
+            pairs = ((name if given else "", f"{share:.{PROBABILITY_DIGITS}f}") for name, share in best)
+            rows.append([image, *itertools.chain.from_iterable(pairs)])
+        return csv_text(rows)
 
     def document(self) -> dict[str, Any]:
         """The JSON document: the model, a prediction an image, and what was skipped."""
@@ -111,7 +106,7 @@ class _Batch:
 
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     named: list[Path] = field(default_factory=list)
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = field(default_factory=list)
+    found: list[tuple[Integers, Floats]] = field(default_factory=list)
 
 
 def predict(
@@ -199,9 +194,7 @@ def find_images(paths: Sequence[Path], reporter: Reporter) -> list[Path]:
     return list(files)
 
 
-def most_probable(
-    probabilities: npt.NDArray[np.float32], top: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def most_probable(probabilities: Floats, top: int) -> tuple[Integers, Floats]:
     """Labels int64 [b, top] and probabilities float32 [b, top], the best first; equal ones in the order of classes."""
     labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top].astype(np.int64)
     return labels, np.take_along_axis(probabilities, labels, axis=1)

@@ -17,7 +17,7 @@ import torch
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError, SaukitError
 from saukit.core.words import format_share
-from saukit.data.types import Integers
+from saukit.data.types import Flags, Integers
 from saukit.deploy.config import PredictConfig
 from saukit.models.classifier import ImageClassifier, split_of
 from saukit.training.features import predict_kept
@@ -54,14 +54,14 @@ def confidences(probabilities: npt.NDArray[np.float32]) -> Floats:
     return largest.round(PROBABILITY_DIGITS)
 
 
-def judged(min_confidence: float, confidence: Floats, correct: npt.NDArray[np.bool_]) -> Rejection:
+def judged(min_confidence: float, confidence: Floats, correct: Flags) -> Rejection:
     """What a threshold does to images of which is known whether their class is right. Shapes: [n] each."""
     kept = confidence >= min_confidence
     accuracy = float(correct[kept].mean()) if kept.any() else None
     return Rejection(min_confidence, len(kept), float(kept.mean()), accuracy)
 
 
-def lowest_threshold(min_accuracy: float, confidence: Floats, correct: npt.NDArray[np.bool_]) -> float | None:
+def lowest_threshold(min_accuracy: float, confidence: Floats, correct: Flags) -> float | None:
     """The lowest threshold with which at least `min_accuracy` of the images kept are right; None if there is none.
 
     Shapes: [n] each. Only confidences that occur are tried; images of one confidence are kept or rejected together.
@@ -108,7 +108,7 @@ def choose_rejection(
 
 def _on_validation(
     path: Path, classifier: ImageClassifier, device: torch.device, reporter: Reporter
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
+) -> tuple[Floats, Flags]:
     """Confidences of the validation images, and whether their classes are right."""
     split, workspace = split_of(path)
     if split.val is None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from saukit.core.plots import NARROW, add_legend, bare, colour, labels, new_figure, styled
 from saukit.data.charts import by_falling_count
+from saukit.data.types import Integers
 from saukit.evaluation.summary import MEASURES
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def per_class_figure(
 
 @styled
 def confusion_figure(
-    confusion: npt.NDArray[np.int64],
+    confusion: Integers,
     *,
     classes: Sequence[str],
     counts: Sequence[int],

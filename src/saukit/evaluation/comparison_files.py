@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saukit.core.words import format_duration, format_share, markdown
-from saukit.core.writing import write_text
+from saukit.core.writing import csv_text, write_text
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import MIN_SEEDS
 from saukit.evaluation.summary import MEASURES, best_of
@@ -182,14 +180,12 @@ def write_tables(folder: Path, document: dict[str, Any]) -> None:
 def comparison_csv(document: dict[str, Any]) -> str:
     """One row per run, accuracies in [0, 1]; what is absent is an empty cell."""
     run_columns = ("name", "seed", "reused", *MEASURES, "chosen_step", "chosen_by")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "method", *run_columns, *METHOD_COLUMNS])
-    for method in document["methods"]:
-        for run in method["runs"]:
-            cells = [method["label"], method["method"], *(run[c] for c in run_columns)]
-            writer.writerow([*cells, *(method[column] for column in METHOD_COLUMNS)])
-    return text.getvalue()
+    rows = [
+        [method["label"], method["method"], *(run[c] for c in run_columns), *(method[c] for c in METHOD_COLUMNS)]
+        for method in document["methods"]
+        for run in method["runs"]
+    ]
+    return csv_text([("label", "method", *run_columns, *METHOD_COLUMNS), *rows])
 
 
 def comparison_markdown(document: dict[str, Any]) -> str:

@@ -6,8 +6,6 @@ image under another label.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from saukit.core.artifacts import write_text
 from saukit.core.plots import SCALE, Canvas, drawable, enlarge, labels, styled
+from saukit.core.writing import csv_text, write_text
+from saukit.data.types import Images, Integers
 
 ERRORS_NAME, ERRORS_PICTURE = "errors.csv", "errors.png"
 COLUMNS = ("index", "file", "true", "predicted", "confidence", "probability_of_true")
 ACROSS, MOST_SHOWN = 4, 24
 TILE, BLOCK, GAP, BELOW = 150 * SCALE, 164 * SCALE, 12 * SCALE, 54 * SCALE  # pixels
-
-Pixels = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,16 @@ def mistakes(probabilities: npt.NDArray[np.floating[Any]], truth: Integers) -> M
 
 def write_errors(path: Path, found: Mistakes, classes: Sequence[str], files: Sequence[str] | None) -> None:
     """Write a row per mistake; `files` names the file of each test image, if they have any."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for row, true, predicted, *shares in _entries(found):
         file = "" if files is None else files[row]
-        writer.writerow([row, file, classes[true], classes[predicted], *(f"{share:.6f}" for share in shares)])
-    write_text(path, text.getvalue())
+        rows.append((row, file, classes[true], classes[predicted], *(f"{share:.6f}" for share in shares)))
+    write_text(path, csv_text([COLUMNS, *rows]))
 
 
 @styled
 def save_errors(
-    path: Path, found: Mistakes, images: Pixels, classes: Sequence[str], files: Sequence[str] | None, *, title: str
+    path: Path, found: Mistakes, images: Images, classes: Sequence[str], files: Sequence[str] | None, *, title: str
 ) -> None:
     """Write the picture of the first mistakes: predicted class, true class and file of each.
 
@@ -112,11 +106,11 @@ def _file(name: str | None, row: int) -> str:
     return number if name is None else drawable(name.rsplit("/", 1)[-1], number, longest=29)
 
 
-def _tile(image: Pixels) -> Pixels:
+def _tile(image: Images) -> Images:
     """uint8 [3, h, w] as [H, W, 3], no larger than a tile."""
     if max(image.shape[1:]) <= TILE:
         return np.squeeze(enlarge(image[None], TILE), 0)
     picture = Image.fromarray(image.transpose(1, 2, 0))
     picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    pixels: Pixels = np.asarray(picture)
+    pixels: Images = np.asarray(picture)
     return pixels

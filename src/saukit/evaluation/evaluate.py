@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, added_files, read_manifest, write_json
@@ -22,6 +21,7 @@ from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.part_files import read_part_files
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
+from saukit.data.types import Floats
 from saukit.evaluation.charts import confusion_figure, per_class_figure
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.errors import ERRORS_NAME, ERRORS_PICTURE, mistakes, save_errors, write_errors
@@ -158,7 +158,7 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
     return name if name is not None else names[-1]
 
 
-def result_document(probabilities: npt.NDArray[np.float32], test: Part, split: Split) -> dict[str, Any]:
+def result_document(probabilities: Floats, test: Part, split: Split) -> dict[str, Any]:
     """The figures of results.json, all shares in [0, 1]; a group without classes is null.
 
     Shapes: probabilities [n, K], in the order of the test part.

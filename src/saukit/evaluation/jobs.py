@@ -27,7 +27,6 @@ from typing import IO, Any
 
 import torch
 
-from saukit.core.artifacts import Manifest
 from saukit.core.console import ProgressLine, Reporter
 from saukit.core.device import device_count, open_device, resolve_device, usable_cores
 from saukit.core.errors import EnvironmentFault, Interrupted, LockHeldError, SaukitError, UsageError
@@ -38,6 +37,7 @@ from saukit.core.workspace import Workspace
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.contenders import Contender, PlannedRun, locate
 from saukit.evaluation.evaluate import evaluate
+from saukit.evaluation.summary import EvaluatedRun
 from saukit.training.distributed import from_first
 from saukit.training.stage import fit, read_complete
 
@@ -48,15 +48,11 @@ Listen = Callable[[PlannedRun, str | float], None]  # a warning, or the share of
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run that is trained and evaluated: its manifest, and its results.json as a document."""
+class FinishedRun(EvaluatedRun):
+    """A run of a comparison. `reused`: it was there before."""
 
     contender: Contender
-    seed: int
-    name: str
     reused: bool
-    manifest: Manifest
-    results: dict[str, Any]
 
 
 def job_devices(name: str, jobs: int | None = None) -> list[str]:
@@ -100,7 +96,7 @@ def finish_run(run: PlannedRun, workspace: Workspace, device: torch.device, list
         error.args = (f"{run.title}: {error}",)
         raise
     made = read_complete(workspace.run(name))
-    return FinishedRun(run.contender, run.seed, name, state == "complete", made, results)
+    return FinishedRun(name, run.seed, made, results, run.contender, reused=state == "complete")
 
 
 class Jobs:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saukit.data.types import Integers
+
 ECE_BINS = 15
 Probabilities = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.int64]
 
 
-def top_k_accuracy(probabilities: Probabilities, labels: Labels, k: int) -> float | None:
+def top_k_accuracy(probabilities: Probabilities, labels: Integers, k: int) -> float | None:
     """Share of images whose label is among the k most probable classes; None where k classes are all there are.
 
     Shapes: probabilities [n, K]; labels [n].
@@ -28,12 +29,12 @@ def top_k_accuracy(probabilities: Probabilities, labels: Labels, k: int) -> floa
     return float(top_k_accuracy_score(labels, probabilities, k=k, labels=np.arange(classes)))
 
 
-def confusion_matrix(probabilities: Probabilities, labels: Labels) -> npt.NDArray[np.int64]:
+def confusion_matrix(probabilities: Probabilities, labels: Integers) -> Integers:
     """Counts [K, K]: row = true class, column = predicted class."""
     from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
     classes = np.arange(probabilities.shape[1])
-    matrix: npt.NDArray[np.int64] = sklearn_confusion_matrix(labels, probabilities.argmax(1), labels=classes)
+    matrix: Integers = sklearn_confusion_matrix(labels, probabilities.argmax(1), labels=classes)
     return matrix
 
 
@@ -42,7 +43,7 @@ def class_mean(values: Sequence[float | None]) -> float:
     return float(np.mean([value for value in values if value is not None]))
 
 
-def precision_recall_f1(confusion: npt.NDArray[np.int64]) -> list[dict[str, float | None]]:
+def precision_recall_f1(confusion: Integers) -> list[dict[str, float | None]]:
     """Precision, recall and F1 of each class; recall is its accuracy.
 
     Precision is None for a class that is never predicted, recall and F1 for one without test images; scikit-learn calls
@@ -61,7 +62,7 @@ def precision_recall_f1(confusion: npt.NDArray[np.int64]) -> list[dict[str, floa
 
 
 def group_accuracy(
-    confusion: npt.NDArray[np.int64], members: Mapping[str, Sequence[int]], names: Sequence[str]
+    confusion: Integers, members: Mapping[str, Sequence[int]], names: Sequence[str]
 ) -> dict[str, dict[str, Any] | None]:
     """For each group of `names`: its classes, its test images and the share of them that is recognised.
 
@@ -76,7 +77,7 @@ def group_accuracy(
     return groups
 
 
-def calibration_bins(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+def calibration_bins(probabilities: Probabilities, labels: Integers, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
     """A reliability diagram (Guo et al. 2017, Eq. 2): for each of `bins` equal-width bins of confidence, from `low` to
     `high`, its images, their mean confidence and their accuracy; those two are None in a bin without images.
 
@@ -100,7 +101,7 @@ def calibration_bins(probabilities: Probabilities, labels: Labels, *, bins: int 
     ]
 
 
-def expected_calibration_error(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: Probabilities, labels: Integers, *, bins: int = ECE_BINS) -> float:
     """Expected calibration error (Guo et al. 2017, Eq. 3): |accuracy - confidence| of the bins, weighted by images."""
     filled = [row for row in calibration_bins(probabilities, labels, bins=bins) if row["images"]]
     return float(sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in filled) / len(labels))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from saukit.core.artifacts import Manifest
 from saukit.data.shots import GROUP_NAMES
@@ -24,24 +24,14 @@ _COST = ("real_images", "synthetic_images", "steps", "batch_size", "views_per_st
 Document = dict[str, Any]
 
 
-class EvaluatedRun(Protocol):
-    """A run that is trained and evaluated: its manifest, and its results.json as a document."""
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run that is trained and evaluated: its training seed, its manifest, and its results.json as a document."""
 
-    @property
-    def name(self) -> str:
-        """Its folder's name."""
-
-    @property
-    def seed(self) -> int:
-        """The training seed."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Its manifest."""
-
-    @property
-    def results(self) -> Document:
-        """Its results.json."""
+    name: str
+    seed: int
+    manifest: Manifest
+    results: Document
 
 
 def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:

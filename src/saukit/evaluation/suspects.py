@@ -11,7 +11,6 @@ confidence on the validation part, and without one the out-of-fold confidence on
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, added_files, write_text
+from saukit.core.artifacts import CONFIG_NAME, added_files
 from saukit.core.config import load_saved
 from saukit.core.console import Reporter
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
+from saukit.core.writing import csv_text, write_text
 from saukit.data.part_files import read_part_files
 from saukit.data.split import Part, Split
+from saukit.data.types import Integers
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import ResolvedTrainConfig
@@ -41,7 +42,6 @@ INVERSE_STRENGTH, TOLERANCE = 4.0, 1e-3  # scikit-learn's C times the number of 
 MOST_WORK = 1e9  # images x features x classes: about two minutes on one core
 
 Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,10 @@ def _csv(
     probabilities: Floats,
 ) -> str:
     places = [(part, row, int(label)) for part, of in parts.items() for row, label in enumerate(of.labels)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines: list[tuple[object, ...]] = [COLUMNS]
     for at, other in zip(found.tolist(), suggested.tolist(), strict=True):
         part, row, label = places[rows[at]]
         shares = (probabilities[at, label], means[label], probabilities[at, other])
         file = files[part][row] if part in files else ""
-        writer.writerow([part, row, file, classes[label], classes[other], *(f"{share:.6f}" for share in shares)])
-    return text.getvalue()
+        lines.append((part, row, file, classes[label], classes[other], *(f"{share:.6f}" for share in shares)))
+    return csv_text(lines)

@@ -64,23 +64,10 @@ class ImageClassifier(
         background: str = "white",
         white_level: int | None = None,
     ) -> None:
+        given = locals()
         super().__init__()
-        fields = {
-            "method": method,
-            "backbone": backbone,
-            "classes": classes,
-            "image_size": image_size,
-            "mean": mean,
-            "std": std,
-            "projection": False,
-            "classifier": classifier,
-            "standardize": standardize,
-            "crops": crops,
-            "fit": fit,
-            "background": background,
-            "white_level": white_level,
-        }
-        self.spec = from_mapping(ModelSpec, fields, where="the classifier")
+        fields = {name: given[name] for name in ModelSpec.__dataclass_fields__ if name not in HEADS_OF_TRAINING}
+        self.spec = from_mapping(ModelSpec, {**fields, "projection": False}, where="the classifier")
         self.network = self.spec.build_network()
         for name, values in (("mean", self.spec.mean), ("std", self.spec.std)):
             # Not among the weights: config.json has them.

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from saukit.core.device import Precision
+from saukit.core.machine import slices
 from saukit.data.images import ImageStore
+from saukit.data.types import Floats
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.model_file import ModelSpec
 
@@ -25,20 +26,20 @@ FLOAT32 = Precision("off", "cpu")
 class Predictions:
     """Of n images: `features` float32 [n, d], the backbone's; `logits` float32 [n, K], the classifier's."""
 
-    features: npt.NDArray[np.float32]
-    logits: npt.NDArray[np.float32]
+    features: Floats
+    logits: Floats
 
     @property
-    def probabilities(self) -> npt.NDArray[np.float32]:
+    def probabilities(self) -> Floats:
         """Class probabilities float32 [n, K]."""
-        probabilities: npt.NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        probabilities: Floats = torch.from_numpy(self.logits).softmax(1).numpy()
         return probabilities
 
 
 def predict(
     network: DualBranchNet,
     spec: ModelSpec,
-    images: ImageStore | npt.NDArray[np.float32],
+    images: ImageStore | Floats,
     *,
     device: torch.device,
     precision: Precision = FLOAT32,
@@ -71,7 +72,7 @@ def backbone_features(
     device: torch.device,
     precision: Precision = FLOAT32,
     batch_size: int = BATCH_SIZE,
-) -> npt.NDArray[np.float32]:
+) -> Floats:
     """What the backbone alone makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised; as `predict`."""
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = np.empty((len(images), network.classifier.in_features), np.float32)
@@ -87,13 +88,12 @@ def images_per_batch(shape: tuple[int, ...], batch_size: int = BATCH_SIZE) -> in
 
 
 def _batches(
-    images: ImageStore | npt.NDArray[np.float32], spec: ModelSpec, device: torch.device, batch_size: int
+    images: ImageStore | Floats, spec: ModelSpec, device: torch.device, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images, normalised, or features as they are, on `device`, a batch at a time."""
     mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     batch_size = images_per_batch(images.shape, batch_size)
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
+    for part in slices(len(images), batch_size):
         batch = torch.from_numpy(images[part]).to(device)
         yield part, normalise(batch, mean, std) if batch.dim() == 4 else batch
 

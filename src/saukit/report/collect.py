@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
 from saukit.core.config import load_saved, to_mapping
@@ -20,14 +19,13 @@ from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
 from saukit.evaluation.errors import ERRORS_PICTURE
 from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.evaluation.summary import method_entry, with_every_measure
+from saukit.evaluation.summary import Document, EvaluatedRun, method_entry, with_every_measure
 from saukit.evaluation.suspects import SUSPECTS_NAME, read_suspects
 from saukit.report.config import ReportConfig
 from saukit.synthesis.outcome import AUDIT, CLOSEST
 from saukit.training.config import TrainConfig
 from saukit.training.trainer import METRICS_NAME
 
-Document = dict[str, Any]
 SHOWN = ("top1", "balanced_accuracy", "ece", "groups", "per_class", "confusion", "calibration")  # of results.json
 
 
@@ -42,25 +40,16 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that is trained and evaluated: its manifest, resolved configuration, log and results.json.
+class Run(EvaluatedRun):
+    """A run with its resolved configuration and its log.
 
     mistakes: the PNG of the most confident ones. suspects: the rows of suspects.csv, None where none were looked for.
     """
 
-    name: str
-    manifest: Manifest
     config: Document
     log: list[Document]
-    results: Document
     mistakes: bytes | None
     suspects: list[Document] | None
-
-    @property
-    def seed(self) -> int:
-        """The training seed."""
-        seed: int = self.config["seed"]
-        return seed
 
 
 @dataclass(frozen=True)
@@ -224,7 +213,7 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
     mistakes = (folder / ERRORS_PICTURE).read_bytes() if ERRORS_PICTURE in manifest.files else None
     suspects = read_suspects(folder / SUSPECTS_NAME) if SUSPECTS_NAME in manifest.files else None
     settings = to_mapping(load_saved(TrainConfig, folder / CONFIG_NAME))
-    return Run(name, manifest, settings, log, results, mistakes, suspects)
+    return Run(name, settings["seed"], manifest, results, settings, log, mistakes, suspects)
 
 
 def _methods(runs: Sequence[Run], comparison: Comparison | None) -> tuple[tuple[Method, ...], tuple[Method, ...]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saukit.core.errors import UsageError
-from saukit.core.options import option
+from saukit.core.options import option, split_commas
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    names = split_commas(text)
     if not names:
         raise UsageError("--runs names no run: give names with commas between them, such as --runs ce,sau+synth")
     return names

@@ -6,16 +6,14 @@ import base64
 import io
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from saukit.data.types import Images
 
 TILE = 44  # pixels of the page that an image is shown at, at least about this
 LARGEST = 48  # pixels of a side above which an image is made smaller, so that the page stays small
 
 LARGEST_PNG = 256 << 10  # bytes; a larger one holds photos, which JPEG makes a tenth as large
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Picture:
     height: int
 
 
-def strip(images: Pixels) -> Picture | None:
+def strip(images: Images) -> Picture | None:
     """Images uint8 [n, 3, h, w] beside each other, with transparent gaps; None without images."""
     if not len(images):
         return None

@@ -14,11 +14,12 @@ from saukit.core.errors import CorruptArtifactError
 from saukit.core.machine import in_threads
 from saukit.data.images import RAW_UP_TO, Encoded, EncodedImages, ImageStore, save_shard
 from saukit.data.synthetic import IMAGES, LABELS, SEEDS, SELECTION_NAME, Shard, load_images, load_shard, shard_path
+from saukit.data.types import Floats, Images, Integers
 from saukit.synthesis.judging.selection import REASONS
 from saukit.synthesis.plan import Round, SynthesisPlan
 
 
-def save_selection(folder: Path, reasons: npt.NDArray[np.uint8]) -> None:
+def save_selection(folder: Path, reasons: Images) -> None:
     """Write what became of each candidate, atomically."""
     save_tensors(folder / SELECTION_NAME, {"reasons": reasons}, {"reasons": list(REASONS)})
 
@@ -68,11 +69,11 @@ def read_shard(
     return shard if fits else None
 
 
-def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict[str, Floats]:
     """The scores of every candidate, float32 [total] each; they are in the shards if those were scored."""
     from safetensors import safe_open
 
-    parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    parts: dict[str, list[Floats]] = {name: [] for name in names}
     for index in range(plan.shard_count):
         with safe_open(shard_path(folder, index), framework="numpy") as file:
             for name in names:
@@ -80,6 +81,6 @@ def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def candidates(folder: Path, plan: SynthesisPlan, wanted: npt.NDArray[np.int64]) -> ImageStore:
+def candidates(folder: Path, plan: SynthesisPlan, wanted: Integers) -> ImageStore:
     """Candidates number `wanted` [n] of the plan, uint8 [n, 3, H, W]."""
     return load_images([shard_path(folder, index) for index in range(plan.shard_count)], wanted, plan.image_size)

@@ -14,27 +14,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from saukit.core.artifacts import write_json
 from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.machine import slices
 from saukit.core.options import check, resolved_as
 from saukit.core.seeding import derive_seed
 from saukit.data.images import stored_bytes
+from saukit.data.split import Split
+from saukit.data.types import Flags, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.selection import first_round
 
-if TYPE_CHECKING:
-    import torch
-
-    from saukit.data.split import Split
-
-Integers = npt.NDArray[np.int64]
 PLAN_NAME = "plan.json"
 # A shard is what a stop can cost: half a minute of a CPU's work. Large caches have larger shards, not thousands.
 MIN_SHARD_IMAGES, MIN_SHARDS, MAX_SHARDS = 512, 8, 256
@@ -66,11 +62,7 @@ class Round:
     @property
     def shards(self) -> dict[int, slice]:
         """The candidates of each shard, by the shard's number in the cache."""
-        starts = range(0, self.total, self.shard_images)
-        return {
-            self.first_shard + index: slice(at, min(at + self.shard_images, self.total))
-            for index, at in enumerate(starts)
-        }
+        return dict(enumerate(slices(self.total, self.shard_images), self.first_shard))
 
     def batches(self, shard: slice) -> Iterator[slice]:
         """The candidates of each batch of `shard`; the last batch may be shorter."""
@@ -119,7 +111,7 @@ class SynthesisPlan:
         """Candidates of each class so far, int64 [K]."""
         return self.count(np.ones(self.total, np.bool_))
 
-    def count(self, chosen: npt.NDArray[np.bool_]) -> Integers:
+    def count(self, chosen: Flags) -> Integers:
         """How many of the `chosen` candidates [total] are of each class, int64 [K]."""
         return np.bincount(self.labels[chosen], minlength=len(self.classes)).astype(np.int64)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from saukit.core.config import Amp
 from saukit.core.options import Paths, option, options_of
@@ -36,6 +36,8 @@ PresetName = Literal["paper", "ldam", "fast", "small", "photo-small", "photo"]
 PRETRAINED, OPTIMISATION, VIEWS = "Pretrained backbones", "Optimisation", "Views of an image"
 LOSS, SELECTION, SPEED = "Loss and label check", "Which step is kept", "Speed and precision"
 LEARNING = {"tune": ("all", "lora")}  # a backbone that learns
+BUDGET: dict[str, Any] = {"preset": True, "panel": OPTIMISATION}
+OF_BACKBONE: dict[str, Any] = {"preset": True, "panel": PRETRAINED}
 SAU = {"method": ("sau", "sau-aware")}
 
 
@@ -73,8 +75,7 @@ class TrainConfig(Paths):
     tune: Tune | None = option(
         None,
         "Train the whole network, a linear head on the frozen backbone's features, or low-rank updates (extra lora).",
-        preset=True,
-        panel=PRETRAINED,
+        **OF_BACKBONE,
     )
     head: Head | None = option(
         None,
@@ -87,79 +88,50 @@ class TrainConfig(Paths):
     multi_crop: bool | None = option(
         None,
         "Average the features of a frozen backbone over the image and its centre, and over both mirrored with --flip.",
-        preset=True,
         needs={"tune": "head"},
         flags=("--multi-crop/--single-crop",),
-        panel=PRETRAINED,
+        **OF_BACKBONE,
     )
-    epochs: int | None = option(
-        None, "Passes over the training set.", preset=True, least=1, excludes=("steps",), panel=OPTIMISATION
-    )
-    steps: int | None = option(
-        None, "Optimizer steps, however many images there are.", preset=True, least=1, panel=OPTIMISATION
-    )
-    batch_size: int | None = option(
-        None, "Images per batch.", preset=True, least=2, note="BatchNorm needs two images", panel=OPTIMISATION
-    )
-    optimizer: Literal["sgd", "adamw"] | None = option(
-        None, "SGD with momentum 0.9, or AdamW.", preset=True, panel=OPTIMISATION
-    )
+    epochs: int | None = option(None, "Passes over the training set.", least=1, excludes=("steps",), **BUDGET)
+    steps: int | None = option(None, "Optimizer steps, however many images there are.", least=1, **BUDGET)
+    batch_size: int | None = option(None, "Images per batch.", least=2, note="BatchNorm needs two images", **BUDGET)
+    optimizer: Literal["sgd", "adamw"] | None = option(None, "SGD with momentum 0.9, or AdamW.", **BUDGET)
     drop_last: bool | None = option(
-        None,
-        "Leave out an epoch's last batch if it is not full.",
-        preset=True,
-        flags=("--drop-last/--keep-last",),
-        panel=OPTIMISATION,
+        None, "Leave out an epoch's last batch if it is not full.", flags=("--drop-last/--keep-last",), **BUDGET
     )
-    lr: float | None = option(None, "Peak learning rate.", preset=True, above=0, panel=OPTIMISATION)
-    weight_decay: float | None = option(
-        None, "Weight decay; photo-small: 100 / real images.", preset=True, least=0, panel=OPTIMISATION
-    )
+    lr: float | None = option(None, "Peak learning rate.", above=0, **BUDGET)
+    weight_decay: float | None = option(None, "Weight decay; photo-small: 100 / real images.", least=0, **BUDGET)
     schedule: Schedule | None = option(
-        None,
-        "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.",
-        preset=True,
-        panel=OPTIMISATION,
+        None, "Cosine per epoch or per step; step: x 0.01 after 80 and 90 % of the epochs.", **BUDGET
     )
     head_share: float | None = option(
         None,
         "First share of the steps that trains the heads alone, on a backbone that waits.",
-        preset=True,
         off=0.0,
         least=0,
         below=1,
         needs=LEARNING,
-        panel=PRETRAINED,
+        **OF_BACKBONE,
     )
     layer_decay: float | None = option(
         None,
         "Learning rate of a layer of a timm backbone, as a factor of the next layer's.",
-        preset=True,
         off=1.0,
         above=0,
         most=1,
         needs={"tune": "all"},
-        panel=PRETRAINED,
+        **OF_BACKBONE,
     )
     freeze_bn: bool | None = option(
         None,
         "Keep BatchNorm's statistics in the backbone as they are.",
-        preset=True,
         needs=LEARNING,
         flags=("--freeze-bn/--train-bn",),
-        panel=PRETRAINED,
+        **OF_BACKBONE,
     )
-    clip_norm: float | None = option(
-        None, "Clip the gradient's norm to this.", preset=True, above=0, shown="none", panel=OPTIMISATION
-    )
+    clip_norm: float | None = option(None, "Clip the gradient's norm to this.", above=0, shown="none", **BUDGET)
     average: float | None = option(
-        None,
-        "Keep an average of the weights with this decay per step.",
-        preset=True,
-        above=0,
-        below=1,
-        shown="none",
-        panel=OPTIMISATION,
+        None, "Keep an average of the weights with this decay per step.", above=0, below=1, shown="none", **BUDGET
     )
     crop_scale: float | None = option(
         None,
@@ -178,9 +150,7 @@ class TrainConfig(Paths):
         needs=LEARNING,
         panel=VIEWS,
     )
-    warmup: float | None = option(
-        None, "Warm-up fraction: share of the steps.", preset=True, least=0, below=1, panel=OPTIMISATION
-    )
+    warmup: float | None = option(None, "Warm-up fraction: share of the steps.", least=0, below=1, **BUDGET)
     noise: Noise = option(
         "pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU, panel=LOSS
     )

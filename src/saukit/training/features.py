@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from saukit.core.artifacts import load_tensors, save_tensors
 from saukit.core.console import Reporter
 from saukit.core.device import Precision
 from saukit.core.errors import CorruptArtifactError, DataError
+from saukit.core.machine import slices
 from saukit.core.workspace import Workspace
 from saukit.data.images import ImageStore
+from saukit.data.types import Floats
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import FLOAT32, Predictions, backbone_features, predict
 from saukit.models.model_file import ModelSpec
@@ -31,15 +32,13 @@ from saukit.training.plan import TrainingPlan
 
 CHUNK = 128  # images between two lines of progress, and of each process in turn
 
-Features = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Features float32 [N, d] of the training set, the real images first, and [n, d] of the validation part."""
+    """Floats float32 [N, d] of the training set, the real images first, and [n, d] of the validation part."""
 
-    train: Features
-    val: Features | None
+    train: Floats
+    val: Floats | None
 
 
 def frozen_features(
@@ -48,7 +47,7 @@ def frozen_features(
     """The features of the plan's images, from the files that keep them or computed now."""
     spec, device, precision = plan.model_spec, plan.device, Precision(plan.config.amp, plan.device.type)
 
-    def of(images: ImageStore, name: str) -> Features:
+    def of(images: ImageStore, name: str) -> Floats:
         return kept_features(
             network, spec, images, name, workspace, device=device, precision=precision, reporter=reporter
         )
@@ -70,7 +69,7 @@ def kept_features(
     device: torch.device,
     precision: Precision = FLOAT32,
     reporter: Reporter,
-) -> Features:
+) -> Floats:
     """What the frozen backbone of `network` makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised.
 
     `name` identifies the images: a digest of what they are from, and the part. Several processes share the work.
@@ -82,10 +81,9 @@ def kept_features(
         return kept
     made = np.zeros((len(images), network.classifier.in_features), np.float32)
     with reporter.progress(f"features ({name.split()[-1]})", len(images)) as progress:
-        for start in range(0, len(images), CHUNK)[rank() :: size()]:
-            rows = slice(start, start + CHUNK)
+        for rows in list(slices(len(images), CHUNK))[rank() :: size()]:
             made[rows] = backbone_features(network, spec, images[rows], device=device, precision=precision)
-            progress.update(min(start + size() * CHUNK, len(images)))
+            progress.update(min(rows.start + size() * CHUNK, len(images)))
     total(torch.from_numpy(made))
     if is_first():
         save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
@@ -106,13 +104,12 @@ def predict_kept(
 
     Several processes share the work, in whole chunks: the bits of a prediction depend on its batch.
     """
-    inputs: ImageStore | Features = images
+    inputs: ImageStore | Floats = images
     if spec.standardize:
         inputs = kept_features(network, spec, images, name, workspace, device=device, reporter=reporter)
     features = np.zeros((len(images), network.classifier.in_features), np.float32)
     logits = np.zeros((len(images), network.classifier.out_features), np.float32)
-    for start in range(0, len(images), CHUNK)[rank() :: size()]:
-        rows = slice(start, start + CHUNK)
+    for rows in list(slices(len(images), CHUNK))[rank() :: size()]:
         found = predict(network, spec, inputs[rows], device=device)
         features[rows], logits[rows] = found.features, found.logits
     for mine in (features, logits):
@@ -128,13 +125,13 @@ def _digest_of(network: DualBranchNet) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path, count: int) -> Features | None:
+def _read(path: Path, count: int) -> Floats | None:
     """What the file keeps; None if it is not there, or not as it was written."""
     if not path.exists():
         return None
     try:
         tensors, metadata = load_tensors(path)
-        kept: Features = tensors["features"]
+        kept: Floats = tensors["features"]
     except (CorruptArtifactError, DataError, KeyError):
         return None
     intact = metadata.get("sha256") == hashlib.sha256(kept.tobytes()).hexdigest() and len(kept) == count

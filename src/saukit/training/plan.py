@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from saukit.core.device import resolve_amp
@@ -18,6 +17,7 @@ from saukit.core.workspace import Workspace, require
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
+from saukit.data.types import Integers
 from saukit.models.backbones import BACKBONES, count_parameters
 from saukit.models.model_file import MODEL_NAME, ModelSpec
 from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name
@@ -63,7 +63,7 @@ class TrainingPlan:
         return METHODS[self.config.method]
 
     @property
-    def class_counts(self) -> npt.NDArray[np.int64]:
+    def class_counts(self) -> Integers:
         """Images of each class of the training set, int64 [K]."""
         if self.cache is None:
             return self.split.class_counts

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saukit.data.source import Source
+from saukit.data.source_config import SourceConfig
 from saukit.data.sources.in_memory import source_of_arrays
-
-if TYPE_CHECKING:
-    from saukit.data.source_config import SourceConfig
 
 
 def open_digits(config: SourceConfig, root: Path) -> Source:

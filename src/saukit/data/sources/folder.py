@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saukit.data.layout import read_layout
 from saukit.data.source import Source
+from saukit.data.source_config import SourceConfig
 from saukit.data.sources.files import fingerprint_of, part_of_folder, source_of_files
-
-if TYPE_CHECKING:
-    from saukit.data.source_config import SourceConfig
 
 
 def open_folder(config: SourceConfig, root: Path) -> Source:

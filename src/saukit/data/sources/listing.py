@@ -10,19 +10,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saukit.core.errors import DataError, UsageError
 from saukit.core.words import shortened
 from saukit.data.image_files import EXTENSIONS, image_files, subfolders
 from saukit.data.part_names import part_of
 from saukit.data.source import Source
+from saukit.data.source_config import SourceConfig
 from saukit.data.sources.files import fingerprint_of, part_of_folder, source_of_files
 from saukit.data.sources.labels import labels_in_order, named, numbered, refuse_unknown
 from saukit.data.sources.lists import Columns, Entry, read_entries
-
-if TYPE_CHECKING:
-    from saukit.data.source_config import SourceConfig
 
 PARTS = ("train", "val", "test")
 SHOWN = 5  # names in a message

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saukit.core.errors import UsageError
 from saukit.data.source import Channels, Known, Source
+from saukit.data.source_config import SourceConfig
 from saukit.data.sources.digits import open_digits
 from saukit.data.sources.folder import open_folder
 from saukit.data.sources.huggingface import open_huggingface
 from saukit.data.sources.listing import ListSet, open_list
 from saukit.data.sources.medmnist import open_medmnist
 from saukit.data.sources.torchvision_sets import TorchvisionSet
-
-if TYPE_CHECKING:
-    from saukit.data.source_config import SourceConfig
 
 DATA_ROOT = "SAUKIT_DATA"
 CIFAR_MEAN: Channels = (0.4914, 0.4822, 0.4465)

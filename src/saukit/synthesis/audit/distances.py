@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from saukit.core.machine import slices
+from saukit.data.types import Integers
+
 Features = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 
@@ -97,7 +100,7 @@ def precision_recall(real: Features, fake: Features, *, k: int = 3) -> Precision
     return PrecisionRecall(float(in_real.mean()), float(in_fake.mean()))
 
 
-def diversity(features: Features, labels: npt.NDArray[np.int64], num_classes: int) -> list[float | None]:
+def diversity(features: Features, labels: Integers, num_classes: int) -> list[float | None]:
     """Mean cosine distance (1 - cosine) of all pairs of a class's rows; None for a class with fewer than two.
 
     Rows of zeros count as at distance 1 from all others.
@@ -179,6 +182,4 @@ def _squared_distances(a: Doubles, b: Doubles) -> Iterator[tuple[slice, Doubles]
 
 
 def _parts(rows: int, columns: int) -> Iterator[slice]:
-    size = max(1, CHUNK_VALUES // max(1, columns))
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
+    return slices(rows, max(1, CHUNK_VALUES // max(1, columns)))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from saukit.core.seeding import numpy_generator
 from saukit.data.images import ImageStore
+from saukit.data.types import Flags, Floats, Integers
 from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
 from saukit.synthesis.judging.duplicates import CopyDetector, Nearest
 
@@ -24,9 +25,6 @@ MIN_DISTANCE_IMAGES = 32  # of each set; below, a distance says nothing
 MAX_DISTANCE_IMAGES = 10_000
 PAIRS = 12
 
-Pixels = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 Set = tuple[ImageStore, Integers]
 
 
@@ -172,7 +170,7 @@ class _Judged:
 
     features_of: str
     classifier: str | None
-    agrees: npt.NDArray[np.bool_] | None
+    agrees: Flags | None
     confidence: Floats | None
     features: Mapping[str, Floats]
 
@@ -207,7 +205,7 @@ def _diversities(judged: _Judged, sets: Sets, num_classes: int) -> list[dict[str
     ]
 
 
-def _memorisation(detector: CopyDetector, nearest: Nearest, copied: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _memorisation(detector: CopyDetector, nearest: Nearest, copied: Flags) -> dict[str, Any]:
     real = detector.real_distances
     return {
         "threshold": detector.threshold,
@@ -226,7 +224,7 @@ def _leakage(
     images: ImageStore,
     detector: CopyDetector,
     nearest: Nearest,
-) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
+) -> tuple[dict[str, Any], Flags | None]:
     """The section of the document, and whether each synthetic image is leaked, bool [n]; None without test images."""
     names = ("near_test", "explained_by_training", "leaked", "share", "real_share")
     if not len(test_images):
@@ -274,7 +272,7 @@ def _distances(
     return document
 
 
-def _most_balanced(counts: npt.NDArray[np.int64]) -> tuple[list[int], int]:
+def _most_balanced(counts: Integers) -> tuple[list[int], int]:
     """Classes, and as many images of each, that make the most images in all; of equals, the most classes."""
     options = []
     for each in np.unique(counts[counts > 0]).tolist():
@@ -316,7 +314,7 @@ def _measured(fake: Floats, real: Floats) -> dict[str, Any]:
     }
 
 
-def _mean(values: npt.NDArray[Any] | None, chosen: npt.NDArray[np.bool_]) -> float | None:
+def _mean(values: npt.NDArray[Any] | None, chosen: Flags) -> float | None:
     return None if values is None else _mean_of(values[chosen])
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from saukit.core.plots import SCALE, Canvas, enlarge, styled
 from saukit.core.plots import labels as short_names
 from saukit.data.images import ImageStore
-from saukit.synthesis.audit.document import Integers, Pair, Pixels
+from saukit.data.types import Images, Integers
+from saukit.synthesis.audit.document import Pair
 
 COLUMNS, MAX_ROWS = 8, 20
 PAIR_COLUMNS = 4
@@ -20,15 +20,15 @@ TILE, PAIR_TILE = 44 * SCALE, 64 * SCALE  # pixels an image is enlarged to, at m
 MARGIN, GAP = 20 * SCALE, 2 * SCALE
 LARGE, SMALL = 10, 8.5  # points
 
-Picture = Callable[[int], Pixels]
+Picture = Callable[[int], Images]
 
 
 @styled
 def save_grid(
     path: Path,
     classes: Sequence[str],
-    real_counts: npt.NDArray[np.int64],
-    synthetic_counts: npt.NDArray[np.int64],
+    real_counts: Integers,
+    synthetic_counts: Integers,
     real: Picture,
     synthetic: Picture,
 ) -> None:

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from saukit.core.machine import slices
 from saukit.core.seeding import derive_seed
 from saukit.data.images import ImageStore
+from saukit.data.types import Floats, Images, Integers
 from saukit.synthesis.generators.protocol import ImageGenerator
 from saukit.synthesis.plan import SynthesisPlan
 
 PREFLIGHT_NAME = "preflight.json"
 FLOOR = 0.25  # a class of which less than this share is recognised is named
 JUDGED_REAL = 64  # real images per class that show whether the judge knows the class at all
-Images = npt.NDArray[np.uint8]
-Probabilities = Callable[[Images], npt.NDArray[np.float32]]
+Probabilities = Callable[[Images], Floats]
 
 
 def preflight(
@@ -26,7 +26,7 @@ def preflight(
     probabilities: Probabilities,
     *,
     real_images: ImageStore,
-    real_labels: npt.NDArray[np.int64],
+    real_labels: Integers,
 ) -> dict[str, Any]:
     """Sample `plan.config.preflight` images of each class that wants some, and count which are taken for their class.
 
@@ -44,7 +44,7 @@ def preflight(
         labels = np.full(n, label, dtype=np.int64)
         ordinals = np.arange(n, dtype=np.int64)
         seeds = np.array([derive_seed(plan.config.seed, "preflight", label, i) for i in range(n)], dtype=np.int64)
-        batches = [slice(at, at + plan.batch_images) for at in range(0, n, plan.batch_images)]
+        batches = slices(n, plan.batch_images)
         sampled = np.concatenate([generator.sample(labels[b], seeds[b], ordinals[b]) for b in batches])
         taken_for = probabilities(sampled).argmax(1)
         real = real_images[np.flatnonzero(real_labels == label)[:JUDGED_REAL]]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from saukit.core.console import Reporter
 from saukit.core.device import resolve_amp, using_threads
+from saukit.core.interrupts import StopRequest
 from saukit.core.state import load_state
 from saukit.core.writing import atomic_path, sha256_file, sync_folder
+from saukit.data.split import Split
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion_model import build_scheduler, is_guided, solver_times
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
@@ -21,10 +24,6 @@ from saukit.training.distributed import first_before_others, from_first
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-    from saukit.core.console import Reporter
-    from saukit.core.interrupts import StopRequest
-    from saukit.data.split import Split
 
 UNET, WEIGHTS = "generator/unet/config.json", "generator/unet/diffusion_pytorch_model.safetensors"
 SCHEDULER = "generator/scheduler/scheduler_config.json"
@@ -82,14 +81,11 @@ class DiffusionTraining:
 
     def estimate_seconds(self, labels: Integers, seeds: Integers) -> tuple[float, float]:
         """Seconds of the training and of one batch, from a few steps of an untrained copy."""
-        with using_threads(self._trainer.threads):
-            return self._measured(labels, seeds)
-
-    def _measured(self, labels: Integers, seeds: Integers) -> tuple[float, float]:
         trainer = GeneratorTrainer(self._trainer.config, self._trainer.split, self._trainer.device)
         config = trainer.config
-        step = _best_seconds(lambda: float(trainer.train_step()), 3) if trainer.total_steps else 0.0
-        network_pass = _best_seconds(lambda: trainer.sample(labels, seeds, steps=2, guidance=1.0), 2) / 2
+        with using_threads(trainer.threads):
+            step = _best_seconds(lambda: float(trainer.train_step()), 3) if trainer.total_steps else 0.0
+            network_pass = _best_seconds(lambda: trainer.sample(labels, seeds, steps=2, guidance=1.0), 2) / 2
         passes = sum(2 if is_guided(t, config.guidance) else 1 for t in solver_times(config.sampler_steps))
         return step * trainer.total_steps, network_pass * passes
 

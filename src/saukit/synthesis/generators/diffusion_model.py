@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,6 +31,7 @@ from torch.nn import functional
 from saukit.core.device import Precision
 from saukit.core.errors import SaukitError
 from saukit.core.seeding import derive_seed
+from saukit.data.types import Images, Integers
 from saukit.synthesis.config import Sampler
 from saukit.synthesis.generators.presets import Preset
 
@@ -226,7 +225,7 @@ def guided_velocity(unet: Velocity, x: Tensor, t: float, labels: Tensor, *, null
     return of_null + guidance * (of_class - of_null)
 
 
-def starting_noise(seeds: npt.NDArray[np.int64], shape: tuple[int, int, int]) -> Tensor:
+def starting_noise(seeds: Integers, shape: tuple[int, int, int]) -> Tensor:
     """Noise float32 [n, c, h, w] of images with `seeds` [n], from a CPU generator each: the same on every device."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
@@ -251,8 +250,8 @@ def solve(
 def sample_images(
     unet: Velocity,
     geometry: Geometry,
-    labels: npt.NDArray[np.int64],
-    seeds: npt.NDArray[np.int64],
+    labels: Integers,
+    seeds: Integers,
     *,
     null_class: int,
     guidance: float,
@@ -262,7 +261,7 @@ def sample_images(
     sampler: Sampler = "dpm++",
     origin: Tensor | None = None,
     strength: float = 1.0,
-) -> npt.NDArray[np.uint8]:
+) -> Images:
     """One batch of images uint8 [n, 3, H, W] for `labels` and `seeds`, both int64 [n].
 
     origin: uint8 [n, 3, H, W] on `device`, images to vary with `strength` in (0, 1]; None samples from noise.

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from saukit.core.config import to_mapping
+from saukit.core.console import Reporter
 from saukit.core.device import COPIES_ASIDE, Precision, suited_threads, using_threads
 from saukit.core.errors import DataError, SaukitError
 from saukit.core.files import check_tree, reading
@@ -23,6 +23,8 @@ from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
 from saukit.core.seeding import derive_seed, torch_generator
 from saukit.core.state import is_finite, save_state
+from saukit.data.split import Split
+from saukit.data.types import Images, Integers
 from saukit.synthesis.generators.diffusion_model import (
     TIME_SCALE,
     Geometry,
@@ -43,9 +45,6 @@ from saukit.training.distributed import Share, any_stops, is_first, rank, size, 
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-    from saukit.core.console import Reporter
-    from saukit.data.split import Split
 
 CHECKPOINT_SECONDS = 30.0
 NOTE_STEPS = 10  # .item() is a sync point: the loss is looked at every so many steps
@@ -250,12 +249,12 @@ class GeneratorTrainer:
 
     def sample(
         self,
-        labels: npt.NDArray[np.int64],
-        seeds: npt.NDArray[np.int64],
+        labels: Integers,
+        seeds: Integers,
         *,
         steps: int | None = None,
         guidance: float | None = None,
-    ) -> npt.NDArray[np.uint8]:
+    ) -> Images:
         """Images uint8 [n, 3, H, W] of the split's size from the averaged weights, enlarged if they are drawn smaller.
 
         `steps` and `guidance` override the configuration's.

@@ -20,10 +20,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
@@ -31,13 +31,10 @@ from saukit.core.machine import in_threads
 from saukit.core.words import shortened
 from saukit.data.decoding import CROP, Fitting, decode_image, decode_or_reason, refuse_or_warn
 from saukit.data.image_files import KINDS, FoundFiles, image_files, is_regular, loose_images, say_ignored, subfolders
+from saukit.data.split import Split
+from saukit.data.types import Images, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.protocol import GeneratorEntry
-
-if TYPE_CHECKING:
-    import torch
-
-    from saukit.data.split import Split
 
 
 class FolderGenerator:
@@ -73,7 +70,7 @@ class FolderGenerator:
         bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
         refuse_or_warn(bad, skip=skip_bad, reporter=reporter, where=f" in {folder}")
         self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
-        self.capacity: npt.NDArray[np.int64] = np.array([len(files) for files in self._files], np.int64)
+        self.capacity: Integers = np.array([len(files) for files in self._files], np.int64)
         if not self.capacity.any():
             raise DataError(f"no image in {folder} can be read: give a folder of whole images")
         self.digest = self._digest()
@@ -86,9 +83,7 @@ class FolderGenerator:
             "digest": self.digest,
         }
 
-    def sample(
-        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint8]:
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
         """Image `ordinals[i]` of class `labels[i]`, decoded now; `seeds` are those of the plan, and not used here.
 
         Shapes: labels, seeds, ordinals [n]; returns uint8 [n, 3, H, W].
@@ -114,7 +109,7 @@ class FolderGenerator:
             raise ValueError(f"image {ordinal} of class {self._classes[label]!r} asked for, the folder has {there}")
         return self._files[label][ordinal]
 
-    def _decoded(self, file: _File) -> npt.NDArray[np.uint8]:
+    def _decoded(self, file: _File) -> Images:
         try:
             content = file.path.read_bytes()
         except OSError as error:

@@ -17,27 +17,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from saukit.core.console import Reporter
 from saukit.core.device import resolve_amp
 from saukit.core.errors import DataError, SaukitError, UsageError
 from saukit.core.extras import require_extra
 from saukit.core.files import reading
 from saukit.core.words import shown
 from saukit.core.writing import sha256_file
+from saukit.data.split import Split
+from saukit.data.types import Images, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, find_lora, find_model
 from saukit.synthesis.generators.pipeline_loading import add_lora, decoding_in_float32, load_pipeline
 from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts
 from saukit.synthesis.generators.protocol import GeneratorEntry
-
-if TYPE_CHECKING:
-    from saukit.core.console import Reporter
-    from saukit.data.split import Split
 
 CPU_BATCH = 4  # larger batches are not quicker on a CPU
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -78,6 +77,7 @@ class PipelineGenerator:
         self._drawn_size: tuple[int, int] | None = None
         self._image_size, self._prompts, self._device = image_size, prompts, device
         self._dtype = resolve_dtype(config.dtype, device)
+        self._dtype_name = str(self._dtype).removeprefix("torch.")
         self._class_ids: tuple[int, ...] | None = None
         if self.model.pipeline == CLASS_CONDITIONAL:
             self._class_ids = match_classes(self.model.names, classes, class_ids or {})
@@ -90,6 +90,7 @@ class PipelineGenerator:
         self._lora = None if config.lora is None else find_lora(config.lora)
         self._lora_scale = config.lora_scale
         self._pipe = load_pipeline(self.model, self._dtype)
+        self._name = type(self._pipe).__name__
         self._parameters = inspect.signature(self._pipe.__call__).parameters
         self._options: dict[str, Any] = {name: getattr(config, name) for name in _ARGUMENTS}
         self._check_options()
@@ -99,9 +100,7 @@ class PipelineGenerator:
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
 
-    def sample(
-        self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint8]:
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
         """One batch of images uint8 [n, 3, H, W]; image i of its class (`ordinals`) has prompt i of the class.
 
         Shapes: labels, seeds and ordinals int64 [n].
@@ -123,7 +122,7 @@ class PipelineGenerator:
         pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
         return np.stack([fit_image(image, self._image_size) for image in pixels])
 
-    def _called(self, arguments: dict[str, Any], seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
+    def _called(self, arguments: dict[str, Any], seeds: Integers) -> npt.NDArray[np.floating[Any]]:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         remedy = "fetch the model again, and see that it samples with diffusers"
         with reading(f"model {self.model.name}", remedy=remedy), torch.inference_mode():
@@ -154,7 +153,7 @@ class PipelineGenerator:
             "pipeline": self._name,
             "model": self.model.name,
             "revision": self.model.revision,
-            "weights": self._weights,
+            "weights": self.model.digest,
             "scheduler": type(self._pipe.scheduler).__name__ if hasattr(self._pipe, "scheduler") else None,
             "guidance": self._in_force("guidance"),
             "steps": self._in_force("sampler_steps"),
@@ -174,18 +173,6 @@ class PipelineGenerator:
         """Whether it samples from prompts, and not from a class-conditional model's own numbers."""
         return self._class_ids is None
 
-    @property
-    def _name(self) -> str:
-        return type(self._pipe).__name__
-
-    @property
-    def _dtype_name(self) -> str:
-        return str(self._dtype).removeprefix("torch.")
-
-    @cached_property
-    def _weights(self) -> str:
-        return self.model.digest
-
     @cached_property
     def _lora_weights(self) -> str | None:
         return None if self._lora is None else sha256_file(self._lora)
@@ -197,7 +184,7 @@ class PipelineGenerator:
         parameter = self._parameters.get(_ARGUMENTS[option])
         return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
-    def _condition(self, labels: npt.NDArray[np.int64], ordinals: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def _condition(self, labels: Integers, ordinals: Integers) -> dict[str, Any]:
         if self._class_ids is not None:
             return {"class_labels": [self._class_ids[label] for label in labels]}
         return {"prompt": [self._prompts.prompt(int(c), int(i)) for c, i in zip(labels, ordinals, strict=True)]}
@@ -279,7 +266,7 @@ def match_classes(names: Mapping[str, Any], classes: Sequence[str], class_ids: M
     return tuple(matched)
 
 
-def fit_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def fit_image(image: Images, size: tuple[int, int]) -> Images:
     """A picture at another size: its middle, of the wanted proportions, resized bicubic with antialiasing.
 
     That is how real images become those of a split. Shapes: image [h, w, 3]; size (H, W); returns [3, H, W].

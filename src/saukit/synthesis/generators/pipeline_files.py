@@ -6,6 +6,7 @@ Only safetensors are read and no code that comes with a model is run: a pickle, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -55,7 +56,7 @@ class Model:
         names = self.index.get("id2label")
         return names if isinstance(names, dict) else {}
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Identifies the weights and configuration.
 

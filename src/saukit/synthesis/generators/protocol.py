@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
+from saukit.core.console import Reporter
+from saukit.core.interrupts import StopRequest
+from saukit.data.split import Split
+from saukit.data.types import Images, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
 
-if TYPE_CHECKING:
-    import torch
-
-    from saukit.core.console import Reporter
-    from saukit.core.interrupts import StopRequest
-    from saukit.data.split import Split
-
-Integers = npt.NDArray[np.int64]
-Images = npt.NDArray[np.uint8]
 CHECKPOINT = "generator/checkpoint.pt"  # of an unfinished training, in the cache's folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from saukit.core.device import widest
 from saukit.core.seeding import derive_seed
 from saukit.data.images import ImageStore, chunks
+from saukit.data.types import Integers
 from saukit.synthesis.generators.grey import is_grey
 
 
@@ -24,7 +24,7 @@ class TrainingImages:
     def __init__(
         self,
         images: ImageStore,
-        labels: npt.NDArray[np.int64],
+        labels: Integers,
         num_classes: int,
         *,
         size: tuple[int, int] | None = None,
@@ -65,7 +65,7 @@ class TrainingImages:
             self._counts.to(widest(generator.device)), count, replacement=True, generator=generator
         )
 
-    def origins(self, labels: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
+    def origins(self, labels: Integers, seeds: Integers) -> Tensor:
         """The images uint8 [n, 3, H, W] that images of `labels` and `seeds` vary: of the class, chosen by the seed."""
         index = [
             int(self._first[c] + derive_seed(int(seed), "origin") % self._class_counts[c])

@@ -10,23 +10,22 @@ made brighter; where there is a pretrained network, its features do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saukit.core.machine import slices
 from saukit.core.seeding import numpy_generator
 from saukit.data.fingerprints import SMALLEST_SIDE, compared_size
 from saukit.data.images import ImageStore
 from saukit.data.pair_distance import SHIFTS, as_compared, pair_distance
+from saukit.data.types import Flags, Floats, Images, Integers
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Features = Callable[[ImageStore], Floats]
 
 # The rule of the threshold, see `CopyDetector`.
@@ -45,8 +44,8 @@ MATRIX_VALUES, PAIR_VALUES = 2**23, 2**18  # float32 held at once: 32 MiB, and 1
 class Nearest:
     """The closest reference image of each of n images: `distance` float32 [n], `index` int64 [n]."""
 
-    distance: npt.NDArray[np.float32]
-    index: npt.NDArray[np.int64]
+    distance: Floats
+    index: Integers
 
 
 class CopyDetector:
@@ -88,11 +87,11 @@ class CopyDetector:
             raise ValueError(f"threshold must be above 0, got {threshold}")
         self.flip = flip
         self._reference, self._threshold, self.device = reference, threshold, device
+        at_once = max(1, MATRIX_VALUES // max(1, math.prod(reference.shape[1:])))  # images held as floats
         described = [
-            torch.cat(
-                [_describe(as_compared(reference[part], device, mirrored=mirrored)) for part in _parts(reference)]
-            )
-            for mirrored in _mirrorings(flip)
+            _describe(as_compared(reference[part], device, mirrored=mirrored))
+            for mirrored in (False, True)[: 1 + flip]
+            for part in slices(len(reference), at_once)
         ]
         self._described = torch.cat(described)  # [v, d]: as they are, v = m, then if `flip` mirrored, v = 2 m
         self._features, self._scale = features, feature_scale
@@ -118,7 +117,7 @@ class CopyDetector:
         return self._threshold
 
     @cached_property
-    def real_distances(self) -> npt.NDArray[np.float32]:
+    def real_distances(self) -> Floats:
         """How close reference images are to the closest other one, float32 [n]: of all, or of a fixed 2,000 of them.
 
         Empty if there is only one.
@@ -131,7 +130,7 @@ class CopyDetector:
         return self._nearer(found, self._by_cosine(self._embedded[self._real[1]], self._real[1])).distance
 
     @cached_property
-    def _real(self) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    def _real(self) -> tuple[Images, Integers]:
         """The reference images that calibrate the detector, and where they are; none where there is only one."""
         chosen = np.arange(len(self._reference) if len(self._reference) > 1 else 0)
         if len(chosen) > CALIBRATION_IMAGES:
@@ -154,11 +153,11 @@ class CopyDetector:
         distance = np.where(closer, scaled, by_pixels.distance)
         return Nearest(distance, np.where(closer, by_cosine.index, by_pixels.index))
 
-    def _by_cosine(self, embedded: Floats, own: npt.NDArray[np.int64] | None) -> Nearest:
+    def _by_cosine(self, embedded: Floats, own: Integers | None) -> Nearest:
         """By 1 - cosine, of features [n, d] of length 1; `own` as in `_search`."""
         assert self._embedded is not None
         distance, index = np.empty(len(embedded), np.float32), np.empty(len(embedded), np.int64)
-        for part in _slices(len(embedded), MATRIX_VALUES // len(self._embedded)):
+        for part in slices(len(embedded), max(1, MATRIX_VALUES // len(self._embedded))):
             found = 1 - embedded[part] @ self._embedded.T
             if own is not None:
                 found[np.arange(len(found)), own[part]] = np.inf
@@ -181,15 +180,15 @@ class CopyDetector:
             return found
         return self._nearer(found, self._by_cosine(_normalised(self._features(images)), None))
 
-    def is_copy(self, nearest: Nearest) -> npt.NDArray[np.bool_]:
+    def is_copy(self, nearest: Nearest) -> Flags:
         """Whether each image is a copy, bool [n]."""
         return nearest.distance < self.threshold
 
-    def _search(self, images: ImageStore, own: npt.NDArray[np.int64] | None) -> Nearest:
+    def _search(self, images: ImageStore, own: Integers | None) -> Nearest:
         """`own` [n]: the reference image that each image is itself, and is not compared with."""
         count, views = len(self._reference), len(self._described)
         distance, index = np.full(len(images), np.inf, dtype=np.float32), np.zeros(len(images), dtype=np.int64)
-        for part in _slices(len(images), min(1024, MATRIX_VALUES // views)):
+        for part in slices(len(images), max(1, min(1024, MATRIX_VALUES // views))):
             query = as_compared(images[part], self.device)
             coarse = self._coarse(query)
             if own is not None:
@@ -220,7 +219,8 @@ class CopyDetector:
         rows = torch.arange(len(query), device=self.device).repeat_interleave(picked.shape[1])
         flat, count = picked.flatten(), len(self._reference)
         distances = torch.empty(len(flat), device=self.device)
-        for part in _slices(len(flat), PAIR_VALUES // _values(self._reference)):
+        each = 3 * math.prod(compared_size(*self._reference.shape[2:]))
+        for part in slices(len(flat), max(1, PAIR_VALUES // each)):
             other = as_compared(self._reference[(flat[part] % count).cpu().numpy()], self.device)
             mirrored = (flat[part] >= count)[:, None, None, None]
             distances[part] = pair_distance(query[rows[part]], torch.where(mirrored, other.flip(3), other))
@@ -237,10 +237,6 @@ def calibrated_threshold(real_distances: Floats, *, lowest: float = LOWEST_THRES
 def _normalised(features: Floats) -> Floats:
     rows: Floats = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return rows
-
-
-def _mirrorings(flip: bool) -> tuple[bool, ...]:
-    return (False, True) if flip else (False,)
 
 
 def _describe(images: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
@@ -265,21 +261,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _cell(side: int) -> int:
     return math.ceil((side - 2) / CELLS)
-
-
-def _values(images: ImageStore) -> int:
-    return 3 * math.prod(compared_size(*images.shape[2:]))
-
-
-def _parts(images: ImageStore) -> Iterator[slice]:
-    """Slices whose images are held as floats at once."""
-    return _slices(len(images), MATRIX_VALUES // max(1, math.prod(images.shape[1:])))
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
 
 
 def _check(images: ImageStore, name: str) -> None:

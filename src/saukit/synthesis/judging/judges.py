@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from saukit.core.artifacts import MANIFEST_NAME
@@ -16,6 +15,7 @@ from saukit.core.errors import EnvironmentFault
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.core.writing import sha256_file
 from saukit.data.split import Split
+from saukit.data.types import Floats, Images, Integers
 from saukit.models.model_file import MODEL_NAME
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.prompts import PromptBook
@@ -32,7 +32,6 @@ JUDGE = TrainConfig(method=JUDGE_NAME, synthetic=False)
 # Passes over the real images: below, the judge knows too little of a large split; above, it learns nothing more of a
 # tiny one. In between its budget is that of `train`.
 LEAST_EPOCHS, MOST_EPOCHS = 5, 400
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Score:
 
     name: str
     digest: str
-    compute: Callable[[Images, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+    compute: Callable[[Images, Integers], Floats]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Judges:
         assert self.detector is not None
         return self.detector
 
-    def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
+    def probabilities(self, images: Images) -> Floats:
         """Class probabilities [n, K] by CLIP where it judges, else by the classifier."""
         if self.clip is not None:
             return self.clip.probabilities(images)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,16 +18,14 @@ from torch import Tensor, nn
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
 from saukit.core.files import check_regular, check_tree, reading
+from saukit.core.machine import slices
 from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
 from saukit.data.images import ImageStore
+from saukit.data.types import Floats, Images, Integers
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
-
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 CLIP_BATCH = 128
 INCEPTION_BATCH = 64
@@ -70,7 +67,7 @@ class ClassifierScorer:
 
     __call__ = features_and_probabilities
 
-    def confidence(self, images: Images, labels: Labels) -> Floats:
+    def confidence(self, images: Images, labels: Integers) -> Floats:
         """The probability of each image's own class. Shapes: labels [n]; returns [n]."""
         return _own(self.features_and_probabilities(images)[1], labels)
 
@@ -124,7 +121,7 @@ class ClipScorer:
         self.revision: str | None = getattr(self._model.config, "_commit_hash", None)
         self._classes = self._class_embeddings(prompts, tokenizer)  # [K, d]
 
-    def similarity(self, images: Images, labels: Labels) -> Floats:
+    def similarity(self, images: Images, labels: Integers) -> Floats:
         """Cosine similarity of each image to its own class. Shapes: labels [n]; returns [n]."""
         return _own(self._cosines(images), labels)
 
@@ -135,8 +132,7 @@ class ClipScorer:
     def embeddings(self, images: Images) -> Floats:
         """L2-normalised image embeddings [n, d]."""
         rows = np.empty((len(images), self._classes.shape[1]), np.float32)
-        for start in range(0, len(images), CLIP_BATCH):
-            part = slice(start, start + CLIP_BATCH)
+        for part in slices(len(images), CLIP_BATCH):
             pictures = [torch.from_numpy(image) for image in images[part]]
             pixels = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
@@ -152,9 +148,9 @@ class ClipScorer:
     def _class_embeddings(self, prompts: Sequence[Sequence[str]], tokenizer: Any) -> Floats:
         texts = [text for of_class in prompts for text in of_class]
         rows = []
-        for start in range(0, len(texts), CLIP_BATCH):
+        for part in slices(len(texts), CLIP_BATCH):
             tokens = tokenizer(
-                texts[start : start + CLIP_BATCH],
+                texts[part],
                 padding=True,
                 truncation=True,
                 max_length=self._model.config.text_config.max_position_embeddings,
@@ -207,8 +203,7 @@ class InceptionFeatures:
     def __call__(self, images: ImageStore) -> tuple[Floats, None]:
         """Features [n, 2048] of the whole images, resized to 299 x 299 pixels, bilinear with antialiasing."""
         rows = np.empty((len(images), 2048), np.float32)
-        for start in range(0, len(images), INCEPTION_BATCH):
-            part = slice(start, start + INCEPTION_BATCH)
+        for part in slices(len(images), INCEPTION_BATCH):
             pixels = torch.from_numpy(images[part]).to(self._device).float() / 255
             sides = (INCEPTION_SIDE, INCEPTION_SIDE)
             pixels = F.interpolate(pixels, sides, mode="bilinear", antialias=True, align_corners=False)
@@ -262,7 +257,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _own(scores: Floats, labels: Labels) -> Floats:
+def _own(scores: Floats, labels: Integers) -> Floats:
     """Of each row of scores [n, K] the one of its label [n]."""
     if labels.shape != (len(scores),):
         raise ValueError(f"{len(scores)} images need as many labels, got {labels.shape}")

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from saukit.data.types import Flags, Floats, Images, Integers
 
 CONFIDENCE, CLIP, BRIGHTEST = "confidence", "clip", "brightest"  # names of scores
 # What becomes of a candidate, by its code; the first rule that a candidate breaks counts.
@@ -59,8 +56,8 @@ class Rules:
 class Selection:
     """What became of n candidates: `kept` bool [n]; `reasons` uint8 [n], positions in `REASONS`."""
 
-    kept: Mask
-    reasons: npt.NDArray[np.uint8]
+    kept: Flags
+    reasons: Images
 
     def rejected_counts(self, labels: Integers, num_classes: int) -> dict[str, Integers]:
         """How many candidates of each class every reason rejected, int64 [K]; a reason that rejected none is absent."""
@@ -72,7 +69,7 @@ class Selection:
 
 
 def select(
-    labels: Integers, wanted: Integers, scores: Mapping[str, Floats], rules: Rules, *, is_copy: Mask | None = None
+    labels: Integers, wanted: Integers, scores: Mapping[str, Floats], rules: Rules, *, is_copy: Flags | None = None
 ) -> Selection:
     """Decide on n candidates in the order of their plan, `wanted` of each of K classes.
 
@@ -85,7 +82,7 @@ def select(
     labels, wanted = np.asarray(labels, np.int64), np.asarray(wanted, np.int64)
     reasons = np.full(len(labels), KEPT, np.uint8)
 
-    def reject(broken: Mask, code: int) -> None:
+    def reject(broken: Flags, code: int) -> None:
         reasons[broken & (reasons == KEPT)] = code
 
     if rules.reject_black:
