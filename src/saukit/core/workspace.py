@@ -174,7 +174,9 @@ def existing_state(
     """
     manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
-        if folder.exists() and any(not _is_beside(path) for path in folder.iterdir()):
+        there = folder.iterdir() if folder.exists() else ()
+        # But for what a kill may leave before there is a config.yaml.
+        if any(not (path.name == INPUTS_NAME or is_hash(path) or is_temporary(path)) for path in there):
             if intact(folder / INPUTS_NAME):
                 raise CorruptArtifactError(f"{folder / CONFIG_NAME} is missing: {START_OVER}")
             raise UsageError(f"{folder} exists but saukit did not write it: move it away, or give {another}")
@@ -193,11 +195,6 @@ def existing_state(
             f"replace it with --force, or give {another}"
         )
     return "partial" if manifest is None else "complete"
-
-
-def _is_beside(path: Path) -> bool:
-    """Whether a file is what a kill may leave before there is a config.yaml."""
-    return path.name == INPUTS_NAME or is_hash(path) or is_temporary(path)
 
 
 def _remove_artifact(folder: Path) -> None:

@@ -231,8 +231,10 @@ def _settle(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+    mask = os.umask(0)
+    os.umask(mask)
     with contextlib.suppress(OSError):
-        path.chmod(0o666 & ~_umask())
+        path.chmod(0o666 & ~mask)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -244,9 +246,3 @@ def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; {remedy_of(error)}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

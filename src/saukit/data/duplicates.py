@@ -291,13 +291,10 @@ def _nearest(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _checked(near: _Candidates, ours: Read, theirs: Read) -> Copies:
     """The candidates that are copies by all their pixels."""
-
-    def as_floats(images: Images) -> Floats:
-        return images.astype(np.float32) / np.float32(255)
-
     distances = [np.empty(0, np.float32)]
     for rows in chunks(np.arange(len(near.index))):
-        a, b = (as_floats(read(at[rows])[0]) for read, at in ((ours, near.index), (theirs, near.other)))
+        pixels = (read(at[rows])[0].astype(np.float32) for read, at in ((ours, near.index), (theirs, near.other)))
+        a, b = (images / np.float32(255) for images in pixels)
         distances.append(_pair_distance(a, np.where(near.mirrored[rows, None, None, None], b[..., ::-1], b)))
     distance = np.concatenate(distances)
     close = distance < NEAR

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from saukit.core.options import option, split_commas
 
 Format = Literal["torch", "onnx", "hub", "transformers"]
+SHARE: dict[str, Any] = {"least": 0, "most": 1, "shown": "none"}
 
 
 def _check_formats(formats: tuple[str, ...]) -> list[str]:
@@ -29,17 +30,13 @@ class PredictConfig:
     min_confidence: float | None = option(
         None,
         "Give no class to images whose most probable class is less probable than this.",
-        least=0,
-        most=1,
-        shown="none",
         excludes=("min_accuracy",),
+        **SHARE,
     )
     min_accuracy: float | None = option(
         None,
         "Choose --min-confidence on the validation part: the lowest with which this share of its classes is right.",
-        least=0,
-        most=1,
-        shown="none",
+        **SHARE,
     )
     batch_size: int = option(64, "Images per batch.", least=1)
     skip_bad: bool = option(False, "Skip images that cannot be read, and list them.", flags=("--skip-bad",))

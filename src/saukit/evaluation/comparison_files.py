@@ -190,7 +190,8 @@ def comparison_csv(document: dict[str, Any]) -> str:
 
 def comparison_markdown(document: dict[str, Any]) -> str:
     """The document for a person: the means, the paired differences, and how all of it was measured."""
-    split, methods, seeds = document["split"], document["methods"], _seeds(document)
+    split, methods = document["split"], document["methods"]
+    seeds = [run["seed"] for run in methods[0]["runs"]]
     what = f"mean ± standard deviation over {len(seeds)} training seeds" if len(seeds) > 1 else "one training seed"
     lines = [
         f"# Comparison {document['name']}",
@@ -273,10 +274,6 @@ def _members(split: dict[str, Any], group: str) -> str:
     names = [markdown(split["classes"][row]) for row in rows]
     shown = f"class{'es' if len(names) > 1 else ''} {', '.join(names)}" if len(names) <= 12 else f"{len(names)} classes"
     return f"{shown} ({fewest:,}{f' to {most:,}' if most > fewest else ''} real training images each)"
-
-
-def _seeds(document: dict[str, Any]) -> list[int]:
-    return [run["seed"] for run in document["methods"][0]["runs"]]
 
 
 def _table(columns: list[str], rows: list[list[str]], *, text_columns: int) -> list[str]:

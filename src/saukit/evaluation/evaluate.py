@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,13 +166,10 @@ def result_document(probabilities: Floats, test: Part, split: Split) -> dict[str
     scores = precision_recall_f1(confusion)
     group_of = {c: name for name, rows in split.groups.members.items() for c in rows}
     counts = split.class_counts
-    groups: dict[str, Mapping[str, Any] | None] = {}
-    for name, group in group_accuracy(confusion, split.groups.members, GROUP_NAMES).items():
-        if group is None:
-            groups[name] = None
-            continue
+    groups = group_accuracy(confusion, split.groups.members, GROUP_NAMES)
+    for group in filter(None, groups.values()):
         rows = group["classes"]
-        groups[name] = {**group, "classes": [split.classes[c] for c in rows], "train_images": int(counts[rows].sum())}
+        group |= {"classes": [split.classes[c] for c in rows], "train_images": int(counts[rows].sum())}
     return {
         "format_version": FORMAT_VERSION,
         "top1": float(np.mean(probabilities.argmax(1) == test.labels)),

@@ -49,16 +49,14 @@ def precision_recall_f1(confusion: Integers) -> list[dict[str, float | None]]:
     Precision is None for a class that is never predicted, recall and F1 for one without test images; scikit-learn calls
     these cases zero division. A class that is there and never predicted has an F1 of 0.
     """
-    scores: list[dict[str, float | None]] = []
-    for hits, true, predicted in zip(np.diag(confusion), confusion.sum(1), confusion.sum(0), strict=True):
-        scores.append(
-            {
-                "precision": float(hits / predicted) if predicted else None,
-                "recall": float(hits / true) if true else None,
-                "f1": float(2 * hits / (true + predicted)) if true else None,
-            }
-        )
-    return scores
+    return [
+        {
+            "precision": float(hits / predicted) if predicted else None,
+            "recall": float(hits / true) if true else None,
+            "f1": float(2 * hits / (true + predicted)) if true else None,
+        }
+        for hits, true, predicted in zip(np.diag(confusion), confusion.sum(1), confusion.sum(0), strict=True)
+    ]
 
 
 def group_accuracy(

@@ -11,7 +11,6 @@ confidence on the validation part, and without one the out-of-fold confidence on
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,9 +153,16 @@ def find_suspects(
         every = np.concatenate([features(part, of) for part, of in parts.items()])
         probabilities, rows = out_of_fold(every, labels, split.num_classes)
     found, suggested, means = suspected(probabilities, labels[rows])
-    lines = _csv(parts, read_part_files(workspace.split), split.classes, rows, found, suggested, means, probabilities)
+    places = [(part, row, int(label)) for part, of in parts.items() for row, label in enumerate(of.labels)]
+    files = read_part_files(workspace.split)
+    lines: list[tuple[object, ...]] = [COLUMNS]
+    for at, other in zip(found.tolist(), suggested.tolist(), strict=True):
+        part, row, label = places[rows[at]]
+        file = files[part][row] if part in files else ""
+        shares = [f"{share:.6f}" for share in (probabilities[at, label], means[label], probabilities[at, other])]
+        lines.append((part, row, file, split.classes[label], split.classes[other], *shares))
     with workspace.lock(folder), added_files(folder, kind="run", files=[SUSPECTS_NAME]):
-        write_text(path, lines)
+        write_text(path, csv_text(lines))
     return Suspects(path, len(found), len(rows), how)
 
 
@@ -164,23 +170,3 @@ def read_suspects(path: Path) -> list[dict[str, str]]:
     """The rows of a suspects.csv, by the names of its columns."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _csv(
-    parts: Mapping[str, Part],
-    files: Mapping[str, Sequence[str]],
-    classes: Sequence[str],
-    rows: Integers,
-    found: Integers,
-    suggested: Integers,
-    means: Floats,
-    probabilities: Floats,
-) -> str:
-    places = [(part, row, int(label)) for part, of in parts.items() for row, label in enumerate(of.labels)]
-    lines: list[tuple[object, ...]] = [COLUMNS]
-    for at, other in zip(found.tolist(), suggested.tolist(), strict=True):
-        part, row, label = places[rows[at]]
-        shares = (probabilities[at, label], means[label], probabilities[at, other])
-        file = files[part][row] if part in files else ""
-        lines.append((part, row, file, classes[label], classes[other], *(f"{share:.6f}" for share in shares)))
-    return csv_text(lines)

@@ -106,11 +106,12 @@ def _variables(contents: Contents, title: str | None) -> dict[str, Any]:
         "configuration": sections.configuration_section(contents),
     }
     manifests = _manifests(contents)
+    day = datetime.fromisoformat(max(manifest.created for _, manifest in manifests))
     script = _read(SCRIPT)
     return {
         "version": __version__,
         "title": title or words.title(contents),
-        "date": _date(max(manifest.created for _, manifest in manifests)),
+        "date": f"{day.day} {day:%B %Y}",
         "style": Markup(_read(STYLE)),
         "palette": PALETTE,
         "script": Markup(script),
@@ -238,11 +239,6 @@ def _check_out(out: Path, *, force: bool) -> None:
         head = file.read(4096)
     if MARK.encode() not in head:
         raise UsageError(f"{out} exists but saukit did not write it: give another --out, or replace it with --force")
-
-
-def _date(created: str) -> str:
-    day = datetime.fromisoformat(created)
-    return f"{day.day} {day:%B %Y}"
 
 
 def _read(name: str) -> str:

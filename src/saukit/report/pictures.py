@@ -39,7 +39,9 @@ def strip(images: Images) -> Picture | None:
     canvas = Image.new("RGBA", (len(tiles) * (width + gap) - gap, height))
     for index, tile in enumerate(tiles):
         canvas.paste(tile, (index * (width + gap), 0))
-    return Picture(data_uri(_png(canvas)), canvas.width * factor, canvas.height * factor)
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return Picture(data_uri(buffer.getvalue()), canvas.width * factor, canvas.height * factor)
 
 
 def framed(png: bytes) -> Picture:
@@ -56,9 +58,3 @@ def framed(png: bytes) -> Picture:
 def data_uri(image: bytes, kind: str = "png") -> str:
     """The bytes of an image as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -19,6 +19,7 @@ OF_TRAINING: dict[str, Any] = {"panel": OWN, "needs": ({"generator": "diffusion"
 OF_PIPELINES: dict[str, Any] = {"panel": PIPELINES, "needs": {"generator": "pipeline"}}
 OF_FOLDERS: dict[str, Any] = {"panel": FOLDER, "needs": {"generator": "folder"}}
 SAMPLES = {"generator": ("diffusion", "pipeline")}
+OF_SAMPLING: dict[str, Any] = {"shown": "from the preset or the pipeline", "preset": True, "needs": SAMPLES}
 # Options that change which candidates are kept, not which are sampled.
 SELECTS: dict[str, Any] = {"panel": SELECTION, "reselects": True}
 BY_CLASSIFIER = {"filter": ("classifier", "classifier+clip")}
@@ -47,24 +48,8 @@ class SynthConfig(Paths):
         path=True,
         needs=SAMPLES,
     )
-    guidance: float | None = option(
-        None,
-        "Classifier-free guidance; 1 is none.",
-        shown="from the preset or the pipeline",
-        preset=True,
-        least=0,
-        most=50,
-        needs=SAMPLES,
-    )
-    sampler_steps: int | None = option(
-        None,
-        "Solver steps per image.",
-        shown="from the preset or the pipeline",
-        preset=True,
-        least=1,
-        most=999,
-        needs=SAMPLES,
-    )
+    guidance: float | None = option(None, "Classifier-free guidance; 1 is none.", least=0, most=50, **OF_SAMPLING)
+    sampler_steps: int | None = option(None, "Solver steps per image.", least=1, most=999, **OF_SAMPLING)
     sample_batch_size: int | None = option(
         None,
         "Images per batch in sampling.",

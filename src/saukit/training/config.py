@@ -38,7 +38,7 @@ LOSS, SELECTION, SPEED = "Loss and label check", "Which step is kept", "Speed an
 LEARNING = {"tune": ("all", "lora")}  # a backbone that learns
 BUDGET: dict[str, Any] = {"preset": True, "panel": OPTIMISATION}
 OF_BACKBONE: dict[str, Any] = {"preset": True, "panel": PRETRAINED}
-SAU = {"method": ("sau", "sau-aware")}
+OF_SAU: dict[str, Any] = {"needs": {"method": ("sau", "sau-aware")}, "panel": LOSS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +151,13 @@ class TrainConfig(Paths):
         panel=VIEWS,
     )
     warmup: float | None = option(None, "Warm-up fraction: share of the steps.", least=0, below=1, **BUDGET)
-    noise: Noise = option(
-        "pos_neg", "What happens to synthetic images whose label is not trusted.", needs=SAU, panel=LOSS
-    )
+    noise: Noise = option("pos_neg", "What happens to synthetic images whose label is not trusted.", **OF_SAU)
     check_after: float = option(
         0.0,
         "Share of the steps after which SAU checks labels; until then it trusts all.",
         least=0,
         below=1,
-        needs=SAU,
-        panel=LOSS,
+        **OF_SAU,
     )
     temperature: float = option(
         0.1, "Temperature of the contrastive loss.", above=0, needs={"method": ("sau", "sau-aware", "bcl")}, panel=LOSS

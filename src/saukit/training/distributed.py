@@ -338,9 +338,14 @@ def largest(number: int) -> int:
     return int(box)
 
 
-def any_stops(stop: StopRequest) -> bool:
-    """Whether a process was asked to stop; all of them get the same answer, and the signal that came."""
+def any_stops(stop: StopRequest, *, may_wait: bool = True) -> bool:
+    """Whether a process was asked to stop; all of them get the same answer, and the signal that came.
+
+    `may_wait` False asks nobody, and several processes go on.
+    """
     if size() > 1:
+        if not may_wait:
+            return False
         stop.signal_number = largest(stop.signal_number or 0) or None
     return stop.requested
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -311,24 +312,13 @@ class MethodEntry:
         return self.views_per_step == 1 and not self.pastes
 
 
+NO_REMEDY: dict[str, Any] = {"takes_prior": True, "takes_real_finish": True}  # of its own
 METHODS: dict[Method, MethodEntry] = {
-    "sau": MethodEntry(
-        sau_step,
-        classifier_passes=2,
-        projection_passes=2,
-        partners=True,
-        prototypes=True,
-        takes_prior=True,
-        takes_real_finish=True,
-    ),
-    "sau-aware": MethodEntry(
-        sau_aware_step, projection_passes=2, prototypes=True, takes_prior=True, takes_real_finish=True
-    ),
-    "mixup-cutmix": MethodEntry(
-        mixup_cutmix_step, classifier_passes=2, partners=True, takes_prior=True, takes_real_finish=True
-    ),
-    "ce": MethodEntry(cross_entropy_step, takes_prior=True, takes_real_finish=True),
-    "focal": MethodEntry(focal_step, takes_prior=True, takes_real_finish=True, takes_smoothing=False),
+    "sau": MethodEntry(sau_step, classifier_passes=2, projection_passes=2, partners=True, prototypes=True, **NO_REMEDY),
+    "sau-aware": MethodEntry(sau_aware_step, projection_passes=2, prototypes=True, **NO_REMEDY),
+    "mixup-cutmix": MethodEntry(mixup_cutmix_step, classifier_passes=2, partners=True, **NO_REMEDY),
+    "ce": MethodEntry(cross_entropy_step, **NO_REMEDY),
+    "focal": MethodEntry(focal_step, takes_smoothing=False, **NO_REMEDY),
     "class-weights": MethodEntry(class_weights_step, takes_real_finish=True, counts_classes=True),
     "class-balanced": MethodEntry(cross_entropy_step, class_balanced=True, takes_real_finish=True),
     "balanced-softmax": MethodEntry(balanced_softmax_step, own_prior=True, counts_classes=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +91,7 @@ class TrainingPlan:
             classifier=self.method.classifier if self.config.head is None else "cosine",
             standardize=self.config.tune == "head",
             crops=(4 if self.config.flip else 2) if self.config.multi_crop else 1,
-            fit=self.split.fitting.fit,
-            background=self.split.fitting.background,
-            white_level=self.split.fitting.white_level,
+            **asdict(self.split.fitting),
         )
 
     @property

@@ -180,7 +180,10 @@ def build_context(plan: TrainingPlan) -> StepContext:
             for part in network.children():
                 if part is not network.backbone or not BACKBONES[config.backbone].own_init:
                     initialise_fan_in(part)
-    start_from(network.backbone, plan)
+    if config.weights == "pretrained":
+        load_pretrained(network.backbone, config.backbone)
+    elif plan.weights_path is not None:
+        load_weights(network.backbone, plan.weights_path)
     if config.tune == "head":
         network.backbone.requires_grad_(False)
     if config.tune == "lora":
@@ -215,14 +218,6 @@ def build_context(plan: TrainingPlan) -> StepContext:
         generator=torch.Generator(device),
         done=torch.zeros((), device=device),
     )
-
-
-def start_from(backbone: nn.Module, plan: TrainingPlan) -> None:
-    """Give a new backbone the weights that the configuration says it starts from."""
-    if plan.config.weights == "pretrained":
-        load_pretrained(backbone, plan.config.backbone)
-    elif plan.weights_path is not None:
-        load_weights(backbone, plan.weights_path)
 
 
 class _RecordedStep:

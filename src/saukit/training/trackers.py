@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from saukit.core.errors import EnvironmentFault, UsageError
 from saukit.core.extras import is_offline, require_extra
+from saukit.core.words import first_line
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 PROJECT = "saukit"
@@ -46,12 +47,12 @@ def open_tracker(name: TrackerName, folder: Path, config: Mapping[str, Any], *, 
     Raises: as `require_tracker`; EnvironmentFault if it cannot be reached.
     """
     require_tracker(name)
+    opened, remedy = TRACKERS[name]
     try:
-        return TRACKERS[name](folder, config, keep_steps)
+        return opened(folder, config, keep_steps)
     except Exception as error:  # of any kind: each package and its transport have their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentFault(
-            f"{name} cannot be opened ({reason}): {_REMEDIES[name]}, or leave --tracker out"
+            f"{name} cannot be opened ({first_line(error)}): {remedy}, or leave --tracker out"
         ) from error
 
 
@@ -109,13 +110,9 @@ def _mlflow(folder: Path, config: Mapping[str, Any], keep_steps: int) -> Tracker
     return Tracker(log, lambda: None, lambda: client.set_terminated(run))
 
 
-TRACKERS: dict[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-}
-_REMEDIES = {
-    "tensorboard": "check the folder",
-    "wandb": "run `wandb login`, or set WANDB_MODE=offline",
-    "mlflow": "check MLFLOW_TRACKING_URI",
+# How to open each, and what to do where that fails.
+TRACKERS: dict[TrackerName, tuple[Callable[[Path, Mapping[str, Any], int], Tracker], str]] = {
+    "tensorboard": (_tensorboard, "check the folder"),
+    "wandb": (_wandb, "run `wandb login`, or set WANDB_MODE=offline"),
+    "mlflow": (_mlflow, "check MLFLOW_TRACKING_URI"),
 }

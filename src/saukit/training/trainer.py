@@ -164,7 +164,9 @@ class Trainer:
                 if not warned and done - first_step >= 10 and (progress.eta_seconds or 0.0) > LONG_RUN_SECONDS:
                     warned = True
                     reporter.warn(self._long_run_warning(progress.eta_seconds or 0.0))
-                stopping = not last and self._all_stop(stop)
+                # On a GPU they ask each other where they wait anyway.
+                may_wait = plan.device.type == "cpu" or done % LOG_EVERY_STEPS == 0
+                stopping = not last and any_stops(stop, may_wait=may_wait)
                 if not last and log is not None and (stopping or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.seconds = seconds_before + time.monotonic() - started
                     log.sync()
@@ -187,11 +189,6 @@ class Trainer:
             )
         processes = size()
         return from_first(lambda: self._complete(folder, preparation, processes))
-
-    def _all_stop(self, stop: StopRequest) -> bool:
-        """Whether a process was asked to stop; all of them answer alike, and on a GPU where they wait anyway."""
-        may_wait = self.plan.device.type == "cpu" or self.step_count % LOG_EVERY_STEPS == 0
-        return any_stops(stop) if may_wait else stop.requested and size() == 1
 
     def state(self) -> TrainingState:
         """All that `restore` needs."""

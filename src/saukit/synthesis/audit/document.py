@@ -93,52 +93,39 @@ def audit_document(
         wanted_counts and rejected (reason to counts) int64 [K].
         nearest: of the synthetic images, from `detector`, which holds the real ones.
     """
-    labels, real_labels = synthetic[1], real[1]
+    labels, real_counts = synthetic[1], np.bincount(real[1], minlength=len(classes))
     copied = detector.is_copy(nearest)
     leakage, leaked = _leakage(real[0], test[0], synthetic[0], detector, nearest)
     sets = {"synthetic": synthetic, "real": real, "test": test}
     judged = _judge(extractors[0], sets)
     diversities = _diversities(judged, sets, len(classes))
     comparable = [row for row in diversities if row["ratio"] is not None]
-    per_class = []
-    for c in range(len(classes)):
-        own = labels == c
-        per_class.append(
-            {
-                "class": classes[c],
-                "real": int((real_labels == c).sum()),
-                "wanted": int(wanted_counts[c]),
-                "generated": int(generated_counts[c]),
-                "kept": int(own.sum()),
-                "rejected": {reason: int(counts[c]) for reason, counts in rejected.items()},
-                "agreement": _mean(judged.agrees, own),
-                "confidence": _mean(judged.confidence, own),
-                "diversity": diversities[c],
-                "memorised": _mean(copied, own),
-                "leaked": _mean(leaked, own),
-            }
-        )
-    everything = np.ones(len(labels), dtype=bool)
+    overall_diversity = {
+        name: _mean_of([value for row in comparable if (value := row[name]) is not None])
+        for name in ("synthetic", "test", "ratio")
+    }
+
+    def row(chosen: int | slice, own: Flags, diversity: Mapping[str, float | None]) -> dict[str, Any]:
+        """Of one class, or of all of them; `own`: its kept images."""
+        return {
+            "real": int(real_counts[chosen].sum()),
+            "wanted": int(wanted_counts[chosen].sum()),
+            "generated": int(generated_counts[chosen].sum()),
+            "kept": int(own.sum()),
+            "rejected": {reason: int(counts[chosen].sum()) for reason, counts in rejected.items()},
+            "agreement": _mean(judged.agrees, own),
+            "confidence": _mean(judged.confidence, own),
+            "diversity": diversity,
+            "memorised": _mean(copied, own),
+            "leaked": _mean(leaked, own),
+        }
+
     return {
         "format_version": FORMAT_VERSION,
         "classifier": judged.classifier,
         "diversity_features": judged.features_of,
-        "per_class": per_class,
-        "overall": {
-            "real": len(real_labels),
-            "wanted": int(wanted_counts.sum()),
-            "generated": int(generated_counts.sum()),
-            "kept": len(labels),
-            "rejected": {reason: int(counts.sum()) for reason, counts in rejected.items()},
-            "agreement": _mean(judged.agrees, everything),
-            "confidence": _mean(judged.confidence, everything),
-            "diversity": {
-                name: _mean_of([value for row in comparable if (value := row[name]) is not None])
-                for name in ("synthetic", "test", "ratio")
-            },
-            "memorised": _mean(copied, everything),
-            "leaked": _mean(leaked, everything),
-        },
+        "per_class": [{"class": name, **row(c, labels == c, diversities[c])} for c, name in enumerate(classes)],
+        "overall": row(slice(None), np.ones(len(labels), dtype=bool), overall_diversity),
         "memorisation": _memorisation(detector, nearest, copied),
         "leakage": leakage,
         "distances": [
@@ -257,7 +244,8 @@ def _distances(
     def features(part: str, each: int) -> Floats:
         """[classes, each, d]; fewer of each are the first of more."""
         images, labels = sets[part]
-        positions = np.concatenate([_shuffled(labels, part, c)[:each] for c in chosen])
+        order = [numpy_generator(0, f"audit-{part}", c).permutation(np.flatnonzero(labels == c)) for c in chosen]
+        positions = np.concatenate([of_class[:each] for of_class in order])
         rows = known[part][positions] if part in known else extractor(images[positions])[0]
         return rows.reshape(len(chosen), each, -1)
 
@@ -283,11 +271,6 @@ def _most_balanced(counts: Integers) -> tuple[list[int], int]:
         return [], 0
     _, _, each, chosen = max(options)
     return chosen, each
-
-
-def _shuffled(labels: Integers, part: str, label: int) -> Integers:
-    """The positions of a class's images in an order that is always the same."""
-    return numpy_generator(0, f"audit-{part}", label).permutation(np.flatnonzero(labels == label))
 
 
 def _measured(fake: Floats, real: Floats) -> dict[str, Any]:

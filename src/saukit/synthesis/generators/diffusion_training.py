@@ -196,7 +196,7 @@ class GeneratorTrainer:
                 self._recent.append(self.train_step())
                 now = time.monotonic()
                 may_wait = self.device.type == "cpu" or self.step % NOTE_STEPS == 0
-                stopping = any_stops(stop) if may_wait else stop.requested and size() == 1
+                stopping = any_stops(stop, may_wait=may_wait)
                 due = now - saved >= CHECKPOINT_SECONDS or self.done or stopping
                 if due or len(self._recent) >= NOTE_STEPS:
                     progress.update(self.step, f"loss {self._recent_loss():.4f}")

@@ -67,7 +67,11 @@ class FolderGenerator:
         listed = _list_files(folder, self._classes, reporter)
         with reporter.progress(f"reading {folder}", len(listed)) as line:
             found = in_threads(lambda item: _checked(*item, self._size, fitting), listed, line.update)
-        bad = [f"{_name(file.path, folder)} ({file.bad})" for file in found if file.bad is not None]
+        bad = [
+            f"{_printable(file.path.relative_to(folder).as_posix())} ({file.bad})"
+            for file in found
+            if file.bad is not None
+        ]
         refuse_or_warn(bad, skip=skip_bad, reporter=reporter, where=f" in {folder}")
         self._files = [[f for f in found if f.label == c and f.bad is None] for c in range(len(self._classes))]
         self.capacity: Integers = np.array([len(files) for files in self._files], np.int64)
@@ -185,10 +189,6 @@ def _natural(path: Path, folder: Path) -> tuple[list[str | int], str]:
     # img comes before img1.
     pieces = re.split(r"([0-9]+)", name.with_suffix("").as_posix())
     return [int(piece) if at % 2 else piece for at, piece in enumerate(pieces)], name.as_posix()
-
-
-def _name(path: Path, folder: Path) -> str:
-    return _printable(path.relative_to(folder).as_posix())
 
 
 def _printable(name: str) -> str:

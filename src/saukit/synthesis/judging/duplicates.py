@@ -245,9 +245,9 @@ def _describe(images: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
     Scaled so that the distance of two descriptors is the RMS of the cells' differences.
     """
     height, width = images.shape[2:]
-    cell_height, cell_width = _cell(height), _cell(width)
+    cells = math.ceil((height - 2) / CELLS), math.ceil((width - 2) / CELLS)
     core = images[:, :, 1 + shift[0] : height - 1 + shift[0], 1 + shift[1] : width - 1 + shift[1]]
-    grid = F.avg_pool2d(core, (cell_height, cell_width)).flatten(2)  # a rest that fills no cell is left out
+    grid = F.avg_pool2d(core, cells).flatten(2)  # a rest that fills no cell is left out
     described = (grid - grid.mean(2, keepdim=True)).flatten(1)
     return described / math.sqrt(described.shape[1])
 
@@ -257,10 +257,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     squares: Tensor = torch.addmm(b.square().sum(1), a, b.T, alpha=-2)
     squares += a.square().sum(1, keepdim=True)
     return squares
-
-
-def _cell(side: int) -> int:
-    return math.ceil((side - 2) / CELLS)
 
 
 def _check(images: ImageStore, name: str) -> None:
