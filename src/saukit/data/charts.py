@@ -85,13 +85,9 @@ def counts_figure(
             text = f"{count:,}" + (f" + {sum_ - count:,}" if sum_ > count else "")
             axes.annotate(text, (sum_, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_yticks(range(len(order)), [names[c] for c in order])
-        axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.set_xlim(0, 1.2 * max(total))
-        axes.set_xlabel("training images")
+        axes.set(ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.2 * max(total)), xlabel="training images")
     else:
-        axes.set_xlim(-0.5, len(order) - 0.5)
-        axes.set_xlabel("classes by falling count")
-        axes.set_ylabel("training images")
+        axes.set(xlim=(-0.5, len(order) - 0.5), xlabel="classes by falling count", ylabel="training images")
         axes.grid(True, axis="y")
     add_legend(figure, legend, title=title)
     return figure

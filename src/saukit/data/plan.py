@@ -94,8 +94,7 @@ def plan_split(config: SplitConfig, root: Path | None) -> SplitPlan:
     """
     config = settled(config)
     source = open_source(config, root)
-    resolved = resolved_for(config, source)
-    return plan_of(resolved, source)
+    return plan_of(resolved_for(config, source), source)
 
 
 def resolved_for(config: SplitConfig, source: Source) -> ResolvedSplitConfig:

@@ -36,7 +36,7 @@ def write_split(
 ) -> Manifest:
     """Write the artefact beside its place, vouch for it, and swap it in."""
     config, choice, source, row = plan.config, plan.choice, plan.source, TABLE[plan.config.dataset]
-    encoded = config.image_size > RAW_UP_TO
+    size, encoded = config.image_size, config.image_size > RAW_UP_TO
     parts = {"train": choice.train, "test": choice.test, "val": choice.val}
     with staged_folder(folder) as staging:
         mean, std = row.mean, row.std
@@ -46,15 +46,10 @@ def write_split(
             of, labels = source.pool(name)
             tensors = {"labels": labels[positions], "source_indices": positions.astype(np.int64)}
             if encoded:
-                images = (
-                    encoded_arrays(pixels, of, positions, config.image_size)
-                    if store is None
-                    else store.encoded(of, positions)
-                )
-                moments = write_shards(staging, name, images)
-                found = statistics_of(moments, config.image_size**2)
+                images = encoded_arrays(pixels, of, positions, size) if store is None else store.encoded(of, positions)
+                found = statistics_of(write_shards(staging, name, images), size**2)
             elif mean is None or std is None:
-                found = _statistics(_blocks(pixels, of, positions, config.image_size))
+                found = _statistics(_blocks(pixels, of, positions, size))
             if mean is None or std is None:
                 mean, std = found  # the training part comes first
             metadata: dict[str, Any] = {
@@ -72,10 +67,10 @@ def write_split(
             }
             path = staging / f"{name}.safetensors"
             if encoded:
-                save_tensors(path, tensors, {**metadata, "image_size": config.image_size})
+                save_tensors(path, tensors, {**metadata, "image_size": size})
             else:
-                shape = (len(positions), 3, config.image_size, config.image_size)
-                save_with_images(path, tensors, metadata, shape, _blocks(pixels, of, positions, config.image_size))
+                shape = (len(positions), 3, size, size)
+                save_with_images(path, tensors, metadata, shape, _blocks(pixels, of, positions, size))
         chart = counts_figure(plan.classes, plan.train_counts, plan.groups, title=plan.groups.rule)
         save_figure(chart, staging / CHART_NAME)
         write_text(staging / CONFIG_NAME, to_yaml(config))

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from saukit.core.artifacts import Manifest, load_tensors
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.workspace import Workspace, require, require_made_from
 from saukit.data.images import EncodedImages, ImageStore, RowsOf
 from saukit.data.split import Split
-from saukit.data.types import Floats, Images, Integers
+from saukit.data.types import Floats, Integers
 
 KIND = "synth"
 COMMAND = "saukit synth"
@@ -119,7 +120,7 @@ def load_shard(path: Path, image_size: tuple[int, int]) -> tuple[Shard, dict[str
     return Shard(images, labels, seeds, generator, tensors, scored_by), metadata
 
 
-def _load_reasons(folder: Path) -> Images:
+def _load_reasons(folder: Path) -> npt.NDArray[np.uint8]:
     tensors, _ = load_tensors(folder / SELECTION_NAME)
     reasons = tensors.get("reasons")
     if reasons is None or reasons.dtype != np.uint8 or reasons.ndim != 1:

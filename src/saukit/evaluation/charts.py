@@ -69,12 +69,10 @@ def per_class_figure(
                 value = next(iter(accuracies.values()))[c]
                 axes.text(values[row] + 1, row, "-" if value is None else f"{100 * value:.0f}", va="center", fontsize=8)
     else:
-        axes.set_yticks([])
-        axes.set_ylabel("classes, the most frequent on top")
-    axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set(yticks=[], ylabel="classes, the most frequent on top")
     lowest = np.nanmin(list(series.values()))
-    axes.set_xlim(0 if len(series) == 1 else 20 * ((lowest - 1) // 20), 109 if len(series) == 1 else 102)
-    axes.set_xlabel("accuracy, %")
+    reach = (0, 109) if len(series) == 1 else (20 * ((lowest - 1) // 20), 102)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlim=reach, xlabel="accuracy, %")
     add_legend(figure, axes.get_legend_handles_labels()[0], title=title)
     return figure
 
@@ -103,8 +101,7 @@ def confusion_figure(
         axes.set_xticks(range(len(order)), [names[c] for c in order], rotation=0 if short else 90, fontsize=size)
         axes.set_yticks(range(len(order)), [names[c] for c in order], fontsize=size)
     else:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     if len(order) <= MOST_NUMBERS:
         for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
             share = shares[row, column]
@@ -113,8 +110,7 @@ def confusion_figure(
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=min(8.0, 32 * width / len(order)), color=ink
             )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     add_legend(figure, [], title=title)
     return figure
 
@@ -147,10 +143,7 @@ def losses_figure(logs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
     for index, name in enumerate(names):
         runs = [{line["step"]: line["losses"][name] for line in log if name in line["losses"]} for log in logs]
         _mean_line(axes, runs, colour(f"c{index % 4}"), name.replace("_", " "))
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("steps")
-    axes.set_ylabel("loss")
+    axes.set(ylim=(min(0, axes.get_ylim()[0]), None), xlim=(0, None), xlabel="steps", ylabel="loss")
     axes.grid(True, axis="y")
     key = "val_balanced_accuracy"
     checked = [{line["step"]: 100 * line[key] for line in log if key in line} for log in logs]
@@ -199,8 +192,7 @@ def interval_axes(axes: Axes, rows: Sequence[Row], *, zero: bool = False) -> Non
     if zero:  # beside the dots alone: a whole line would run through the labels
         at_dots = np.arange(len(rows)) + 0.12
         axes.vlines([0] * len(rows), at_dots - 0.24, at_dots + 0.26, color=colour("soft"), linewidth=1, zorder=1)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_yticks([])
+    axes.set(ylim=(len(rows) - 0.4, -0.6), yticks=[])
     axes.margins(x=0.04)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 

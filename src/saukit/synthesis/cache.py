@@ -14,12 +14,12 @@ from saukit.core.errors import CorruptArtifactError
 from saukit.core.machine import in_threads
 from saukit.data.images import RAW_UP_TO, Encoded, EncodedImages, ImageStore, save_shard
 from saukit.data.synthetic import IMAGES, LABELS, SEEDS, SELECTION_NAME, Shard, load_images, load_shard, shard_path
-from saukit.data.types import Floats, Images, Integers
+from saukit.data.types import Floats, Integers
 from saukit.synthesis.judging.selection import REASONS
 from saukit.synthesis.plan import Round, SynthesisPlan
 
 
-def save_selection(folder: Path, reasons: Images) -> None:
+def save_selection(folder: Path, reasons: npt.NDArray[np.uint8]) -> None:
     """Write what became of each candidate, atomically."""
     save_tensors(folder / SELECTION_NAME, {"reasons": reasons}, {"reasons": list(REASONS)})
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
-from saukit.data.types import Flags, Floats, Images, Integers
+from saukit.data.types import Flags, Floats, Integers
 
 CONFIDENCE, CLIP, BRIGHTEST = "confidence", "clip", "brightest"  # names of scores
 # What becomes of a candidate, by its code; the first rule that a candidate breaks counts.
@@ -57,7 +58,7 @@ class Selection:
     """What became of n candidates: `kept` bool [n]; `reasons` uint8 [n], positions in `REASONS`."""
 
     kept: Flags
-    reasons: Images
+    reasons: npt.NDArray[np.uint8]
 
     def rejected_counts(self, labels: Integers, num_classes: int) -> dict[str, Integers]:
         """How many candidates of each class every reason rejected, int64 [K]; a reason that rejected none is absent."""
