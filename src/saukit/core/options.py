@@ -102,8 +102,7 @@ class Option:
 def option(default: T, help: str, *, needs: Needs | Sequence[Needs] = (), **facts: Any) -> T:
     """A field of a configuration that is an option of its command; `facts` are those of `Option`."""
     required = (needs,) if isinstance(needs, Mapping) else tuple(needs)
-    field: T = dataclasses.field(default=default, metadata={KEY: Option(help, needs=required, **facts)})
-    return field
+    return dataclasses.field(default=default, metadata={KEY: Option(help, needs=required, **facts)})
 
 
 class Paths:

@@ -224,8 +224,7 @@ def _directions(cells: Images) -> Floats:
     """The first principal directions of some images' descriptors, float32 [192, 24]: orthonormal."""
     described = _described(cells)
     _, directions = np.linalg.eigh(described.T @ described)
-    first: Floats = directions[:, ::-1][:, :DIRECTIONS].astype(np.float32)
-    return first
+    return directions[:, ::-1][:, :DIRECTIONS].astype(np.float32)
 
 
 def _near(

@@ -152,8 +152,7 @@ def _write_torch(classifier: ImageClassifier, path: Path, run: Manifest | None, 
     archive = io.BytesIO()  # on a full disk, torch's own writer ends the process
     torch.export.save(program, archive, extra_files={CLASSES_NAME: json.dumps(classifier.classes)})
     (folder / TORCH_NAME).write_bytes(archive.getbuffer())
-    loaded: Logits = torch.export.load(folder / TORCH_NAME).module()
-    return loaded
+    return torch.export.load(folder / TORCH_NAME).module()
 
 
 def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:

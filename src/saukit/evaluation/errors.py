@@ -112,5 +112,4 @@ def _tile(image: Images) -> Images:
         return np.squeeze(enlarge(image[None], TILE), 0)
     picture = Image.fromarray(image.transpose(1, 2, 0))
     picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    pixels: Images = np.asarray(picture)
-    return pixels
+    return np.asarray(picture)

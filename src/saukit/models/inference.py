@@ -32,8 +32,7 @@ class Predictions:
     @property
     def probabilities(self) -> Floats:
         """Class probabilities float32 [n, K]."""
-        probabilities: Floats = torch.from_numpy(self.logits).softmax(1).numpy()
-        return probabilities
+        return torch.from_numpy(self.logits).softmax(1).numpy()
 
 
 def predict(

@@ -174,8 +174,7 @@ class GeneratorTrainer:
             loss, *gradients = torch.split(summed, [1, *lengths])
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = torch.empty_like(weight).copy_(gradient.view_as(weight))
-        total: Tensor = loss.view(())
-        return total
+        return loss.view(())
 
     def _velocity(self, inputs: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         velocity: Tensor = self.unet(inputs, TIME_SCALE * times, class_labels=labels, return_dict=False)[0]

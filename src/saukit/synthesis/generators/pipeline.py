@@ -132,8 +132,7 @@ class PipelineGenerator:
                 raise UsageError(
                     f"{self._name} refuses its options: {error}; change --pipeline-size, --guidance or --sampler-steps"
                 ) from error
-        images: npt.NDArray[np.floating[Any]] = np.asarray(output.images)
-        return images
+        return np.asarray(output.images)
 
     @cached_property
     def digest(self) -> str:

@@ -142,8 +142,7 @@ class ClipScorer:
         return rows
 
     def _cosines(self, images: Images) -> Floats:
-        cosines: Floats = self.embeddings(images) @ self._classes.T
-        return cosines
+        return self.embeddings(images) @ self._classes.T
 
     def _class_embeddings(self, prompts: Sequence[Sequence[str]], tokenizer: Any) -> Floats:
         texts = [text for of_class in prompts for text in of_class]
