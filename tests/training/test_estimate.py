@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,8 +49,30 @@ def test_an_estimate_writes_nothing_and_measures_where_it_is_asked_to(
     assert estimate_seconds(plan) > 0
     assert steps == []
     assert estimate_seconds(plan, measure=True) > 0
-    assert steps == [0, 1, 2, 3]
+    assert steps == [*range(8)]
     assert tree(shared_work) == before
+    steps.clear()
+    assert estimate_seconds(plan_of(shared_work, steps=3), measure=True) > 0
+    assert steps == [0, 1, 2]  # no more than the run has
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seconds", "step"),
+    [
+        (64, [90, 5, 1, 1.5, 1, 40, 1, 1], 1.0),  # neither the first steps nor one that waited for other work
+        (64, [90, 5, 1, 2, 3, 4, 5, 6], 3.5),
+        (128, [90, 5, 1, 4, 1, 1, 4, 1], 2.0),  # three steps per epoch, the first with what an epoch begins with
+    ],
+)
+def test_a_step_that_waited_changes_no_measured_estimate(
+    shared_work: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, seconds: list[float], step: float
+) -> None:
+    clock, left = [0.0], [*seconds]
+    monkeypatch.setattr(Trainer, "advance", lambda trainer: clock.append(clock[-1] + left.pop(0)))
+    monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    plan = plan_of(shared_work, batch_size=batch_size)
+    assert estimate_seconds(plan, measure=True) == pytest.approx(step * plan.total_steps)
+    assert left == []
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +24,7 @@ from saukit.training.training_set import Batch
 
 TRIAL_SECONDS = 0.3  # a step that takes as long has enough images to judge a whole batch by
 THREAD_GAIN = 0.9  # n threads are n ** 0.9 times as fast as one, on a quiet processor
-MEASURED_STEPS = 3
+WARM_UP_STEPS, MEASURED_STEPS = 2, 6
 FEATURE_TRIAL, FEATURE_SECONDS = 16, 1.5  # least images and most seconds of a frozen backbone's trial
 
 
@@ -32,7 +33,7 @@ def estimate_seconds(plan: TrainingPlan, *, measure: bool = False) -> float:
 
     By default those on an otherwise idle machine, within a factor of 1.5 and in about a second: the method's step is
     timed on a few random images, on a CPU by the time that one thread computes, on a GPU on a whole batch; nothing is
-    compiled. `measure` times real steps of the run, as busy as the machine is, after one to warm up.
+    compiled. `measure` times real steps of the run, as busy as the machine is, after two to warm up.
     """
     threads = suited_threads(plan.split.image_size, plan.device)
     measure = measure and plan.config.tune == "all"  # of a frozen backbone the features count, timed on real images
@@ -135,10 +136,23 @@ def _random_batch(
 def _measured(plan: TrainingPlan) -> float:
     trainer = Trainer(plan)
     preparation = trainer.prepare()
-    trainer.advance()
-    synchronise(plan.device)
-    started = time.perf_counter()
-    for _ in range(MEASURED_STEPS):
+    warm_up = min(WARM_UP_STEPS, plan.total_steps - 1)
+    count = min(MEASURED_STEPS, plan.total_steps - warm_up)
+    for _ in range(warm_up):
         trainer.advance()
-    synchronise(plan.device)
-    return preparation + (time.perf_counter() - started) / MEASURED_STEPS * plan.total_steps
+    together = 1 if plan.device.type == "cpu" else count  # a GPU is still at a step when the host begins the next
+    seconds = []
+    for _ in range(count // together):
+        synchronise(plan.device)
+        started = time.perf_counter()
+        for _ in range(together):
+            trainer.advance()
+        synchronise(plan.device)
+        seconds.append((time.perf_counter() - started) / together)
+    return preparation + _typical(seconds, plan.steps_per_epoch) * plan.total_steps
+
+
+def _typical(seconds: Sequence[float], steps_per_epoch: int) -> float:
+    """Seconds of a step: the median, which other work on the machine seldom changes, or the mean where each epoch's
+    start, with its prototypes, is among so few steps."""
+    return statistics.fmean(seconds) if steps_per_epoch <= len(seconds) else statistics.median(seconds)
