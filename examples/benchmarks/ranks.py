@@ -48,7 +48,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.config import TrainConfig
 from saukit.training.distributed import is_first, joined, seconds_waited, size, wait_for_all
-from saukit.training.features import kept_features
+from saukit.training.features import FeatureStore
 from saukit.training.methods import METHODS
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
@@ -367,7 +367,7 @@ def extract(plan: TrainingPlan, workspace: Workspace) -> dict[str, Any]:
     """Images/s of a frozen backbone's features, and the share of time in exchanges."""
     network, images = Trainer(plan).network, RowsOf(plan.split.train.images, slice(0, FEATURES))
     began, waited = time.perf_counter(), seconds_waited()
-    kept_features(network, plan.model_spec, images, "some train", workspace, device=CPU, reporter=QUIET)
+    FeatureStore(workspace, network, plan.model_spec, CPU, QUIET).of(images, "some train")
     seconds = time.perf_counter() - began
     return {"rate": round(len(images) / seconds, 1), "waited": round((seconds_waited() - waited) / seconds, 3)}
 

@@ -27,7 +27,7 @@ def test_a_stopped_command_names_itself(
         signal.raise_signal(number)
 
     monkeypatch.setattr(inference, "predict", stopped)
-    monkeypatch.setattr(evaluation, "predict_kept", stopped)
+    monkeypatch.setattr(evaluation, "FeatureStore", stopped)
     Image.new("RGB", (8, 8)).save("a.png")
     arguments = ("eval", "--run", "sau") if command == "eval" else ("predict", "sau", "a.png")
     outcome = cli(*arguments, "-w", work)

@@ -20,7 +20,7 @@ from saukit.core.words import format_share
 from saukit.data.types import Flags, Integers
 from saukit.deploy.config import PredictConfig
 from saukit.models.classifier import ImageClassifier, split_of
-from saukit.training.features import predict_kept
+from saukit.training.features import FeatureStore
 
 PROBABILITY_DIGITS = 6  # float32 holds no more
 
@@ -113,7 +113,7 @@ def _on_validation(
     split, workspace = split_of(path)
     if split.val is None:
         raise DataError("that has none")
-    network, spec, name = classifier.network, classifier.spec, f"{split.manifest.digest} val"
-    found = predict_kept(network, spec, split.val.images, name, workspace, device=device, reporter=reporter)
+    store = FeatureStore(workspace, classifier.network, classifier.spec, device, reporter)
+    found = store.predict(split.val.images, f"{split.manifest.digest} val")
     labels: Integers = found.logits.argmax(1)
     return confidences(found.probabilities), labels == split.val.labels

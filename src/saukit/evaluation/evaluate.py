@@ -37,7 +37,7 @@ from saukit.evaluation.suspects import Suspects, find_suspects
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
 from saukit.training.distributed import from_first
-from saukit.training.features import predict_kept
+from saukit.training.features import FeatureStore
 
 RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
@@ -113,9 +113,8 @@ def _evaluate(
     test = load_test(workspace)
     reporter.say(f"evaluating {name} on {len(test.labels):,} test images")
     with using_threads(suited_threads(split.image_size, device)):
-        source = f"{split.manifest.digest} test"
-        found = predict_kept(network, spec, test.images, source, workspace, device=device, reporter=reporter)
-    probabilities = found.probabilities
+        store = FeatureStore(workspace, network, spec, device, reporter)
+        probabilities = store.predict(test.images, f"{split.manifest.digest} test").probabilities
     training = load_saved(TrainConfig, folder / CONFIG_NAME)
     document = result_document(probabilities, test, split)
     document["run"] = {"name": name, "digest": run.digest, "config": to_mapping(training), **run.summary}

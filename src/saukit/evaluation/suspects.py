@@ -31,7 +31,7 @@ from saukit.data.types import Integers
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import ResolvedTrainConfig
-from saukit.training.features import kept_features
+from saukit.training.features import FeatureStore
 
 SUSPECTS_NAME = "suspects.csv"
 COLUMNS = ("part", "index", "file", "label", "suggested", "confidence", "class_mean", "confidence_of_suggested")
@@ -141,14 +141,12 @@ def find_suspects(
     else:
         reporter.say(f"looking for label suspects among {len(labels):,} real images: {FOLDS} logistic regressions")
         precision = Precision(load_saved(ResolvedTrainConfig, folder / CONFIG_NAME).amp, device.type)
+        store = FeatureStore(workspace, network, spec, device, reporter, precision)
 
         def features(part: str, of: Part) -> Floats:
             if not spec.standardize:
                 return predict(network, spec, of.images, device=device).features
-            kind = f"{split.manifest.digest} {part}"
-            return kept_features(
-                network, spec, of.images, kind, workspace, device=device, precision=precision, reporter=reporter
-            )
+            return store.of(of.images, f"{split.manifest.digest} {part}")
 
         every = np.concatenate([features(part, of) for part, of in parts.items()])
         probabilities, rows = out_of_fold(every, labels, split.num_classes)

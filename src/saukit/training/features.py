@@ -41,80 +41,71 @@ class FrozenFeatures:
     val: Floats | None
 
 
+@dataclass(frozen=True)
+class FeatureStore:
+    """The features that the backbone of `network` makes of images in this `precision`, kept in the workspace.
+
+    Several processes share the work, in whole chunks: the bits of a prediction depend on its batch.
+    """
+
+    workspace: Workspace
+    network: DualBranchNet
+    spec: ModelSpec
+    device: torch.device
+    reporter: Reporter
+    precision: Precision = FLOAT32
+
+    def of(self, images: ImageStore, name: str) -> Floats:
+        """What the frozen backbone makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised.
+
+        `name` identifies the images: a digest of what they are from, and the part.
+        """
+        spec, network, amp = self.spec, self.network, self.precision.amp
+        facts = [name, spec.backbone, spec.crops, spec.mean, spec.std, _digest_of(network), amp, self.device.type]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        path = self.workspace.root / "features" / f"{key}.safetensors"
+        if (kept := _read(path, len(images))) is not None:
+            return kept
+        made = np.zeros((len(images), network.classifier.in_features), np.float32)
+        with self.reporter.progress(f"features ({name.split()[-1]})", len(images)) as progress:
+            for rows in _own_chunks(len(images)):
+                chunk = images[rows]
+                made[rows] = backbone_features(network, spec, chunk, device=self.device, precision=self.precision)
+                progress.update(min(rows.start + size() * CHUNK, len(images)))
+        total(torch.from_numpy(made))
+        if is_first():
+            save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
+        return made
+
+    def predict(self, images: ImageStore, name: str) -> Predictions:
+        """`inference.predict` of images that `name` identifies; the features of a frozen backbone are kept."""
+        inputs = self.of(images, name) if self.spec.standardize else images
+        features = np.zeros((len(images), self.network.classifier.in_features), np.float32)
+        logits = np.zeros((len(images), self.network.classifier.out_features), np.float32)
+        for rows in _own_chunks(len(images)):
+            found = predict(self.network, self.spec, inputs[rows], device=self.device)
+            features[rows], logits[rows] = found.features, found.logits
+        for mine in (features, logits):
+            total(torch.from_numpy(mine))
+        return Predictions(features, logits)
+
+
 def frozen_features(
     plan: TrainingPlan, network: DualBranchNet, workspace: Workspace, reporter: Reporter
 ) -> FrozenFeatures:
     """The features of the plan's images, from the files that keep them or computed now."""
-    spec, device, precision = plan.model_spec, plan.device, Precision(plan.config.amp, plan.device.type)
-
-    def of(images: ImageStore, name: str) -> Floats:
-        return kept_features(
-            network, spec, images, name, workspace, device=device, precision=precision, reporter=reporter
-        )
-
-    train = of(plan.split.train.images, f"{plan.inputs['split']} train")
+    precision = Precision(plan.config.amp, plan.device.type)
+    store = FeatureStore(workspace, network, plan.model_spec, plan.device, reporter, precision)
+    train = store.of(plan.split.train.images, f"{plan.inputs['split']} train")
     if plan.cache is not None:
-        train = np.concatenate([train, of(plan.cache.images, f"{plan.inputs['synth']} synth")])
-    val = None if plan.split.val is None else of(plan.split.val.images, f"{plan.inputs['split']} val")
+        train = np.concatenate([train, store.of(plan.cache.images, f"{plan.inputs['synth']} synth")])
+    val = None if plan.split.val is None else store.of(plan.split.val.images, f"{plan.inputs['split']} val")
     return FrozenFeatures(train, val)
 
 
-def kept_features(
-    network: DualBranchNet,
-    spec: ModelSpec,
-    images: ImageStore,
-    name: str,
-    workspace: Workspace,
-    *,
-    device: torch.device,
-    precision: Precision = FLOAT32,
-    reporter: Reporter,
-) -> Floats:
-    """What the frozen backbone of `network` makes of images uint8 [n, 3, H, W]: float32 [n, d], not standardised.
-
-    `name` identifies the images: a digest of what they are from, and the part. Several processes share the work.
-    """
-    facts = [name, spec.backbone, spec.crops, spec.mean, spec.std, _digest_of(network), precision.amp, device.type]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    path = workspace.root / "features" / f"{key}.safetensors"
-    if (kept := _read(path, len(images))) is not None:
-        return kept
-    made = np.zeros((len(images), network.classifier.in_features), np.float32)
-    with reporter.progress(f"features ({name.split()[-1]})", len(images)) as progress:
-        for rows in list(slices(len(images), CHUNK))[rank() :: size()]:
-            made[rows] = backbone_features(network, spec, images[rows], device=device, precision=precision)
-            progress.update(min(rows.start + size() * CHUNK, len(images)))
-    total(torch.from_numpy(made))
-    if is_first():
-        save_tensors(path, {"features": made}, {"sha256": hashlib.sha256(made.tobytes()).hexdigest()})
-    return made
-
-
-def predict_kept(
-    network: DualBranchNet,
-    spec: ModelSpec,
-    images: ImageStore,
-    name: str,
-    workspace: Workspace,
-    *,
-    device: torch.device,
-    reporter: Reporter,
-) -> Predictions:
-    """`predict` of images that `name` identifies; a frozen backbone's features of them are kept.
-
-    Several processes share the work, in whole chunks: the bits of a prediction depend on its batch.
-    """
-    inputs: ImageStore | Floats = images
-    if spec.standardize:
-        inputs = kept_features(network, spec, images, name, workspace, device=device, reporter=reporter)
-    features = np.zeros((len(images), network.classifier.in_features), np.float32)
-    logits = np.zeros((len(images), network.classifier.out_features), np.float32)
-    for rows in list(slices(len(images), CHUNK))[rank() :: size()]:
-        found = predict(network, spec, inputs[rows], device=device)
-        features[rows], logits[rows] = found.features, found.logits
-    for mine in (features, logits):
-        total(torch.from_numpy(mine))
-    return Predictions(features, logits)
+def _own_chunks(count: int) -> list[slice]:
+    """The chunks of `count` images that are this process's."""
+    return list(slices(count, CHUNK))[rank() :: size()]
 
 
 def _digest_of(network: DualBranchNet) -> str:

@@ -33,8 +33,14 @@ from saukit.core.writing import sha256_file
 from saukit.data.split import Split
 from saukit.data.types import Images, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
-from saukit.synthesis.generators.pipeline_files import CLASS_CONDITIONAL, find_lora, find_model
-from saukit.synthesis.generators.pipeline_loading import add_lora, decoding_in_float32, load_pipeline
+from saukit.synthesis.generators.pipeline_files import (
+    CLASS_CONDITIONAL,
+    add_lora,
+    decoding_in_float32,
+    find_lora,
+    find_model,
+    load_pipeline,
+)
 from saukit.synthesis.generators.prompts import TEMPLATES, PromptBook, describe_class_name, read_texts
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
