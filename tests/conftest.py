@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support import Cli, Outcome, tiny
+from typer.main import get_command
 
+from saukit.cli import main
 from saukit.cli.main import run
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import make_split
+from saukit.evaluation import compare as compare_room
+from saukit.evaluation import evaluate as evaluate_room
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
+from saukit.models import dual_branch
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
+FULL_PROJECTION = {name: getattr(dual_branch, name) for name in ("PROJECTION_HIDDEN", "PROJECTION_DIM")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def narrow_projection() -> Iterator[None]:
+    """A projection of 32 hidden units instead of 2048: a step takes milliseconds, and a model a tenth of its bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dual_branch, "PROJECTION_HIDDEN", 32)
+        patch.setattr(dual_branch, "PROJECTION_DIM", 16)
+        yield
+
+
+@pytest.fixture
+def full_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projection of the program: for its sizes, and for bits that another process makes too."""
+    for name, size in FULL_PROJECTION.items():
+        monkeypatch.setattr(dual_branch, name, size)
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +62,20 @@ def one_thread_everywhere() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@functools.cache
+def commands() -> Any:
+    """The program's commands, which take longer to build than many of them to do their work."""
+    return get_command(main.app)
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Call saukit in this process as its entry point does: cli("train", "-w", folder).
 
     Anything but an exit with a code is a traceback, and fails the test.
     """
+
+    monkeypatch.setattr(main, "app", commands())
 
     def call(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["saukit", *map(str, arguments)])
@@ -81,6 +114,24 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fit(config, workspace, name=method, device=CPU, force=False, resume=False, reporter=QUIET)
     evaluate(EvalConfig(run="ce"), workspace, device=CPU, force=False, reporter=QUIET)
     return root
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations and comparisons write a dot in place of their pictures, which take most of their time."""
+
+    def dot(figure: object, path: Path) -> None:
+        Image.new("RGB", (2, 2)).save(path)
+
+    def dot_of_errors(path: Path, *_: object, **__: object) -> None:
+        dot(None, path)
+
+    for room in (evaluate_room, compare_room):
+        monkeypatch.setattr(room, "save_figure", dot)
+    for name in ("per_class_figure", "confusion_figure"):
+        monkeypatch.setattr(evaluate_room, name, lambda *_, **__: None)
+    monkeypatch.setattr(compare_room, "comparison_figure", lambda *_: None)
+    monkeypatch.setattr(evaluate_room, "save_errors", dot_of_errors)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import operator
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from subprocess import CompletedProcess
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from processes import Forked, script
 from safetensors.torch import save_file
 
 from saukit.core.console import Reporter
@@ -45,14 +47,6 @@ def load(name: str) -> ModuleType:
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
     return importlib.import_module(name)
-
-
-@pytest.fixture(autouse=True)
-def small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saukit.models import dual_branch
-
-    monkeypatch.setattr(dual_branch, "PROJECTION_HIDDEN", 32)
-    monkeypatch.setattr(dual_branch, "PROJECTION_DIM", 16)
 
 
 # --- the reference ------------------------------------------------------------------------------------------------
@@ -239,7 +233,13 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, photos: list[str]) -> None:
+def test_photos_are_deployed_with_the_classes_of_eval(
+    tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(line: list[str], **_: object) -> CompletedProcess[str]:
+        return Forked(lambda: script(line[1:])).wait()
+
+    monkeypatch.setattr(load("photo_storage"), "subprocess", SimpleNamespace(run=run))
     training = ["--image-size", "96", "--backbone", "timm/test_efficientnet", "--steps", "3", "--batch-size", "8"]
     document = load("photo_deployed").main([*photos, *training])
     assert document["differing"] == 0 and document["with_another_class_than_eval"] == {"predict": 0, "onnx": 0}
@@ -659,7 +659,8 @@ def test_the_held_out_images_are_no_part_of_the_split(shared_work: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("full_projection")
+def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path) -> None:
     """CIFAR-100-LT at ratio 100, of random images: the row of the record, and the counts of its split."""
     room, name = load("planning"), "CIFAR-100-LT, ratio 100: SAU"
     images, classes, side, given = room.ROWS[name]
@@ -675,7 +676,6 @@ def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path, monke
     make_split(config, work, root=tmp_path / "set", force=False, reporter=Reporter(quiet=True))
     fields = {**given, "preset": "paper", "synthetic": False, "amp": "bf16", "as_published": False}
     plan = plan_training(TrainConfig(**fields), work, name=None, device=CPU)
-    monkeypatch.undo()  # the projection has its size again, as in the record
     recorded = json.loads((FOLDER / "results" / "planning.json").read_text())["rows"]
     assert plan.training_images == sum(counts) == images
     for gpus in room.GPUS:

@@ -29,6 +29,8 @@ from saukit.training.config import Method, TrainConfig, default_run_name
 from saukit.training.stage import fit
 from saukit.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
 TINY = {"steps": 4, "batch_size": 16, "amp": "off"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -271,8 +272,13 @@ def package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "platform": sys.platform}
     for package in VERSIONED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            versions[package] = _version(package)
     return versions
+
+
+@functools.cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:

@@ -101,6 +101,13 @@ def new_figure(height: float, *, width: float = WIDTH, columns: int = 1) -> tupl
 
 def save_figure(figure: Figure, path: Path, *, dpi: int = 200) -> None:
     """Write a figure as PNG, atomically."""
+    import matplotlib
+
+    if (layout := figure.get_layout_engine()) is not None:  # beforehand: savefig would draw everything once more for it
+        figure.dpi = dpi
+        layout.execute(figure)
+        with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": "saukit"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import re
 import shlex
@@ -187,6 +188,7 @@ def _commands(contents: Contents) -> list[str]:
     return [*lines, "saukit report -w again"]
 
 
+@functools.cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
