@@ -99,7 +99,7 @@ def forked_job(*command: str | Path, processes: int, restarts: int) -> Completed
             max_restarts=restarts,
             start_method="fork",
         )
-        elastic_launch(config, _rank)(words)  # type: ignore[no-untyped-call]
+        elastic_launch(config, _rank)(words)
 
     return Forked(agent).wait()
 
