@@ -25,30 +25,12 @@ from saukit.evaluation import compare as compare_room
 from saukit.evaluation import evaluate as evaluate_room
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
-from saukit.models import dual_branch
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
-FULL_PROJECTION = {name: getattr(dual_branch, name) for name in ("PROJECTION_HIDDEN", "PROJECTION_DIM")}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def narrow_projection() -> Iterator[None]:
-    """A projection of 32 hidden units instead of 2048: a step takes milliseconds, and a model a tenth of its bytes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dual_branch, "PROJECTION_HIDDEN", 32)
-        patch.setattr(dual_branch, "PROJECTION_DIM", 16)
-        yield
-
-
-@pytest.fixture
-def full_projection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The projection of the program: for its sizes, and for bits that another process makes too."""
-    for name, size in FULL_PROJECTION.items():
-        monkeypatch.setattr(dual_branch, name, size)
 
 
 @pytest.fixture(autouse=True)

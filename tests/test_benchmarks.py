@@ -49,6 +49,14 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+@pytest.fixture(autouse=True)
+def small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saukit.models import dual_branch
+
+    monkeypatch.setattr(dual_branch, "PROJECTION_HIDDEN", 32)
+    monkeypatch.setattr(dual_branch, "PROJECTION_DIM", 16)
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
 
 
@@ -659,8 +667,7 @@ def test_the_held_out_images_are_no_part_of_the_split(shared_work: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("full_projection")
-def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path) -> None:
+def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFAR-100-LT at ratio 100, of random images: the row of the record, and the counts of its split."""
     room, name = load("planning"), "CIFAR-100-LT, ratio 100: SAU"
     images, classes, side, given = room.ROWS[name]
@@ -676,6 +683,7 @@ def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path) -> No
     make_split(config, work, root=tmp_path / "set", force=False, reporter=Reporter(quiet=True))
     fields = {**given, "preset": "paper", "synthetic": False, "amp": "bf16", "as_published": False}
     plan = plan_training(TrainConfig(**fields), work, name=None, device=CPU)
+    monkeypatch.undo()  # the projection has its size again, as in the record
     recorded = json.loads((FOLDER / "results" / "planning.json").read_text())["rows"]
     assert plan.training_images == sum(counts) == images
     for gpus in room.GPUS:

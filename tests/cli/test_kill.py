@@ -11,6 +11,7 @@ import pytest
 from processes import Forked, command
 from support import timeless_metrics, tree
 
+from saukit.models import dual_branch
 from saukit.training import trainer
 
 STEPS = 30
@@ -31,6 +32,7 @@ def test_killed_at_ten_moments_a_run_resumes_to_the_same_bits(work: Path) -> Non
     def process(name: str, *, resume: bool, touch: int = 0) -> Forked:
         def work_as_program() -> None:
             trainer.CHECKPOINT_SECONDS, trainer.LOG_EVERY_STEPS = -1.0, 4
+            dual_branch.PROJECTION_HIDDEN = 32
             command(*arguments(work, name, resume=resume), below=str(work), touch=touch)
 
         return Forked(work_as_program)

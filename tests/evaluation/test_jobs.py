@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forked, command
-from support import timeless_metrics, tiny
+from support import timeless_metrics
 
 from saukit.core import device as devices_room
 from saukit.core.console import Reporter
@@ -24,10 +24,8 @@ from saukit.evaluation.compare import compare
 from saukit.evaluation.config import CompareConfig
 from saukit.evaluation.contenders import PlannedRun, plan_comparison
 from saukit.evaluation.jobs import FinishedRun, Jobs, finish_run, job_devices
-from saukit.training.stage import fit
 
 CPU = torch.device("cpu")
-QUIET = Reporter(quiet=True)
 TINY = {"steps": 4, "batch_size": 16, "amp": "off"}
 ENDLESS = {**TINY, "steps": 1_000_000}
 
@@ -106,20 +104,10 @@ def test_one_device_is_this_process(work: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("full_projection", "without_pictures")
+@pytest.mark.usefixtures("without_pictures")
 def test_side_by_side_runs_have_the_bits_that_they_have_alone(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Other processes have the full projection; so has this one, and the run that is there already.
-    fit(
-        tiny(method="sau", synthetic=True),
-        Workspace(work),
-        name="sau",
-        device=CPU,
-        force=True,
-        resume=False,
-        reporter=QUIET,
-    )
     other = shutil.copytree(work, tmp_path / "other")
     config = CompareConfig(methods=("ce", "sau+synth", "bcl"), seeds=2, train=TINY)
     documents = [

@@ -19,8 +19,6 @@ from saukit.models.backbones import (
 )
 from saukit.models.dual_branch import DualBranchNet
 
-pytestmark = pytest.mark.usefixtures("full_projection")
-
 
 def millions(backbone: str, classes: int, *, projection: bool) -> str:
     return f"{count_parameters(DualBranchNet(backbone, classes, projection=projection)) / 1e6:.2f}"

@@ -7,8 +7,6 @@ from torch import nn
 
 from saukit.models.dual_branch import DualBranchNet
 
-pytestmark = pytest.mark.usefixtures("full_projection")
-
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:

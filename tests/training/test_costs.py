@@ -18,6 +18,7 @@ from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("narrow_projection")
 
 
 def plan_of(root: Path, **fields: Any) -> TrainingPlan:

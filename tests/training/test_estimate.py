@@ -19,8 +19,6 @@ from saukit.training.estimate import estimate_seconds
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("full_projection")
-
 CPU = torch.device("cpu")
 
 

@@ -42,7 +42,7 @@ CUDA = torch.device("cuda", 0)
 HAS_GPU = torch.cuda.is_available()
 CLASSES, SIDE, BATCH = 4, 8, 12
 TRAINED: list[Tensor] = []  # what `backward` gives gradients to where the engine cannot run
-pytestmark = pytest.mark.usefixtures("fake")
+pytestmark = pytest.mark.usefixtures("narrow_projection", "fake")
 
 
 class CudaGenerator(torch.Generator):

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from saukit.models.dual_branch import DualBranchNet
 from saukit.training.flops import step_flops
 
-pytestmark = pytest.mark.usefixtures("full_projection")
-
 
 def layer_flops(network: DualBranchNet, images: Tensor, *, projection: bool) -> int:
     """Forward and backward operations of one pass, layer by layer.

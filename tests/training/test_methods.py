@@ -26,6 +26,7 @@ NOISES = ("pos_neg", "neg_only", "drop")
 # No prior and no weights; a prior; weights; both.
 KNOBS = [(0.0, 1.0), (0.75, 1.0), (0.0, 0.25), (0.75, 0.5)]
 COUNTS = [50.0, 10.0, 2.0]
+pytestmark = pytest.mark.usefixtures("narrow_projection")
 
 
 def views(*, flip: bool = True) -> Views:

@@ -29,6 +29,7 @@ from saukit.training.training_set import Batch
 from saukit.training.views import Views
 
 CLASSES, SIDE, BATCH = 4, 8, 12
+pytestmark = pytest.mark.usefixtures("narrow_projection")
 
 
 class Recorder(TorchDispatchMode):

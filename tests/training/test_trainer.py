@@ -50,6 +50,7 @@ from saukit.training.views import Views
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
+pytestmark = pytest.mark.usefixtures("narrow_projection")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
