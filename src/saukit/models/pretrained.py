@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.core.extras import TIMM
 from saukit.core.files import check_regular
+from saukit.core.hub import fetching
 from saukit.core.words import shortened
 from saukit.models.backbones import TimmNetwork
 from saukit.models.model_file import MODEL_NAME, load_model
@@ -25,7 +26,8 @@ def load_pretrained(backbone: nn.Module, name: str) -> None:
     Raises: EnvironmentFault that names the ways on if they cannot be loaded.
     """
     try:
-        state = TimmNetwork(name.removeprefix(TIMM), pretrained=True).state_dict()
+        with fetching():
+            state = TimmNetwork(name.removeprefix(TIMM), pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentFault(

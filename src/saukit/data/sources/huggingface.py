@@ -6,16 +6,16 @@ a usual name has the labels, integers or names. Images are decoded as image file
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.extras import is_offline, require_extra
+from saukit.core.extras import require_extra
+from saukit.core.hub import fetching
 from saukit.core.words import first_line, shortened
 from saukit.data.part_names import part_of
 from saukit.data.source import Source
@@ -83,7 +83,7 @@ def _load(root: Path) -> Any:
             return datasets.load_dataset(root.suffix[1:].lower(), data_files=str(root))
         if root.exists():
             return datasets.load_dataset(str(root))
-        with _as_offline_as_saukit():
+        with fetching():
             return datasets.load_dataset(name, configuration or None)
     except Exception as error:  # of datasets, pyarrow, huggingface_hub and its HTTP library
         if root.exists():
@@ -94,23 +94,6 @@ def _load(root: Path) -> Any:
             f"{root} is not a folder here and cannot be fetched from the Hub ({first_line(error)}): give a folder, or "
             "check the name, the network, HF_HUB_OFFLINE and, for a gated one, `hf auth login`"
         ) from error
-
-
-@contextlib.contextmanager
-def _as_offline_as_saukit() -> Iterator[None]:
-    """SAUKIT_OFFLINE forbids what HF_HUB_OFFLINE does, which both libraries read only when they are imported."""
-    import datasets
-    import huggingface_hub
-
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place, offline in zip(places, before, strict=True):
-        place.HF_HUB_OFFLINE = offline or is_offline()
-    try:
-        yield
-    finally:
-        for place, offline in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = offline
 
 
 def _parts(loaded: Any, test_dir: str | None, root: Path, notes: list[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
 from saukit.core.files import check_tree, reading
+from saukit.core.hub import fetching
 from saukit.core.words import first_line
 from saukit.core.writing import sha256_file
 
@@ -220,7 +221,8 @@ def load_pipeline(model: Model, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {dtype_argument: dtype, "revision": model.revision, "variant": model.variant}
     with reading(f"model {model.name}", remedy="save or fetch it again, and see that it loads with diffusers"):
         try:
-            pipe = loader.from_pretrained(source, use_safetensors=True, **options)
+            with fetching() if model.revision is not None else contextlib.nullcontext():
+                pipe = loader.from_pretrained(source, use_safetensors=True, **options)
         except ValueError as error:
             if "AutoPipeline can't find a pipeline" not in str(error):
                 raise
@@ -252,7 +254,8 @@ def _fetch(model: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+        with fetching():
+            return Path(DiffusionPipeline.download(model, use_safetensors=True))
     except Exception as error:  # of diffusers, huggingface_hub, and its HTTP library, whichever that is
         if "necessary `safetensors` weights" in str(error):
             raise DataError(

@@ -6,6 +6,7 @@ an image has to reach is `saukit.synthesis.judging.selection`'s.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from saukit.core.errors import DataError, EnvironmentFault
 from saukit.core.extras import is_offline, require_extra
 from saukit.core.files import check_regular, check_tree, reading
+from saukit.core.hub import fetching
 from saukit.core.machine import slices
 from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
@@ -226,11 +228,12 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
     try:
         if Path(model).is_dir():
             check_tree(Path(model))
-        network, report = load(model, use_safetensors=True, local_files_only=local, output_loading_info=True)
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks the weights {shortened(sorted(report['missing_keys']), limit=5)}")
-        processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local)
-        tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local)
+        with contextlib.nullcontext() if local else fetching():
+            network, report = load(model, use_safetensors=True, local_files_only=local, output_loading_info=True)
+            if report["missing_keys"]:
+                raise ValueError(f"it lacks the weights {shortened(sorted(report['missing_keys']), limit=5)}")
+            processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local)
+            tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=local)
         # Without its files it is made all the same, and knows nothing but the marks of beginning and end.
         known, size = len(tokenizer), network.config.text_config.vocab_size
         if not size / 2 <= known <= size:
