@@ -30,6 +30,15 @@ MICRO = SynthConfig(
     audit=False,
 )
 
+# What readers of a manifest's summary want, of an artefact that a test made by hand.
+SUMMARIES: dict[str, dict[str, Any]] = {
+    "run": {"parameters": 1, "real_images": 1, "synthetic_images": 0, "steps": 1, "batch_size": 1, "views_per_step": 1,
+            "chosen_step": 1, "chosen_by": "last step", "seconds": 1.0, "images_per_second": 1.0,
+            "peak_memory_bytes": None},
+    "synth": {"images": 1, "candidates": 1, "rejected": {}, "generator": {}, "sample_seconds": None,
+              "images_per_second": None},
+}  # fmt: skip
+
 TIME_FIELDS = ("seconds", "images_per_second")
 
 

@@ -300,3 +300,19 @@ def test_fields_can_be_read_without_the_others() -> None:
         "unknown field 'nonsense'",
         "epochs: 'x' is not a whole number or null",
     ]
+
+
+def test_what_a_resolved_type_leaves_open_no_more_has_to_be_there(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Open:
+        lr: float | None = None
+        note: str | None = None
+
+    @dataclass(frozen=True)
+    class Resolved(Open):
+        lr: float
+
+    (tmp_path / "config.yaml").write_text("note: x\n")
+    assert load_config(Open, tmp_path / "config.yaml") == Open(None, "x")
+    with pytest.raises(UsageError, match=r"config\.yaml: lr is missing"):
+        load_config(Resolved, tmp_path / "config.yaml")

@@ -44,6 +44,14 @@ def test_odd_names_are_read_back(tmp_path: Path) -> None:
     assert encodable("été") == "été"
 
 
+def test_a_line_for_each_image(tmp_path: Path) -> None:
+    (tmp_path / "files.csv").write_text("part,index,label,file\ntest,0,cat,a.png\n")
+    assert read_part_files(tmp_path, {"test": 1}) == {"test": ["a.png"]}
+    for part, count in (("test", 2), ("train", 1)):
+        with pytest.raises(CorruptArtifactError, match=rf"files\.csv is damaged: it has . lines of the {count} images"):
+            read_part_files(tmp_path, {part: count})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -193,7 +193,9 @@ def test_a_model_with_other_classes_is_refused(work: Path) -> None:
                                     name.startswith("classifier")}  # fmt: skip
     save_model(folder / "model.safetensors", state, replace(spec, classes=("a", "b", "c")))
     names = ["config.yaml", "metrics.jsonl", "model.safetensors"]
-    write_manifest(folder, kind="run", files=names, inputs=manifest["inputs"], summary={}, device="cpu")
+    write_manifest(
+        folder, kind="run", files=names, inputs=manifest["inputs"], summary=manifest["summary"], device="cpu"
+    )
     with pytest.raises(DataError, match="knows 3 classes, this split has 10: train again on this split"):
         evaluated(work, run="sau")
 

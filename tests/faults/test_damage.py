@@ -6,6 +6,8 @@ was.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import Cli, Count, tree
 
 from saukit.core.artifacts import write_json
 from saukit.core.console import Reporter
+from saukit.core.state import DIGEST_BYTES
 from saukit.core.workspace import Workspace
 from saukit.core.writing import expect
 from saukit.deploy.config import ExportConfig
@@ -273,3 +277,22 @@ def test_a_value_changed_in_an_unfinished_configuration(cli: Cli, work: Path) ->
     path.write_text(path.read_text().replace("prompts: null", "prompts: nuln"))
     outcome = cli("synth", "--resume", "-w", work)
     assert outcome.code == 4 and f"{path} was changed after it was written: start over" in outcome.error, outcome
+
+
+FORGED = {"step": "x", "network": {}, "optimizer": {}, "meters": {"ce": 1}, "prototypes": [1, 2]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", FORGED)
+def test_a_state_whose_checksum_fits(
+    cli: Cli, made: dict[str, Path], shared_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    folder, command, *_ = UNFINISHED["training"]
+    work = shutil.copytree(unfinished("training", made, cli, shared_work, monkeypatch), tmp_path / "work")
+    for path in (work / folder).glob("checkpoint*.pt"):
+        document = torch.load(io.BytesIO(path.read_bytes()[:-DIGEST_BYTES]), weights_only=True)
+        document["state"][field] = FORGED[field]
+        torch.save(document, path)
+        path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+    outcome = cli(*command, "--resume", "-w", work)
+    assert outcome.code == 4 and "checkpoint.pt" in outcome.error and "--force" in outcome.error, outcome

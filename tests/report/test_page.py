@@ -227,7 +227,7 @@ def test_photos_of_mistakes_travel_as_jpeg(tmp_path: Path) -> None:
 
     noise = np.random.default_rng(0).integers(0, 255, (400, 600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "errors.png")
-    picture = framed((tmp_path / "errors.png").read_bytes())
+    picture = framed(tmp_path / "errors.png")
     assert picture.uri.startswith("data:image/jpeg;base64,") and (picture.width, picture.height) == (300, 200)
     with Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1]))) as image:
         assert image.size == (600, 400)

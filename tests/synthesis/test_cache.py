@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import SUMMARIES
 
 from saukit.core.artifacts import load_tensors, save_tensors, write_manifest
 from saukit.core.errors import CorruptArtifactError, DataError
@@ -192,7 +193,7 @@ def cached(workspace: Workspace, split: Split, reasons: Any, labels: Any, *, sou
     save_selection(folder, np.array(reasons, np.uint8))
     files = [path.name for path in folder.iterdir()]
     inputs = {"split": split.manifest.digest if source is None else source}
-    write_manifest(folder, kind="synth", files=files, inputs=inputs, summary={}, device="cpu")
+    write_manifest(folder, kind="synth", files=files, inputs=inputs, summary=SUMMARIES["synth"], device="cpu")
 
 
 def test_the_kept_images_of_all_shards(workspace: Workspace, split: Split) -> None:
@@ -232,7 +233,7 @@ def test_a_selection_of_something_else(workspace: Workspace, split: Split, tenso
     save_tensors(workspace.synth / "selection.safetensors", tensors or {"x": np.zeros(1)}, {})
     files = [path.name for path in workspace.synth.iterdir() if path.name != "manifest.json"]
     write_manifest(workspace.synth, kind="synth", files=files, inputs={"split": split.manifest.digest},
-                   summary={}, device="cpu")  # fmt: skip
+                   summary=SUMMARIES["synth"], device="cpu")  # fmt: skip
     with pytest.raises(CorruptArtifactError, match=r"selection\.safetensors is not a selection"):
         load_cache(workspace, split)
 

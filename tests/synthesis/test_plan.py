@@ -1,4 +1,5 @@
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +101,13 @@ def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     assert (found.batch_images, found.shard_images) == (3, longer.shard_images)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"batch_images": 4, "shard_images": 4, "rounds": [[1]], "closed": false}'])
+DOCUMENT: dict[str, Any] = {"batch_images": 4, "shard_images": 4, "rounds": [[0, 4, 7]], "closed": False}
+WRONG: list[dict[str, Any]] = [{"rounds": [[1]]}, {"rounds": []}, {"rounds": [[0, -1, 7]]}, {"rounds": [[0, 0, 0]]},
+         {"rounds": [[0, 4, "7"]]}, {"rounds": [[0, 10**12, 7]]}, {"rounds": [[1, 4, 7]]}, {"batch_images": 0},
+         {"shard_images": -4}, {"batch_images": 10**40}, {"closed": "no"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "{}", *(json.dumps(DOCUMENT | change) for change in WRONG)])
 def test_a_damaged_plan_is_an_error_with_the_remedy(text: str, tmp_path: Path) -> None:
     plan = planned([9, 5, 2], target=9)
     (tmp_path / "plan.json").write_text(text)

@@ -19,21 +19,23 @@ import math
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from saukit.core.config import from_mapping
+from saukit.core.config import LISTED, from_mapping
 from saukit.core.documents import REMAKE, START_OVER, parse_json, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.files import check_regular
+from saukit.core.shapes import AMOUNT, ANY, COUNT, SHARE, SOME, Among, Maybe, Rows, Shape, all_of, misfits
 from saukit.core.stamps import Stamps
-from saukit.core.words import format_bytes, shown
+from saukit.core.words import format_bytes, shortened, shown
 from saukit.core.writing import (
     INPUTS_NAME,
     atomic_path,
@@ -61,6 +63,19 @@ VERSIONED_PACKAGES = (
     "peft",
     "accelerate",
 )
+# What of a manifest's summary somebody reads, by its kind.
+SUMMARIES: dict[str, Shape] = {
+    "split": all_of("source groups_rule", str)
+    | {"classes": Rows("K", str), "counts": Rows("K", COUNT), "groups": {str: [Among("K")]}}
+    | all_of("image_size train_images test_images", SOME)
+    | {"val_images": COUNT, "bytes": COUNT, "imb_reached": AMOUNT, "root": ANY, "source_files": ANY},
+    "synth": {"images": COUNT, "candidates": COUNT, "rejected": {str: COUNT}, "generator": {"train_seconds?": AMOUNT}}
+    | all_of("sample_seconds images_per_second", Maybe(AMOUNT)),
+    "run": all_of("parameters real_images synthetic_images steps chosen_step", COUNT)
+    | all_of("batch_size views_per_step", SOME)
+    | {"chosen_by": str, "seconds": AMOUNT, "images_per_second": AMOUNT, "peak_memory_bytes": Maybe(COUNT)}
+    | {"counts_nothing?": bool, "trusted_share?": Maybe(SHARE)},
+}
 # Pictures may differ by a library's version; they are not part of what an artefact is.
 CONTENT_SUFFIXES = (".safetensors", ".yaml")
 
@@ -82,11 +97,31 @@ def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:
     Raises: CorruptArtifactError, with `remedy`, if it is damaged; DataError if its format is newer than this saukit.
     """
     document: dict[str, Any] = read_json(path, remedy=remedy)
-    _check_format(document.get("format_version"), path)
+    _check_format(document.get("format_version"), path, remedy)
     if document.pop(SEAL, None) != _seal(document):
         raise CorruptArtifactError(f"{path} was changed after it was written: {remedy}")
     del document["format_version"]
     return document
+
+
+def check_document(
+    document: Mapping[str, Any],
+    shape: Shape,
+    path: Path,
+    *,
+    remedy: str,
+    known: Mapping[str, Collection[Any]] | None = None,
+    also: Callable[[Any], Iterable[str]] = lambda document: (),
+) -> None:
+    """See that what was read from `path` has its shape (`core.shapes`), since hashes vouch for whatever somebody wrote.
+
+    known: as `misfits`. also: what is wrong with a document that has its shape.
+    Raises: CorruptArtifactError with every wrong value and `remedy`; DataError if its format is newer.
+    """
+    if "format_version" in shape:
+        _check_format(document.get("format_version"), path, remedy)
+    if problems := [*misfits(document, shape, known)] or [*also(document)]:
+        raise CorruptArtifactError(f"{path} is damaged: {shortened(problems, '; ', limit=LISTED)}; {remedy}")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> None:
@@ -155,7 +190,7 @@ def load_tensors(path: Path, *, without: Collection[str] = ()) -> tuple[dict[str
         raise CorruptArtifactError(f"{path} is missing") from None
     except (SafetensorError, CorruptArtifactError, OSError, KeyError, ValueError) as error:
         raise CorruptArtifactError(f"{path} is not a saukit tensor file: {error}") from None
-    _check_format(metadata.get("format_version"), path)
+    _check_format(metadata.get("format_version"), path, REMAKE)
     return tensors, metadata
 
 
@@ -256,6 +291,7 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
         raise CorruptArtifactError(
             f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs; {REMAKE}"
         )
+    check_document(document, {"summary": SUMMARIES.get(kind, ANY)}, path, remedy=REMAKE, also=_strange)
     if verify:
         stamps = Stamps(folder)
         bad = [text for name, record in manifest.files.items() if (text := _problem(folder / name, record, stamps))]
@@ -309,6 +345,19 @@ def _content_digest(records: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _strange(document: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a manifest whose values have their types."""
+    summary = document["summary"]
+    if document["kind"] == "split" and (groups := summary.get("groups")) is not None:
+        named = {*groups} <= {"many", "medium", "few"}
+        if not named or sorted(chain(*groups.values())) != sorted(summary["classes"]):
+            yield "summary.groups do not have each class once"
+    try:
+        datetime.fromisoformat(document["created"])
+    except ValueError:
+        yield f"created is {shown(document['created'])}, not a date"
+
+
 def _problem(path: Path, record: Mapping[str, Any], stamps: Stamps) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
@@ -322,8 +371,10 @@ def _problem(path: Path, record: Mapping[str, Any], stamps: Stamps) -> str | Non
     return None
 
 
-def _check_format(version: object, path: Path) -> None:
+def _check_format(version: object, path: Path, remedy: str) -> None:
     if type(version) is not int or version < FORMAT_VERSION:
-        raise CorruptArtifactError(f"{path} is damaged: its format_version is {shown(version)}; {REMAKE}")
+        raise CorruptArtifactError(f"{path} is damaged: its format_version is {shown(version)}; {remedy}")
     if version > FORMAT_VERSION:
-        raise DataError(f"{path} has format version {version}, this saukit reads {FORMAT_VERSION}: update saukit")
+        raise DataError(
+            f"{path} has format version {shown(version)}, this saukit reads {FORMAT_VERSION}: update saukit"
+        )

@@ -101,14 +101,18 @@ def differences(old: object, new: object) -> list[str]:
 
 def _built(config_type: type[Config], mapping: Mapping[Any, Any], error: Callable[[str], SaukitError]) -> Config:
     values, problems = read_fields(config_type, mapping)
-    problems += [
-        f"{field.name} is missing"
-        for field in dataclasses.fields(config_type)  # type: ignore[arg-type]
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in mapping
-    ]
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        left_open = field.default is None and not _may_be_none(hints[field.name])  # by the base of a resolved type
+        if field.name not in mapping and (left_open or field.default is field.default_factory is dataclasses.MISSING):
+            problems.append(f"{field.name} is missing")
     if problems:
         raise error(shortened(problems, "; ", limit=LISTED))
     return config_type(**values)
+
+
+def _may_be_none(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -133,6 +137,10 @@ def _coerce(value: Any, hint: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise TypeError
         return tuple(_coerce(item, arguments[0]) for item in value)
+    if origin is list:
+        if not isinstance(value, list):
+            raise TypeError
+        return [_coerce(item, arguments[0]) for item in value]
     if origin is dict:
         if not isinstance(value, dict):
             raise TypeError
@@ -168,7 +176,7 @@ def _describe(hint: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "any value"}
-    if origin is tuple:
+    if origin in (tuple, list):
         return "a list, each " + _describe(arguments[0])
     if origin is dict:
         return f"a mapping of {_describe(arguments[0])} to {_describe(arguments[1])}"

@@ -77,10 +77,10 @@ def check_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(what: object, *, remedy: str) -> Iterator[None]:
+def reading(what: object, *, remedy: str, fault: type[SaukitError] = DataError) -> Iterator[None]:
     """While entered, other people's data are read by other people's code, whose every error is one of these data.
 
-    Raises: DataError that names `what`, the reason and the `remedy`; errors of saukit and a full memory as they are.
+    Raises: `fault` that names `what`, the reason and the `remedy`; errors of saukit and a full memory as they are.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def reading(what: object, *, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error) and not isinstance(error, MemoryError):  # which a header can ask for
             raise
-        raise DataError(f"{what} cannot be read ({first_line(error)}): {remedy}") from error
+        raise fault(f"{what} cannot be read ({first_line(error)}): {remedy}") from error
 
 
 def remedy_of(error: OSError) -> str:

@@ -232,7 +232,7 @@ def require(folder: Path, *, kind: str, command: str) -> Manifest:
     manifest = read_manifest(folder, kind=kind)
     if manifest is None:
         state = "is not complete" if folder.exists() else "is not there"
-        raise DataError(f"the {kind} in {folder} {state}: run `{_command_for(folder, command)}` first")
+        raise DataError(f"the {kind} in {folder} {state}: run `{command_for(folder, command)}` first")
     return manifest
 
 
@@ -241,11 +241,11 @@ def require_made_from(manifest: Manifest, folder: Path, *, split: Manifest, comm
     if manifest.inputs.get("split") != split.digest:
         raise DataError(
             f"{folder} was made from another split than the one in this workspace: "
-            f"remake it with `{_command_for(folder, f'{command} --force')}`, or give the workspace it belongs to"
+            f"remake it with `{command_for(folder, f'{command} --force')}`, or give the workspace it belongs to"
         )
 
 
-def _command_for(folder: Path, command: str) -> str:
+def command_for(folder: Path, command: str) -> str:
     """`command` for the workspace in which the artefact `folder` lies."""
     root = folder.parent.parent if folder.parent.name in ("runs", "comparisons") else folder.parent
     return Workspace(root).command(command)

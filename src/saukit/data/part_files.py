@@ -30,10 +30,10 @@ def write_part_files(folder: Path, classes: Sequence[str], parts: Mapping[str, t
     write_text(folder / FILES_NAME, csv_text([COLUMNS, *rows]))
 
 
-def read_part_files(folder: Path) -> dict[str, list[str]]:
+def read_part_files(folder: Path, images: Mapping[str, int] | None = None) -> dict[str, list[str]]:
     """The file names of each part, in its order; empty for a split without files.
 
-    Raises: CorruptArtifactError if the file is another one.
+    Raises: CorruptArtifactError if the file is another one, or has not a line for each of the `images` of some parts.
     """
     path = folder / FILES_NAME
     if not path.exists():
@@ -46,6 +46,9 @@ def read_part_files(folder: Path) -> dict[str, list[str]]:
                 raise ValueError(f"it does not begin with {','.join(COLUMNS)}")
             for part, _, _, file in reader:
                 found.setdefault(part, []).append(file)
+        for part, count in (images or {}).items():
+            if len(found.get(part, ())) != count:
+                raise ValueError(f"it has {len(found.get(part, ()))} lines of the {count} images of {part}")
     except (ValueError, csv.Error) as error:
         raise CorruptArtifactError(f"{path} is damaged: {error}; {REMAKE}") from None
     return found

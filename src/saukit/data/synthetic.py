@@ -71,6 +71,8 @@ def load_cache(workspace: Workspace, split: Split) -> SyntheticImages:
     kept = _load_reasons(folder) == KEPT
     paths = [folder / name for name in sorted(manifest.files) if name.startswith("shard-")]
     shards = [load_shard(path, split.image_size)[0] for path in paths]
+    if not shards:
+        raise CorruptArtifactError(f"the manifest of {folder} names no shard: remake it with --force")
     labels, seeds = (np.concatenate([getattr(shard, name) for shard in shards]) for name in (LABELS, SEEDS))
     del shards
     if len(labels) != len(kept) or (labels < 0).any() or (labels >= split.num_classes).any():

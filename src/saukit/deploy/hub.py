@@ -10,12 +10,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest
 from saukit.core.config import load_saved
-from saukit.core.documents import read_json
 from saukit.core.words import format_share, markdown, shortened
 from saukit.data.shots import GROUP_NAMES
-from saukit.evaluation.evaluate import RESULTS_NAME
+from saukit.evaluation.evaluate import RESULTS_NAME, read_results
 from saukit.models.model_file import ModelSpec, preparation
-from saukit.training.config import TrainConfig
+from saukit.training.config import ResolvedTrainConfig
 
 TAGS = ["image-classification", "long-tailed-recognition", "saukit"]
 
@@ -28,7 +27,7 @@ def readme(spec: ModelSpec, path: Path, run: Manifest | None) -> str:
     name = path.name if run is not None else f"{spec.method} {spec.backbone}"
     results = None
     if run is not None and RESULTS_NAME in run.files:
-        results = read_json(path / RESULTS_NAME)
+        results = read_results(path, spec.classes)
     sections = [
         f"---\n{_front_matter(name, results).to_yaml()}\n---",
         f"# {name}",
@@ -94,7 +93,7 @@ From the Hub: `saukit.ImageClassifier.from_pretrained("OWNER/NAME")`. The normal
 def _training(spec: ModelSpec, path: Path, run: Manifest | None) -> list[str]:
     if run is None:
         return [f"method: {spec.method}", "nothing more is known: the model was exported without its run"]
-    summary, config = run.summary, load_saved(TrainConfig, path / CONFIG_NAME)
+    summary, config = run.summary, load_saved(ResolvedTrainConfig, path / CONFIG_NAME)
     lines = [
         f"method: {spec.method}",
         f"images: {summary['real_images']:,} real and {summary['synthetic_images']:,} synthetic",

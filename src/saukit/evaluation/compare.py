@@ -12,13 +12,22 @@ from typing import Any
 
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, read_manifest, write_json, write_manifest
+from saukit.core.artifacts import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    check_document,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
+from saukit.core.errors import CorruptArtifactError
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
-from saukit.core.workspace import State, Workspace, existing_state, prepare
+from saukit.core.workspace import State, Workspace, command_for, existing_state, prepare
 from saukit.data.split import Split
 from saukit.evaluation.charts import comparison_figure
 from saukit.evaluation.comparison_files import (
@@ -31,8 +40,16 @@ from saukit.evaluation.config import CompareConfig
 from saukit.evaluation.contenders import ComparisonPlan, PlannedRun, plan_comparison
 from saukit.evaluation.jobs import FinishedRun, Jobs, finish_run
 from saukit.evaluation.statistics import CONFIDENCE
-from saukit.evaluation.summary import differences, measures_of, method_entry, verdict, with_every_measure
-from saukit.synthesis.outcome import AUDIT
+from saukit.evaluation.summary import (
+    SHAPE,
+    differences,
+    measures_of,
+    method_entry,
+    unknown_labels,
+    verdict,
+    with_every_measure,
+)
+from saukit.synthesis.outcome import AUDIT, read_audit
 from saukit.training.distributed import first_before_others, from_first, require_same
 
 KIND = "comparison"
@@ -84,15 +101,18 @@ def _written(
 ) -> ComparisonResult:
     """The comparison's folder, written or found complete."""
     inputs = plan.inputs | {f"run {run.name}": run.manifest.digest for run in finished}
+    judged = None
     with workspace.lock(folder):
+        if (workspace.synth / AUDIT).exists() and (force or not (folder / MANIFEST_NAME).exists()):
+            judged = read_audit(workspace.synth)["overall"]  # one that is damaged takes no earlier comparison away
         state = prepare(
             folder, plan.config, kind=KIND, force=force, resume=True, another="another --name", inputs=inputs
         )
         if state == "complete":
-            document = read_json(folder / DOCUMENT_NAME)
-            return ComparisonResult(state, folder, with_every_measure(document))
-        audit = workspace.synth / AUDIT
-        judged = read_json(audit)["overall"] if audit.exists() else None
+            document = read_comparison(folder, plan.split.classes)
+            if document is None:
+                raise CorruptArtifactError(f"{folder / DOCUMENT_NAME} has no verdict: {again(folder)}")
+            return ComparisonResult(state, folder, document)
         document = comparison_document(plan, finished, name=name, judged=judged)
         write_json(folder / DOCUMENT_NAME, document)
         write_tables(folder, document)
@@ -106,6 +126,24 @@ def _written(
             device=", ".join(sorted({run.manifest.device for run in finished})),
         )
     return ComparisonResult(state, folder, document)
+
+
+def again(folder: Path) -> str:
+    """The command that makes the comparison in `folder` again."""
+    return command_for(folder, f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}")
+
+
+def read_comparison(folder: Path, classes: Sequence[str]) -> dict[str, Any] | None:
+    """The compare.json in `folder`; None for one of an earlier saukit, without a verdict.
+
+    Raises: CorruptArtifactError for what `comparison_document` does not make.
+    """
+    path, remedy = folder / DOCUMENT_NAME, f"make it again: `{again(folder)}`"
+    document = read_json(path, remedy=remedy)
+    if "verdict" not in document:
+        return None
+    check_document(document, SHAPE, path, remedy=remedy, known={"K": classes}, also=unknown_labels)
+    return with_every_measure(document)
 
 
 def comparison_document(

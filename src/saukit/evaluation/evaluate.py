@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, FORMAT_VERSION, Manifest, added_files, read_manifest, write_json
+from saukit.core.artifacts import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    Manifest,
+    added_files,
+    check_document,
+    read_manifest,
+    write_json,
+)
 from saukit.core.config import load_saved, to_mapping
 from saukit.core.console import Reporter
 from saukit.core.device import suited_threads, using_threads
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError
 from saukit.core.plots import save_figure
-from saukit.core.workspace import Workspace, require, require_made_from
+from saukit.core.shapes import COUNT, SHARE, SOME, Maybe, Rows, Shape, all_of
+from saukit.core.workspace import Workspace, command_for, require, require_made_from
 from saukit.data.part_files import read_part_files
 from saukit.data.shots import GROUP_NAMES
 from saukit.data.split import Part, Split, load_split, load_test
@@ -25,6 +35,7 @@ from saukit.evaluation.charts import confusion_figure, per_class_figure
 from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.errors import ERRORS_NAME, ERRORS_PICTURE, mistakes, save_errors, write_errors
 from saukit.evaluation.metrics import (
+    ECE_BINS,
     calibration_bins,
     class_mean,
     confusion_matrix,
@@ -45,6 +56,17 @@ CONFUSION_NAME = "confusion.png"
 FILES = (RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME, ERRORS_NAME, ERRORS_PICTURE)
 # What a results.json of this version has and earlier ones did not.
 NEEDED = ("calibration", "confusion", "macro_f1")
+_GROUP = {"classes": [str], "images": SOME, "train_images": COUNT, "top1": SHARE}
+_CLASS = all_of("class group", str) | all_of("train_images test_images", COUNT)
+_BIN = {"low": SHARE, "high": SHARE, "images": COUNT, "confidence": Maybe(SHARE), "accuracy": Maybe(SHARE)}
+# What of results.json somebody reads.
+SHAPE: Shape = (
+    {"format_version": COUNT, "groups_rule": str, "split": {"source": str}, "run": {"name": str}, "test_images": SOME}
+    | all_of("top1 balanced_accuracy ece macro_f1?", SHARE)
+    | {"top5?": Maybe(SHARE), "groups": all_of(" ".join(GROUP_NAMES), Maybe(_GROUP))}
+    | {"per_class": Rows("K", _CLASS | all_of("top1 precision? recall? f1?", Maybe(SHARE)))}
+    | {"confusion?": Rows("K", Rows("K", COUNT)), "calibration?": Rows("bins", _BIN)}
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ def _evaluate(
     """The evaluation that is there, or a new one."""
     folder = workspace.run(name)
     if run.files.keys() >= set(FILES) and not force:
-        document = read_json(folder / RESULTS_NAME)
+        document = read_results(folder, split.classes)
         if document.keys() >= set(NEEDED):
             return EvalResult(document, folder, computed=False)
     if RESULTS_NAME in run.files and not force:
@@ -134,13 +156,33 @@ def _evaluate(
             title = f"{name}: confusion matrix, % of the true class"
             figure = confusion_figure(confusion, classes=names, counts=counts, title=title, width=width)
             save_figure(figure, folder / CONFUSION_NAME)
-            wrong, files = mistakes(probabilities, test.labels), read_part_files(workspace.split).get("test")
+            wrong = mistakes(probabilities, test.labels)
+            files = read_part_files(workspace.split, {"test": len(test.labels)}).get("test")
             write_errors(folder / ERRORS_NAME, wrong, names, files)
             title = f"{name}: {len(wrong.rows):,} of {len(test.labels):,} test images misclassified"
             save_errors(folder / ERRORS_PICTURE, wrong, test.images[wrong.shown], names, files, title=title)
 
     from_first(write)
     return EvalResult(document, folder, computed=True)
+
+
+def read_results(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """The results.json of a run on `classes`; an earlier saukit's lacks some of `NEEDED`.
+
+    Raises: CorruptArtifactError for what `result_document` does not make.
+    """
+    path = folder / RESULTS_NAME
+    remedy = f"evaluate again with `{command_for(folder, f'saukit eval --force --run {folder.name}')}`"
+    document: dict[str, Any] = read_json(path, remedy=remedy)
+    known = {"K": classes, "bins": range(ECE_BINS)}
+    check_document(document, SHAPE, path, remedy=remedy, known=known, also=_uncounted)
+    return document
+
+
+def _uncounted(document: dict[str, Any]) -> Iterator[str]:
+    bins, images = document.get("calibration"), document["test_images"]
+    if bins is not None and images != sum(row["images"] for row in bins if None not in row.values()):
+        yield f"calibration is not that of {images} test images"
 
 
 def choose_run(workspace: Workspace, name: str | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from saukit.core.artifacts import Manifest
+from saukit.core.shapes import AMOUNT, ANY, COUNT, NUMBER, SHARE, SOME, Maybe, Rows, Shape, all_of
+from saukit.core.words import shown
 from saukit.data.shots import GROUP_NAMES
 from saukit.evaluation.statistics import holm, mean, paired_difference, standard_deviation
 
@@ -22,6 +24,28 @@ LESS_IS_BETTER = ("ece",)
 _COST = ("real_images", "synthetic_images", "steps", "batch_size", "views_per_step", "parameters")
 
 Document = dict[str, Any]
+_DIFFERENCE = Maybe({"mean": NUMBER, "clear": bool, "seeds": COUNT} | all_of("low high", Maybe(NUMBER)))
+_VALUES, _CHANGES = (all_of(" ".join(f"{name}?" for name in MEASURES), of) for of in (Maybe(SHARE), _DIFFERENCE))
+_METHOD = (
+    all_of("label method device", str)
+    | all_of(" ".join(["images_seen", *_COST]), COUNT)
+    | {"config": {str: ANY}, "seconds": AMOUNT, "counts_nothing?": bool, "trusted_share?": Maybe(SHARE)}
+    | {"runs": Rows("seeds", {"name": str, "seed": COUNT, "chosen_by": str} | _VALUES), "difference": Maybe(_CHANGES)}
+    | {"mean": _VALUES, "std": _VALUES, "per_class": Rows("K", Maybe(SHARE))}
+)
+_VERDICT = {
+    **{"ours": str, "theirs": str, "tests": COUNT, "left_out?": _DIFFERENCE},
+    "rivals": Rows("rivals", {"label": str, "difference": _CHANGES}),
+    "pairs": [{"with": str, "without": str, "difference": _CHANGES}],
+}
+# What of compare.json somebody reads.
+SHAPE: Shape = {
+    **{"format_version": COUNT, "baseline": str, "confidence": SHARE, "groups_rule": str},
+    "split": {"test_images": SOME, "classes": Rows("K", str), "class_counts": Rows("K", COUNT)},
+    "judged": Maybe({"agreement": Maybe(SHARE), "kept": SOME}),
+    "methods": Rows("methods", _METHOD),
+    "verdict": Maybe(_VERDICT),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,20 @@ def with_every_measure(document: Document) -> Document:
     for column in columns:
         column.update({name: column.get(name) for name in MEASURES})
     return document
+
+
+def unknown_labels(document: Document) -> Iterator[str]:
+    """What of a compare.json with its shape is of no method in it."""
+    labels, found = {method["label"] for method in document["methods"]}, document["verdict"]
+    named = {"baseline": document["baseline"], **({} if found is None else {"ours": found["ours"]})}
+    if found is not None:
+        rivals = {rival["label"]: rival["difference"].get("balanced_accuracy") for rival in found["rivals"]}
+        if None in rivals.values() or found["theirs"] not in rivals:
+            yield f"verdict.rivals lack a difference to {shown(found['theirs'])}"
+        named["theirs"] = found["theirs"]
+    yield from (
+        f"{name} {shown(label)} is not one of the methods" for name, label in named.items() if label not in labels
+    )
 
 
 def method_entry(label: str, config: Mapping[str, Any], runs: Sequence[EvaluatedRun]) -> Document:

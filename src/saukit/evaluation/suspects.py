@@ -11,6 +11,7 @@ confidence on the validation part, and without one the out-of-fold confidence on
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from saukit.core.artifacts import CONFIG_NAME, added_files
 from saukit.core.config import load_saved
 from saukit.core.console import Reporter
 from saukit.core.device import Precision
+from saukit.core.documents import read_text
+from saukit.core.errors import CorruptArtifactError
 from saukit.core.workspace import Workspace
 from saukit.core.writing import csv_text, write_text
 from saukit.data.part_files import read_part_files
@@ -35,6 +38,7 @@ from saukit.training.features import FeatureStore
 
 SUSPECTS_NAME = "suspects.csv"
 COLUMNS = ("part", "index", "file", "label", "suggested", "confidence", "class_mean", "confidence_of_suggested")
+AGAIN = "look for them again with `saukit eval --suspects --force`"
 FOLDS = 5
 # Of 150 random labels among 3,068 photos of clothes 110 are found (4 s on one core), of 60 among 1,797 digits 45.
 INVERSE_STRENGTH, TOLERANCE = 4.0, 1e-3  # scikit-learn's C times the number of standardised features, and its tol
@@ -152,7 +156,7 @@ def find_suspects(
         probabilities, rows = out_of_fold(every, labels, split.num_classes)
     found, suggested, means = suspected(probabilities, labels[rows])
     places = [(part, row, int(label)) for part, of in parts.items() for row, label in enumerate(of.labels)]
-    files = read_part_files(workspace.split)
+    files = read_part_files(workspace.split, {part: len(of.labels) for part, of in parts.items()})
     lines: list[tuple[object, ...]] = [COLUMNS]
     for at, other in zip(found.tolist(), suggested.tolist(), strict=True):
         part, row, label = places[rows[at]]
@@ -165,6 +169,12 @@ def find_suspects(
 
 
 def read_suspects(path: Path) -> list[dict[str, str]]:
-    """The rows of a suspects.csv, by the names of its columns."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a suspects.csv, by the names of its columns. Raises: CorruptArtifactError for what is not one."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path, remedy=AGAIN), newline="")))
+    except csv.Error as error:
+        raise CorruptArtifactError(f"{path} is damaged: {error}; {AGAIN}") from None
+    for number, row in enumerate(rows, start=1):
+        if row.keys() != {*COLUMNS} or None in row.values():
+            raise CorruptArtifactError(f"{path} is damaged: row {number} has not {', '.join(COLUMNS)}; {AGAIN}")
+    return rows

@@ -9,46 +9,48 @@ from pathlib import Path
 
 from saukit.core.artifacts import CONFIG_NAME, Manifest, read_manifest
 from saukit.core.config import load_saved, to_mapping
-from saukit.core.documents import REMAKE, read_json, read_json_lines, read_yaml
+from saukit.core.documents import REMAKE, read_yaml
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
+from saukit.data.config import SplitConfig
 from saukit.data.part_files import encodable
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
-from saukit.evaluation.compare import DOCUMENT_NAME
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
+from saukit.evaluation.compare import again, read_comparison
 from saukit.evaluation.errors import ERRORS_PICTURE
-from saukit.evaluation.evaluate import RESULTS_NAME
-from saukit.evaluation.summary import Document, EvaluatedRun, method_entry, with_every_measure
+from saukit.evaluation.evaluate import RESULTS_NAME, read_results
+from saukit.evaluation.summary import Document, EvaluatedRun, method_entry
 from saukit.evaluation.suspects import SUSPECTS_NAME, read_suspects
 from saukit.report.config import ReportConfig
-from saukit.synthesis.outcome import AUDIT, CLOSEST
+from saukit.synthesis.outcome import AUDIT, CLOSEST, read_audit
 from saukit.training.config import TrainConfig
+from saukit.training.metrics_log import read_log
 from saukit.training.trainer import METRICS_NAME
 
-SHOWN = ("top1", "balanced_accuracy", "ece", "groups", "per_class", "confusion", "calibration")  # of results.json
+SHOWN = ("confusion", "calibration")  # of results.json, that an earlier saukit did not write
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The kept synthetic images, what the audit says of them, and the PNG of the closest pairs."""
+    """The kept synthetic images, what the audit says of them, and where the PNG of the closest pairs is."""
 
     images: SyntheticImages
     config: Document
     audit: Document | None
-    closest: bytes | None
+    closest: Path | None
 
 
 @dataclass(frozen=True)
 class Run(EvaluatedRun):
     """A run with its resolved configuration and its log.
 
-    mistakes: the PNG of the most confident ones. suspects: the rows of suspects.csv, None where none were looked for.
+    mistakes: where the PNG of the most confident ones is. suspects: the rows of suspects.csv, None if nobody looked.
     """
 
     config: Document
     log: list[Document]
-    mistakes: bytes | None
+    mistakes: Path | None
     suspects: list[Document] | None
 
 
@@ -132,7 +134,7 @@ def collect(config: ReportConfig, workspace: Workspace) -> Contents:
     return Contents(
         folder=encodable(workspace.root.resolve().name),
         split=split,
-        split_config=_yaml(workspace.split / CONFIG_NAME),
+        split_config=to_mapping(load_saved(SplitConfig, workspace.split / CONFIG_NAME)),
         cache=_cache(workspace, split, left_out),
         comparison=comparison,
         compared=compared,
@@ -148,21 +150,21 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
     for folder in workspace.folders("comparison"):
         try:
             manifest = read_manifest(folder, kind=COMPARISON_KIND)
+            if manifest is None:
+                continue
+            own = manifest.inputs.get("split") == split.manifest.digest
+            document = read_comparison(folder, split.classes) if own else None
         except (CorruptArtifactError, DataError) as error:
             if folder.name == config.comparison:
                 raise
             left_out.append(LeftOut(folder.name, f"comparison is damaged: {error}"))
             continue
-        if manifest is None:
-            continue
-        document = read_json(folder / DOCUMENT_NAME)
-        if manifest.inputs.get("split") != split.manifest.digest:
+        if not own:
             left_out.append(LeftOut(folder.name, "comparison of another split than the one in this workspace"))
-        elif "verdict" not in document:
-            again = f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}"
-            left_out.append(LeftOut(folder.name, f"comparison of an earlier saukit: {again}"))
+        elif document is None:
+            left_out.append(LeftOut(folder.name, f"comparison of an earlier saukit: {again(folder)}"))
         else:
-            found[folder.name] = Comparison(folder.name, manifest, with_every_measure(document))
+            found[folder.name] = Comparison(folder.name, manifest, document)
     if config.comparison is None:
         return max(found.values(), key=lambda entry: entry.manifest.created, default=None)
     if config.comparison not in found:
@@ -203,14 +205,14 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
         raise DataError(f"run {name} was made from another split than the one in this workspace: train it again")
     if RESULTS_NAME not in manifest.files:
         raise DataError(f"run {name} is not evaluated: saukit eval --run {name}")
-    log = read_json_lines(folder / METRICS_NAME)
-    results = read_json(folder / RESULTS_NAME)
+    log = read_log(folder / METRICS_NAME)
+    results = read_results(folder, split.classes)
     if missing := [key for key in SHOWN if key not in results]:
         raise DataError(
             f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
             f"re-run `saukit eval --run {name}`"
         )
-    mistakes = (folder / ERRORS_PICTURE).read_bytes() if ERRORS_PICTURE in manifest.files else None
+    mistakes = folder / ERRORS_PICTURE if ERRORS_PICTURE in manifest.files else None
     suspects = read_suspects(folder / SUSPECTS_NAME) if SUSPECTS_NAME in manifest.files else None
     settings = to_mapping(load_saved(TrainConfig, folder / CONFIG_NAME))
     return Run(name, settings["seed"], manifest, results, settings, log, mistakes, suspects)
@@ -245,15 +247,16 @@ def _cache(workspace: Workspace, split: Split, left_out: list[LeftOut]) -> Cache
         return None
     try:
         images = load_cache(workspace, split)
+        files = images.manifest.files
+        audit = read_audit(folder) if AUDIT in files else None
     except (CorruptArtifactError, DataError) as error:
         left_out.append(LeftOut("synthetic images", str(error)))
         return None
-    files = images.manifest.files
     return Cache(
         images=images,
         config=_yaml(folder / CONFIG_NAME),
-        audit=read_json(folder / AUDIT) if AUDIT in files else None,
-        closest=(folder / CLOSEST).read_bytes() if CLOSEST in files else None,
+        audit=audit,
+        closest=folder / CLOSEST if CLOSEST in files else None,
     )
 
 

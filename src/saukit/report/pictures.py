@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
+from saukit.core.documents import REMAKE
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.files import reading
 from saukit.data.types import Images
 
 TILE = 44  # pixels of the page that an image is shown at, at least about this
@@ -44,9 +48,10 @@ def strip(images: Images) -> Picture | None:
     return Picture(data_uri(buffer.getvalue()), canvas.width * factor, canvas.height * factor)
 
 
-def framed(png: bytes) -> Picture:
-    """A PNG that was drawn at twice the size it is to be seen at."""
-    with Image.open(io.BytesIO(png)) as image:
+def framed(path: Path) -> Picture:
+    """A PNG that was drawn at twice the size it is to be seen at. Raises: CorruptArtifactError for another file."""
+    with reading(path, remedy=REMAKE, fault=CorruptArtifactError), Image.open(path, formats=["PNG"]) as image:
+        png = path.read_bytes()
         width, height = image.size
         if len(png) <= LARGEST_PNG:
             return Picture(data_uri(png), width // 2, height // 2)

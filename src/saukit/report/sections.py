@@ -96,12 +96,12 @@ def audit_section(contents: Contents) -> Document | None:
     """The audit document, the rows of classes that have synthetic images, and the picture of the closest pairs."""
     if contents.cache is None or contents.cache.audit is None:
         return None
-    audit, closest = contents.cache.audit, contents.cache.closest
+    audit = contents.cache.audit
     return {
         **audit,
         "rows": [*(row for row in audit["per_class"] if row["wanted"]), {"class": "all", **audit["overall"]}],
         "distances": [entry for entry in audit["distances"] if entry["synthetic"] is not None],
-        "closest": None if closest is None else framed(closest),
+        "closest": None if contents.cache.closest is None else framed(contents.cache.closest),
     }
 
 

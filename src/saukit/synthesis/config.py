@@ -18,6 +18,7 @@ OF_OWN: dict[str, Any] = {"panel": OWN, "needs": {"generator": "diffusion"}}
 OF_TRAINING: dict[str, Any] = {"panel": OWN, "needs": ({"generator": "diffusion"}, {"model": None})}
 OF_PIPELINES: dict[str, Any] = {"panel": PIPELINES, "needs": {"generator": "pipeline"}}
 OF_FOLDERS: dict[str, Any] = {"panel": FOLDER, "needs": {"generator": "folder"}}
+MOST_TRIES = 100  # candidates per image wanted
 SAMPLES = {"generator": ("diffusion", "pipeline")}
 OF_SAMPLING: dict[str, Any] = {"shown": "from the preset or the pipeline", "preset": True, "needs": SAMPLES}
 # Options that change which candidates are kept, not which are sampled.
@@ -158,7 +159,7 @@ class SynthConfig(Paths):
         "Candidates per image wanted, at most.",
         panel=SELECTION,
         least=1,
-        most=100,
+        most=MOST_TRIES,
         needs={"filter": ("classifier", "clip", "classifier+clip"), "reject_copies": True, "generator": "pipeline"},
     )
     preflight: int = option(

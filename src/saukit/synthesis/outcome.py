@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from saukit.core.artifacts import CONFIG_NAME, Manifest, write_json, write_manifest
+from saukit.core.artifacts import CONFIG_NAME, Manifest, check_document, write_json, write_manifest
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device
 from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import SaukitError, UsageError
+from saukit.core.shapes import AMOUNT
 from saukit.core.state import remove_states
 from saukit.core.workspace import Workspace
 from saukit.data.split import Part, Split, load_test
 from saukit.data.synthetic import COMMAND, KIND, SELECTION_NAME, shard_path
-from saukit.synthesis.audit.document import FeatureExtractor, audit_document, closest_pairs
+from saukit.synthesis.audit.document import SHAPE, FeatureExtractor, audit_document, closest_pairs
 from saukit.synthesis.audit.pictures import COLUMNS, save_closest_pairs, save_grid, shown_classes
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME
 from saukit.synthesis.cache import candidates, save_selection
@@ -30,6 +31,7 @@ from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan
 from saukit.synthesis.sampling import Rate
 
 GRID, AUDIT, CLOSEST, SOURCE = "samples.png", "audit.json", "closest.png", "source.json"
+AUDIT_AGAIN = "make the cache again with `saukit synth --force`"
 AT_CHANCE = 0.1  # agreement this part of the way from chance to certainty, or less, is as good as chance
 
 
@@ -95,7 +97,16 @@ def note_source(folder: Path, generator: ImageGenerator, rate: Rate | None = Non
 def read_source(folder: Path) -> dict[str, Any]:
     """What `note_source` kept."""
     source: dict[str, Any] = read_json(folder / SOURCE, remedy=START_OVER)
+    shape = {"digest": str, "description": {"train_seconds?": AMOUNT}, "sample_seconds?": AMOUNT}
+    check_document(source, {**shape, "images_per_second?": AMOUNT}, folder / SOURCE, remedy=START_OVER)
     return source
+
+
+def read_audit(folder: Path) -> dict[str, Any]:
+    """The audit of a cache. Raises: CorruptArtifactError for what `audit_document` does not make."""
+    document: dict[str, Any] = read_json(folder / AUDIT, remedy=AUDIT_AGAIN)
+    check_document(document, SHAPE, folder / AUDIT, remedy=AUDIT_AGAIN)
+    return document
 
 
 def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, refilter: str, reporter: Reporter) -> None:

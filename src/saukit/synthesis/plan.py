@@ -14,20 +14,22 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from saukit.core.artifacts import write_json
+from saukit.core.artifacts import check_document, write_json
 from saukit.core.documents import START_OVER, read_json
-from saukit.core.errors import CorruptArtifactError, DataError, UsageError
+from saukit.core.errors import DataError, UsageError
 from saukit.core.machine import slices
 from saukit.core.options import check, resolved_as
 from saukit.core.seeding import derive_seed
+from saukit.core.shapes import COUNT, SOME, Rows, all_of
 from saukit.data.images import stored_bytes
 from saukit.data.split import Split
 from saukit.data.types import Flags, Integers
-from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
+from saukit.synthesis.config import MOST_TRIES, ResolvedSynthConfig, SynthConfig
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.judging.selection import first_round
 
@@ -35,6 +37,7 @@ PLAN_NAME = "plan.json"
 # A shard is what a stop can cost: half a minute of a CPU's work. Large caches have larger shards, not thousands.
 MIN_SHARD_IMAGES, MIN_SHARDS, MAX_SHARDS = 512, 8, 256
 HEADER_BYTES = 4096
+_SHAPE = {**all_of("batch_images shard_images", SOME), "closed": bool, "rounds": Rows("rounds", Rows("K", COUNT))}
 SCORE_BYTES = 4 * 3
 
 
@@ -161,21 +164,17 @@ def load_plan(folder: Path, plan: SynthesisPlan) -> SynthesisPlan:
     """
     path = folder / PLAN_NAME
     document = read_json(path, remedy=START_OVER)
-    try:
-        rounds = [np.array(counts, dtype=np.int64) for counts in document["rounds"]]
-        if any(len(counts) != len(plan.classes) or (counts < 0).any() for counts in rounds) or not rounds:
-            raise ValueError("its rounds do not fit the classes")
-        frozen = dataclasses.replace(
-            plan,
-            batch_images=int(document["batch_images"]),
-            shard_images=int(document["shard_images"]),
-            rounds=(),
-            closed=bool(document["closed"]),
-        )
-        for counts in rounds:
-            frozen = frozen.with_round(counts)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error}): start over with --force") from None
+
+    def too_many(document: dict[str, Any]) -> Iterator[str]:
+        candidates = np.sum(document["rounds"], axis=0)
+        if not candidates.any() or (candidates > MOST_TRIES * plan.wanted).any():
+            yield f"its rounds have {candidates.tolist()} candidates for {plan.wanted.tolist()} images"
+
+    check_document(document, _SHAPE, path, remedy=START_OVER, known={"K": plan.classes}, also=too_many)
+    batch_images, shard_images, closed = (document[name] for name in ("batch_images", "shard_images", "closed"))
+    frozen = dataclasses.replace(plan, batch_images=batch_images, shard_images=shard_images, rounds=(), closed=closed)
+    for counts in document["rounds"]:
+        frozen = frozen.with_round(np.array(counts, np.int64))
     return frozen
 
 

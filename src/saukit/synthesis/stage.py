@@ -38,7 +38,6 @@ from saukit.core.artifacts import (
 from saukit.core.config import differences, load_saved
 from saukit.core.console import Reporter
 from saukit.core.device import COPIES_ASIDE, describe_device
-from saukit.core.documents import read_json
 from saukit.core.errors import DataError, UsageError
 from saukit.core.interrupts import StopRequest
 from saukit.core.options import options_of
@@ -59,7 +58,7 @@ from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.jobs import Job, cache_lock
 from saukit.synthesis.judging.judges import Judges, open_judges
 from saukit.synthesis.judging.selection import Selection
-from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source
+from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source, read_audit, read_source
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
 from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
 from saukit.training.distributed import first_before_others, from_first, held_by_first, require_same, size
@@ -99,8 +98,7 @@ class SynthesisResult:
     @property
     def audit(self) -> dict[str, Any] | None:
         """The audit's document; None where none was asked for."""
-        path = self.folder / AUDIT
-        return read_json(path) if path.exists() else None
+        return read_audit(self.folder) if (self.folder / AUDIT).exists() else None
 
 
 @dataclass(frozen=True)
@@ -266,6 +264,7 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
                 raise DataError(f"{folder} lacks shards {missing} of {plan.shard_count}: run `{command}` first")
             judges = open_judges(plan.config, workspace, split, device, reporter)
             plan = dataclasses.replace(plan, closed=True)
+            read_source(folder)  # one that is damaged leaves the cache as it is
             with reopened(folder, plan.config, kind=KIND, inputs=work.inputs):
                 plan.save(folder)  # no more rounds: a kill after it leaves a cache that `--resume` finishes as it is
             return SynthesisResult("partial", plan, _complete_closed(work, plan, judges), folder)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME
-from saukit.core.config import differences, load_saved, to_mapping, to_yaml
+from saukit.core.config import differences, from_mapping, load_saved, to_mapping, to_yaml
 from saukit.core.console import Reporter
 from saukit.core.documents import START_OVER
-from saukit.core.errors import CorruptArtifactError, SaukitError
+from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.state import is_finite, load_state, save_state
 from saukit.core.writing import write_text
 from saukit.training.config import ResolvedTrainConfig as Resolved
@@ -95,6 +95,6 @@ def load_checkpoint(
     if state is None:
         return None
     try:
-        return TrainingState(**state)
-    except TypeError as error:  # of another version
+        return from_mapping(TrainingState, state, where="its fields")
+    except UsageError as error:  # of another version
         raise CorruptArtifactError(f"{path} is damaged ({error}): {START_OVER}") from None

@@ -9,10 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saukit.core.documents import START_OVER, parse_json, read_text
+from saukit.core.artifacts import CONFIG_NAME, check_document
+from saukit.core.documents import START_OVER, parse_json, read_json_lines, read_text
 from saukit.core.errors import CorruptArtifactError
+from saukit.core.shapes import COUNT, NUMBER, SHARE, Rows
+from saukit.core.workspace import command_for
 from saukit.core.writing import write_text
 from saukit.training.trackers import TrackerName, open_tracker
+
+SHAPE = {"step": COUNT, "losses": {str: NUMBER}, "val_balanced_accuracy?": SHARE}  # what of a line somebody reads
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a complete run's log. Raises: CorruptArtifactError for what `MetricsLog` does not write."""
+    again = f"saukit train --force --config {path.with_name(CONFIG_NAME)} --name {path.parent.name}"
+    remedy = f"train it again with `{command_for(path.parent, again)}`"
+    lines: list[dict[str, Any]] = read_json_lines(path, remedy=remedy)
+    check_document({"lines": lines}, {"lines": Rows("lines", SHAPE)}, path, remedy=remedy)
+    return lines
 
 
 class MetricsLog:

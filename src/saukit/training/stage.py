@@ -10,7 +10,9 @@ import torch
 from saukit.core.artifacts import MANIFEST_NAME, Manifest, check_disk_space
 from saukit.core.console import Reporter
 from saukit.core.device import describe_device, reset_peak_memory, suited_threads, using_threads
-from saukit.core.errors import UsageError
+from saukit.core.documents import START_OVER
+from saukit.core.errors import CorruptArtifactError, UsageError
+from saukit.core.files import reading
 from saukit.core.ranks import restarts
 from saukit.core.state import remove_states
 from saukit.core.workspace import State, Workspace, prepare, require
@@ -101,7 +103,8 @@ def fit(
                 saved = load_checkpoint(folder / CHECKPOINT_NAME, device, made_from=origin, warn=reporter.warn)
                 require_same("checkpoints", None if saved is None else saved.step)
                 if saved is not None:
-                    trainer.restore(saved)
+                    with reading(folder / CHECKPOINT_NAME, remedy=START_OVER, fault=CorruptArtifactError):
+                        trainer.restore(saved)
                     reporter.say(f"resuming {plan.name} at step {trainer.step_count} of {plan.total_steps}")
                 side = (1, 1) if plan.config.tune == "head" else plan.split.image_size  # features are small
                 with using_threads(suited_threads(side, device)):

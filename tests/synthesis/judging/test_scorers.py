@@ -14,6 +14,7 @@ import tiny_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import SUMMARIES
 from torch import nn
 
 from saukit.core import extras
@@ -47,7 +48,7 @@ def network() -> DualBranchNet:
 
 def written_run(folder: Path, network: DualBranchNet, spec: ModelSpec = SPEC) -> Path:
     save_model(folder / "model.safetensors", network.state_dict(), spec)
-    write_manifest(folder, kind="run", files=["model.safetensors"], inputs={}, summary={}, device="cpu")
+    write_manifest(folder, kind="run", files=["model.safetensors"], inputs={}, summary=SUMMARIES["run"], device="cpu")
     return folder
 
 

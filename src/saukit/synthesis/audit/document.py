@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saukit.core.seeding import numpy_generator
+from saukit.core.shapes import AMOUNT, COUNT, NUMBER, SHARE, Maybe, Rows, Shape, all_of
 from saukit.data.images import ImageStore
 from saukit.data.types import Flags, Floats, Integers
 from saukit.synthesis.audit.distances import diversity, frechet_distance, kernel_distance, precision_recall
@@ -24,6 +25,22 @@ KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 20, 1000
 MIN_DISTANCE_IMAGES = 32  # of each set; below, a distance says nothing
 MAX_DISTANCE_IMAGES = 10_000
 PAIRS = 12
+_ROW = all_of("real wanted kept", COUNT) | all_of("agreement memorised leaked", Maybe(SHARE))
+_ROW |= {"diversity": {"ratio": Maybe(AMOUNT)}}
+_DISTANCES = {
+    **{"features": str, "classes": [str]},
+    "synthetic": Maybe({"images": COUNT, "frechet": NUMBER, "precision": SHARE, "recall": SHARE}),
+    "yardstick": Maybe(all_of("synthetic real", {"frechet": NUMBER})),
+}
+# What of the audit document somebody reads.
+SHAPE: Shape = {
+    **{"format_version": COUNT, "classifier": Maybe(str), "classifier_also_filters": bool},
+    "per_class": Rows("K", {"class": str} | _ROW),
+    "overall": _ROW,
+    "memorisation": {"real_share": Maybe(SHARE)},
+    "distances": [_DISTANCES],
+}
+
 
 Set = tuple[ImageStore, Integers]
 

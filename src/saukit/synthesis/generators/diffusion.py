@@ -11,6 +11,9 @@ import torch
 
 from saukit.core.console import Reporter
 from saukit.core.device import resolve_amp, using_threads
+from saukit.core.documents import START_OVER
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.files import reading
 from saukit.core.interrupts import StopRequest
 from saukit.core.state import load_state
 from saukit.core.writing import atomic_path, sha256_file, sync_folder
@@ -108,7 +111,8 @@ class DiffusionTraining:
         trainer, checkpoint = self._trainer, folder / CHECKPOINT
         state = load_state(checkpoint, trainer.device, made_from=trainer.made_from, warn=reporter.warn)
         if state is not None:
-            trainer.load(state)
+            with reading(checkpoint, remedy=START_OVER, fault=CorruptArtifactError):
+                trainer.load(state)
             reporter.say(f"continuing at step {trainer.step:,} of {trainer.total_steps:,}")
         if trainer.size != trainer.split.image_size:
             drawn, wanted = (f"{height} x {width}" for height, width in (trainer.size, trainer.split.image_size))

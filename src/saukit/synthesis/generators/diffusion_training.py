@@ -240,7 +240,7 @@ class GeneratorTrainer:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `save` wrote."""
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.unet.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
