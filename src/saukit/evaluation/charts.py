@@ -224,7 +224,7 @@ def mean_intervals(methods: Sequence[Mapping[str, Any]], measure: str) -> list[R
         if value is None:
             continue
         kind = "synthetic" if method["synthetic_images"] else "real"
-        singles = tuple(100 * value for run in method["runs"] if (value := run[measure]) is not None)
+        singles = tuple(100 * run[measure] for run in method["runs"] if run[measure] is not None)
         text = f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
         low, high = (None, None) if std is None else (100 * (value - std), 100 * (value + std))
         rows.append(Row(method["label"], text, kind, 100 * value, low, high, singles if len(singles) > 1 else ()))

@@ -98,7 +98,7 @@ def points(value: float) -> str:
 
 def interval(difference: Mapping[str, Any]) -> str:
     """The interval of a difference in points, or why there is none: +0.2 to +2.0."""
-    if difference["low"] is not None:
+    if None not in (difference["low"], difference["high"]):
         return f"{points(difference['low'])} to {points(difference['high'])}"
     return "too few seeds" if difference["seeds"] < MIN_SEEDS else "no spread"
 
