@@ -18,8 +18,8 @@ from saukit.synthesis.stage import synthesize
 pytestmark = pytest.mark.usefixtures("small_generator")
 
 CONFIG = SynthConfig(
-    per_class_target=20,
-    train_steps=12,
+    per_class_target=30,
+    train_steps=20,
     train_batch_size=4,
     sampler_steps=4,
     sample_batch_size=4,
