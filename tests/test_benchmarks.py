@@ -12,8 +12,7 @@ import operator
 import os
 import sys
 from pathlib import Path
-from subprocess import CompletedProcess
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from processes import Forked, script
 from safetensors.torch import save_file
 
 from saukit.core.console import Reporter
@@ -241,13 +239,7 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_photos_are_deployed_with_the_classes_of_eval(
-    tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(line: list[str], **_: object) -> CompletedProcess[str]:
-        return Forked(lambda: script(line[1:])).wait()
-
-    monkeypatch.setattr(load("photo_storage"), "subprocess", SimpleNamespace(run=run))
+def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, photos: list[str]) -> None:
     training = ["--image-size", "96", "--backbone", "timm/test_efficientnet", "--steps", "3", "--batch-size", "8"]
     document = load("photo_deployed").main([*photos, *training])
     assert document["differing"] == 0 and document["with_another_class_than_eval"] == {"predict": 0, "onnx": 0}

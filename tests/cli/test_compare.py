@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from processes import Forked, command
 from support import Cli, Outcome, tree
 
 from saukit.cli.compare import SHARED
@@ -23,7 +25,6 @@ from saukit.training.config import TrainConfig
 TINY = ("--steps", "4", "--batch-size", "16", "--amp", "off", "--jobs", "1")
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_a_comparison_on_the_terminal(cli: Cli, work: Path) -> None:
     arguments = ("compare", "--methods", "ce, sau+synth", "--seeds", "2", "--baseline", "ce", *TINY, "-w", work)
     outcome = cli(*arguments)
@@ -105,7 +106,6 @@ def test_the_options_that_all_share_are_those_of_train(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.usefixtures("without_pictures")
 def test_stopped_it_names_itself_and_goes_on(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
@@ -129,7 +129,6 @@ def test_stopped_it_names_itself_and_goes_on(
     assert steps == [*(("ce-seed1", n) for n in (1, 2, 3, 4)), *(("sau+synth-seed1", n) for n in (1, 2, 3, 4))]
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_stopped_between_two_runs(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("compare", "--methods", "ce", "--seeds", "1", *TINY, "-w", str(work))
 
@@ -143,22 +142,52 @@ def test_stopped_between_two_runs(cli: Cli, work: Path, monkeypatch: pytest.Monk
     assert cli(*arguments).code == 0
 
 
+# Loads everything once and forks a process for each job, which is killed from within at its n-th opening, renaming or
+# removing of a file of the workspace.
+DRIVER = """
+import json, os, signal, sys
+import saukit.evaluation.compare
+from saukit.cli.main import run
+from saukit.training import trainer
+
+trainer.CHECKPOINT_SECONDS = -1.0
+for arguments, last_touch in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        touched, workspace = 0, arguments[-1]
+
+        def count(event, details):
+            global touched
+            if event in ("open", "os.rename", "os.remove") and str(details[0]).startswith(workspace + "/runs/"):
+                touched += 1
+                if touched == last_touch:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        sys.argv = ["saukit", *arguments]
+        try:
+            run()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bits(work: Path, split_work: Path) -> None:
     """Two workspaces on one split; in the second the comparison is killed, each time further on."""
     arguments = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "2", *TINY, "--name", "killed", "-q", "-w"]
     touches = [3, 20, 31, 60]
-
-    def ended(root: Path, touch: int = 0) -> tuple[int, str]:
-        def work_as_program() -> None:
-            training_room.CHECKPOINT_SECONDS = -1.0
-            command(*arguments, root, below=f"{root}/runs/", touch=touch)
-
-        done = Forked(work_as_program).wait()
-        return done.returncode, done.stderr
-
-    found = [ended(work), *(ended(split_work, touch) for touch in touches), ended(split_work)]
-    assert [code for code, _ in found] == [0, *[-signal.SIGKILL] * len(touches), 0], found
+    jobs = [([*arguments, str(work)], None), *(([*arguments, str(split_work)], n) for n in touches),
+            ([*arguments, str(split_work)], None)]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(jobs)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout.split() == ["0", *["-9"] * len(touches), "0"], done.stderr
     names = {"ce", "ce-seed1", "balanced-softmax", "balanced-softmax-seed1"}
     assert {path.name for path in (split_work / "runs").iterdir()} == names
     for name in names:

@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import Forked, command
-from support import timeless_metrics
+from support import program, timeless_metrics
 
 from saukit.core import device as devices_room
 from saukit.core.console import Reporter
@@ -104,7 +105,6 @@ def test_one_device_is_this_process(work: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
 def test_side_by_side_runs_have_the_bits_that_they_have_alone(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,9 +137,9 @@ def test_a_failed_run_stops_the_others_which_save(split_work: Path, tmp_path: Pa
         "bad": {"method": "ce", "lr": 1e30, "steps": 400, "batch_size": 256},
     }  # late enough
     sweep.write_text(json.dumps({"variants": variants, "seeds": 1, "train": TINY}))
-    outcome = Forked(lambda: command("compare", "--config", sweep, "--jobs", "2", "-w", split_work)).wait()
-    assert outcome.returncode == 1
-    assert "error: bad seed 0: the loss is not finite" in " ".join(outcome.stderr.split())
+    outcome = program("compare", "--config", sweep, "--jobs", "2", "-w", split_work)
+    assert outcome.code == 1
+    assert "error: bad seed 0: the loss is not finite" in outcome.error
     assert (split_work / "runs" / "endless" / "checkpoint.pt").exists() and not list(split_work.glob(".*"))
 
 
@@ -169,21 +169,21 @@ def test_stopped_or_killed_a_comparison_leaves_saved_runs_and_no_process(
     """A terminal's Ctrl-C reaches the whole process group; SIGTERM and SIGKILL the comparison alone."""
     arguments = ["compare", "--methods", "ce,balanced-softmax", "--seeds", "1", "--steps", "1000000", "--batch-size",
                  "16", "--jobs", "2", "-w", str(split_work)]  # fmt: skip
-
-    def work() -> None:
-        os.setsid()
-        command(*arguments)
-
-    process = Forked(work)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from saukit.cli.main import run; run()", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 300
     while len(list(split_work.glob("runs/*/metrics.jsonl"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None, "the runs did not start"
         time.sleep(0.1)
-    process.send(number, group=number == signal.SIGINT)
-    done = process.wait(120)
-    assert done.returncode == code
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code
     if number != signal.SIGKILL:
-        assert done.stderr.splitlines()[-1].endswith(f"stopped and saved; continue with: saukit {' '.join(arguments)}")
+        assert said.splitlines()[-1].endswith(f"stopped and saved; continue with: saukit {' '.join(arguments)}")
     while list(split_work.glob(".runs-*")):  # the locks of workers that are still at it
         assert time.monotonic() < deadline, "a worker did not end"
         time.sleep(0.1)

@@ -14,7 +14,6 @@ from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import Split, load_split, make_split
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generators.presets import PRESETS
 
 CPU = torch.device("cpu")
 
@@ -53,13 +52,6 @@ def split(digits_root: Path) -> Split:
 def micro() -> SynthConfig:
     """The smallest run that makes several shards."""
     return replace(MICRO)
-
-
-@pytest.fixture
-def small_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ninth of the weights of the preset tiny, where what is sampled does not matter."""
-    tiny = PRESETS["tiny"]
-    monkeypatch.setitem(PRESETS, "tiny", (replace(tiny[0], channels=(16, 32)), *tiny[1:]))
 
 
 @pytest.fixture

@@ -1,21 +1,19 @@
-import functools
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import killed_after
 
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
 from saukit.core.writing import sha256_file
 from saukit.synthesis.config import SynthConfig
-from saukit.synthesis.generators import diffusion_training as trainer
 from saukit.synthesis.stage import synthesize
-
-pytestmark = pytest.mark.usefixtures("small_generator")
 
 CONFIG = SynthConfig(
     per_class_target=30,
@@ -28,11 +26,37 @@ CONFIG = SynthConfig(
     audit=False,
 )
 MOMENTS = 10
+SCRIPT = f"""
+import sys
+from pathlib import Path
+import torch
+from saukit.core.console import Reporter
+from saukit.core.workspace import Workspace
+from saukit.synthesis.generators import diffusion_training as trainer
+from saukit.synthesis.config import SynthConfig
+from saukit.synthesis.stage import synthesize
+
+torch.set_num_threads(1)
+trainer.CHECKPOINT_SECONDS = 0.0
+print("ready", flush=True)
+synthesize({CONFIG!r}, Workspace(Path(sys.argv[1])), device=torch.device("cpu"), force=False, resume=True,
+           reporter=Reporter(quiet=True))
+"""
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("manifest.json", "source.json")]
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def killed_after(root: Path, delay: float) -> int:
+    """Run the stage in a process of its own, kill it `delay` seconds after its imports, and give its exit code."""
+    command, environment = [sys.executable, "-c", SCRIPT, str(root)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        process.kill()
+        return process.wait()
 
 
 @pytest.mark.slow
@@ -46,20 +70,14 @@ def test_killed_at_ten_random_moments_the_resumed_cache_is_the_same_to_the_bit(
         (tmp_path / name / "split").symlink_to(digits_root / "split")
         return Workspace(tmp_path / name)
 
-    from diffusers import DPMSolverMultistepScheduler, UNet2DModel  # noqa: F401  # loading them is no part of the time
-
     undisturbed, began = workspace("undisturbed"), time.monotonic()
     synthesize(CONFIG, undisturbed, device=cpu, force=False, resume=False, reporter=quiet)
     whole = time.monotonic() - began
 
-    def begun(root: Path) -> None:
-        trainer.CHECKPOINT_SECONDS = 0.0
-        synthesize(CONFIG, Workspace(root), device=cpu, force=False, resume=True, reporter=quiet)
-
     codes = []
     for moment, delay in enumerate(np.random.default_rng(0).uniform(0, 0.9 * whole, MOMENTS)):
         killed = workspace(f"killed-{moment}")
-        codes.append(killed_after(delay, functools.partial(begun, killed.root)))
+        codes.append(killed_after(killed.root, delay))
         synthesize(CONFIG, killed, device=cpu, force=False, resume=True, reporter=quiet)
         assert hashes_of(killed.synth) == hashes_of(undisturbed.synth), f"killed after {delay:.2f} s"
         assert {path.name for path in killed.root.iterdir()} == {"split", "synth"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from support import fit_job, job, metrics, tiny, torchrun
+from support import fit_job, job, metrics, tiny
 from torch import Tensor, nn
 
 from saukit.core import ranks
@@ -206,7 +206,7 @@ def test_what_processes_do_together(tmp_path: Path) -> None:
     """
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    done = torchrun(script, processes=3)
+    done = job(script, processes=3)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "012"] == ["[3, 0, 0]"] * 3
 
@@ -265,7 +265,7 @@ Path(__file__).with_name(os.environ["RANK"]).write_text(str(counts))
 
 @pytest.mark.slow
 def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None:
-    missing = torchrun("-m", "saukit", "train", "-w", tmp_path / "nothing")
+    missing = job("-m", "saukit", "train", "-w", tmp_path / "nothing")
     assert missing.returncode != 0
     assert missing.stderr.count("error: the split in") == 1
     assert "exitcode  : 3" in missing.stderr and "RuntimeError" not in missing.stderr
