@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import Begun
+
 from saukit.core.artifacts import write_sealed
 from saukit.synthesis.config import SynthConfig
 from saukit.training.config import ResolvedTrainConfig, TrainConfig
@@ -73,13 +75,17 @@ def program(*arguments: str | Path) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def job(*command: str | Path, processes: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script, or a module after -m, in one process or under torchrun."""
+def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script, or a module after -m, under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launcher += [f"--max-restarts={restarts}"]
-    line = [sys.executable, *(launcher if processes > 1 else []), *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *launcher, *map(str, command)]
     return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def job(*command: str | Path, processes: int = 2, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script, or a module after -m, in one process or under torchrun's agent; torch is loaded already."""
+    return Begun(*command, processes=processes, restarts=restarts).wait()
 
 
 def fit_job(root: Path, name: str, fault: str, config: Any, **how: int) -> subprocess.CompletedProcess[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from processes import Begun
 from support import Cli, Outcome, tree
 
 from saukit.cli.compare import SHARED
@@ -181,12 +179,7 @@ def test_killed_it_goes_on_to_the_same_bits(work: Path, split_work: Path) -> Non
     touches = [3, 20, 31, 60]
     jobs = [([*arguments, str(work)], None), *(([*arguments, str(split_work)], n) for n in touches),
             ([*arguments, str(split_work)], None)]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(jobs)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = Begun("-c", DRIVER, json.dumps(jobs)).wait()
     assert done.stdout.split() == ["0", *["-9"] * len(touches), "0"], done.stderr
     names = {"ce", "ce-seed1", "balanced-softmax", "balanced-softmax-seed1"}
     assert {path.name for path in (split_work / "runs").iterdir()} == names

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Begun
 from support import timeless_metrics, tree
 
 # Loads everything once and forks a real process for each job, which is killed from within at its n-th opening,
@@ -76,12 +74,7 @@ def test_killed_at_ten_moments_a_run_resumes_to_the_same_bits(work: Path) -> Non
         *(job(work, "timed", resume=bool(i), share=share) for i, share in enumerate(shares)),
         job(work, "timed", resume=True),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(work), json.dumps(jobs)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = Begun("-c", DRIVER, str(work), json.dumps(jobs)).wait()
     assert done.returncode == 0, done.stderr
     codes = [json.loads(line) for line in done.stdout.splitlines()]
     assert codes[0] == codes[6] == codes[12] == 0, done.stderr

@@ -3,8 +3,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Begun
 from sklearn.datasets import load_digits
 
 from saukit.core import artifacts
@@ -183,7 +182,7 @@ split.make_split(SplitConfig(imb=5), Workspace(Path(sys.argv[1])), root=None, fo
 def test_a_kill_loses_no_split_and_leaves_no_stray_file(workspace: Workspace, where: str) -> None:
     """Killed while writing, between the two renames, and before the old split is gone."""
     first = make(CONFIG, workspace)
-    code = subprocess.run([sys.executable, "-c", KILLED, str(workspace.root), where], check=False).returncode
+    code = Begun("-c", KILLED, workspace.root, where).wait().returncode
     assert code == -signal.SIGKILL
     assert len(list(workspace.root.iterdir())) > 1  # something is left over
     config = CONFIG if where != "end" else SplitConfig(imb=5)

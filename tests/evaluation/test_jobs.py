@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import program, timeless_metrics
+from processes import Begun
+from support import timeless_metrics
 
 from saukit.core import device as devices_room
 from saukit.core.console import Reporter
@@ -137,9 +138,9 @@ def test_a_failed_run_stops_the_others_which_save(split_work: Path, tmp_path: Pa
         "bad": {"method": "ce", "lr": 1e30, "steps": 400, "batch_size": 256},
     }  # late enough
     sweep.write_text(json.dumps({"variants": variants, "seeds": 1, "train": TINY}))
-    outcome = program("compare", "--config", sweep, "--jobs", "2", "-w", split_work)
-    assert outcome.code == 1
-    assert "error: bad seed 0: the loss is not finite" in outcome.error
+    outcome = Begun("-m", "saukit", "compare", "--config", sweep, "--jobs", "2", "-w", split_work).wait()
+    assert outcome.returncode == 1
+    assert "error: bad seed 0: the loss is not finite" in " ".join(outcome.stderr.split())
     assert (split_work / "runs" / "endless" / "checkpoint.pt").exists() and not list(split_work.glob(".*"))
 
 

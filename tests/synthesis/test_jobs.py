@@ -1,10 +1,7 @@
 """Several jobs over one plan: each samples its shards, a resume completes the cache; it is that of one process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Begun
 from support import MICRO, fit_job, tiny
 
 from saukit.core.console import Reporter
@@ -35,9 +33,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 from saukit.synthesis.jobs import Job
 
-torch.set_num_threads(1)
 trainer.CHECKPOINT_SECONDS = 0.0
-print("ready", flush=True)
 synthesize({config!r}, Workspace(Path({root!r})), device=torch.device("cpu"), force=False, resume=False,
            reporter=Reporter(quiet=True), job=Job.parse({job!r}))
 """
@@ -92,11 +88,8 @@ def test_three_jobs_and_a_resume_make_the_cache_of_one_go(go: Go, workspace: Wor
 def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
     go: Go, workspace: Workspace, in_one_go: Workspace
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def started(job: str) -> subprocess.Popen[bytes]:
-        script = SCRIPT.format(config=MICRO, root=str(workspace.root), job=job)
-        return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE)
+    def started(job: str) -> Begun:
+        return Begun("-c", SCRIPT.format(config=MICRO, root=str(workspace.root), job=job))
 
     jobs = {job: started(job) for job in ("0/3", "1/3", "2/3")}
     try:
@@ -105,16 +98,12 @@ def test_three_processes_one_killed_and_resumed_make_the_cache_of_one_go(
             assert any(job.poll() is None for job in jobs.values())
             time.sleep(0.005)
         jobs["1/3"].kill()
-        for job in jobs.values():
-            job.wait(120)
+        codes = {name: job.wait(120).returncode for name, job in jobs.items()}
     finally:
         for job in jobs.values():
             job.kill()
-            assert job.stdout is not None
-            job.stdout.close()
-    assert [jobs[name].returncode for name in ("0/3", "2/3")] == [0, 0]
-    with started("1/3") as again:
-        assert again.wait(120) == 0
+    assert [codes[name] for name in ("0/3", "2/3")] == [0, 0]
+    assert started("1/3").wait(120).returncode == 0
     go(None, resume=True)
     assert hashes_of(workspace.synth) == hashes_of(in_one_go.synth)
     assert {path.name for path in workspace.root.iterdir()} == {"split", "synth"}

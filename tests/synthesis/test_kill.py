@@ -1,13 +1,11 @@
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import Begun
 
 from saukit.core.console import Reporter
 from saukit.core.workspace import Workspace
@@ -36,9 +34,7 @@ from saukit.synthesis.generators import diffusion_training as trainer
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 
-torch.set_num_threads(1)
 trainer.CHECKPOINT_SECONDS = 0.0
-print("ready", flush=True)
 synthesize({CONFIG!r}, Workspace(Path(sys.argv[1])), device=torch.device("cpu"), force=False, resume=True,
            reporter=Reporter(quiet=True))
 """
@@ -50,13 +46,11 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def killed_after(root: Path, delay: float) -> int:
-    """Run the stage in a process of its own, kill it `delay` seconds after its imports, and give its exit code."""
-    command, environment = [sys.executable, "-c", SCRIPT, str(root)], {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(delay)
-        process.kill()
-        return process.wait()
+    """Run the stage in a process of its own, kill it after `delay` seconds, and give its exit code."""
+    process = Begun("-c", SCRIPT, root)
+    time.sleep(delay)
+    process.kill()
+    return process.wait().returncode
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Several processes compute what one computes. Those that torchrun starts are slow to start, so one job does much."""
+"""Several processes compute what one computes. One job does much: they begin, and join, each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from support import fit_job, job, metrics, tiny
+from support import fit_job, job, metrics, tiny, torchrun
 from torch import Tensor, nn
 
 from saukit.core import ranks
@@ -206,7 +206,7 @@ def test_what_processes_do_together(tmp_path: Path) -> None:
     """
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    done = job(script, processes=3)
+    done = torchrun(script, processes=3)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "012"] == ["[3, 0, 0]"] * 3
 
@@ -265,7 +265,7 @@ Path(__file__).with_name(os.environ["RANK"]).write_text(str(counts))
 
 @pytest.mark.slow
 def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None:
-    missing = job("-m", "saukit", "train", "-w", tmp_path / "nothing")
+    missing = torchrun("-m", "saukit", "train", "-w", tmp_path / "nothing")
     assert missing.returncode != 0
     assert missing.stderr.count("error: the split in") == 1
     assert "exitcode  : 3" in missing.stderr and "RuntimeError" not in missing.stderr
@@ -273,11 +273,11 @@ def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None
     (split_work / "runs" / "taken").mkdir(parents=True)
     (split_work / "runs" / "taken" / "notes.txt").write_text("mine")
     steps = ("--method", "ce", "--steps", "2", "--batch-size", "16", "-w", split_work)
-    taken = job("-m", "saukit", "train", "--name", "taken", *steps)
+    taken = torchrun("-m", "saukit", "train", "--name", "taken", *steps)
     assert taken.stderr.count("exists but saukit did not write it") == 1
     assert "exitcode  : 2" in taken.stderr and "RuntimeError" not in taken.stderr
     # A command of one process.
-    evaluated = job("-m", "saukit", "doctor")
+    evaluated = torchrun("-m", "saukit", "doctor")
     assert evaluated.returncode == 0 and evaluated.stdout.count("saukit doctor") == 1
 
 
