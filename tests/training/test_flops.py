@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from saukit.models.dual_branch import DualBranchNet
-from saukit.training.flops import step_flops
+from saukit.training.costs import step_flops
 
 
 def layer_flops(network: DualBranchNet, images: Tensor, *, projection: bool) -> int:
