@@ -10,7 +10,7 @@ import filelock
 import pytest
 
 from saukit.core import locks
-from saukit.core.errors import EnvironmentFault, LockHeldError
+from saukit.core.errors import EnvironmentFault, LockHeldError, UsageError
 from saukit.core.locks import hold
 
 HOLDER = """
@@ -117,3 +117,26 @@ def test_a_lock_file_that_cannot_be_read_names_no_process(tmp_path: Path, monkey
         path.write_bytes(b"\xff")
         with pytest.raises(LockHeldError, match="is being written by another process: wait"), hold(path, tmp_path):
             pass
+
+
+def test_a_folder_that_takes_no_files_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """filelock waits where a file cannot be made, as for another process that removes it: /proc answers so."""
+    opened = os.open
+
+    def gone(path: object, flags: int, *arguments: int, **options: object) -> int:
+        if flags & os.O_CREAT:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return opened(path, flags, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", gone)
+    message = f"^cannot write to {tmp_path}: no file can be made in {tmp_path}; check the folder"
+    with pytest.raises(EnvironmentFault, match=message), hold(tmp_path / ".split.lock", tmp_path / "split"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_is_the_artefacts(tmp_path: Path) -> None:
+    artifact = tmp_path / ("n" * 250)
+    lock = artifact.with_name(f".{artifact.name}.lock")
+    with pytest.raises(UsageError, match=r"n' is too long for a file's name: give another one$"), hold(lock, artifact):
+        pass

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from support import resealed
 
 from saukit.core.artifacts import Manifest, write_manifest
 from saukit.core.config import load_config, to_yaml
@@ -347,6 +348,41 @@ def test_a_folder_that_saukit_did_not_write_is_left_alone(workspace: Workspace, 
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         prepare(folder, Recipe(), kind="run", force=force, resume=True, another="another --name")
     assert contents(folder) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("there", ["file", "config", "manifest", "split", "begun split"])
+def test_the_place_of_something_else_is_left_alone(workspace: Workspace, there: str, force: bool) -> None:
+    folder, reason = workspace.run("a"), "exists but saukit did not write it"
+    if there == "file":
+        folder.parent.mkdir(parents=True)
+        folder.write_bytes(b"years of work")
+    elif there == "split":
+        made(folder, "complete")
+        resealed(folder / "manifest.json", kind="split")
+        reason = "holds a split, not a run"
+    elif there == "begun split":
+        write_text(folder / "inputs.json", "{}")
+        write_text(folder / "config.yaml", "imb: 50\n")
+        reason = "holds an unfinished artefact that is no run"
+    else:
+        folder.mkdir(parents=True)
+        (folder / {"config": "config.yaml", "manifest": "manifest.json"}[there]).write_text("name: theirs\n")
+    earlier = folder.read_bytes() if there == "file" else contents(folder)
+    message = f"{folder} {reason}: move it away, or give another --name"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        prepare(folder, Recipe(), kind="run", force=force, resume=True, another="another --name")
+    assert (folder.read_bytes() if there == "file" else contents(folder)) == earlier
+
+
+@pytest.mark.parametrize("before", ["partial", "complete"])
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+def test_a_damaged_artefact_is_still_saukits_to_replace(workspace: Workspace, before: State, name: str) -> None:
+    folder = workspace.run("a")
+    made(folder, before)
+    (folder / name).write_bytes(b"\xff")
+    assert prepare(folder, Recipe(), kind="run", force=True, resume=False, another="x", inputs=INPUTS) == "new"
+    assert sorted(contents(folder)) == BEGUN
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])

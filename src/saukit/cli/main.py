@@ -15,8 +15,8 @@ from rich.markup import escape
 from saukit.cli import compare, demo, doctor, evaluate, export, make_lt, predict, report, synth, train
 from saukit.cli.help import Command, Group
 from saukit.cli.streams import shell_streams, voice
-from saukit.core.errors import EnvironmentFault, SaukitError, UsageError, is_out_of_memory
-from saukit.core.files import remedy_of
+from saukit.core.errors import EnvironmentFault, SaukitError, is_out_of_memory
+from saukit.core.files import name_too_long, remedy_of
 from saukit.core.interrupts import typed_command
 from saukit.core.ranks import exit_code_of_job, has_spoken, may_speak
 from saukit.core.version import __version__
@@ -114,7 +114,7 @@ def _environment_fault(error: Exception) -> SaukitError | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return EnvironmentFault(f"the disk is full{where}: free some space and run the command again")
         if error.errno == errno.ENAMETOOLONG:
-            return UsageError(f"{shown(error.filename)} is too long for a file's name: give another one")
+            return name_too_long(error.filename)
         if "temporary directory" in str(error):  # of tempfile and Matplotlib
             return EnvironmentFault(f"{error}: set TMPDIR to a folder that can be written to")
         if error.filename or error.errno in (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE):

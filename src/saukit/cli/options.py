@@ -65,13 +65,18 @@ class Call:
 
     @functools.cached_property
     def workspace(self) -> Workspace:
-        """The workspace. Raises: UsageError if its path is a file."""
+        """The workspace. Raises: UsageError if its path is a file, or one of its artefacts."""
+        from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME
         from saukit.core.errors import UsageError
         from saukit.core.workspace import Workspace
 
-        if self.workspace_path.exists() and not self.workspace_path.is_dir():
-            raise UsageError(f"the workspace {self.workspace_path} is a file: give a folder as --workspace")
-        return Workspace(self.workspace_path)
+        path = self.workspace_path
+        if path.exists() and not path.is_dir():
+            kind = "a file" if path.is_file() else "not a folder"
+            raise UsageError(f"the workspace {path} is {kind}: give a folder as --workspace")
+        if (path / MANIFEST_NAME).exists() and (path / CONFIG_NAME).exists():
+            raise UsageError(f"the workspace {path} is a split, cache, run or comparison: give the one it lies in")
+        return Workspace(path)
 
     @functools.cached_property
     def device(self) -> torch.device:

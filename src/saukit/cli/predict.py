@@ -11,6 +11,7 @@ import typer
 from saukit.cli.options import Call, stage_command
 from saukit.core.console import Reporter
 from saukit.core.errors import UsageError
+from saukit.core.files import check_out
 from saukit.core.ranks import job_rank
 from saukit.deploy.config import PredictConfig
 
@@ -77,6 +78,7 @@ def _format(asked: Format | None, out: Path | None, *, json: bool) -> Format:
         return asked or ("json" if json else "csv")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: give a file, such as {out / 'predictions.csv'}")
+    check_out(out)
     suffix = out.suffix.lower().removeprefix(".")
     if asked is None and suffix not in ("csv", "json"):
         raise UsageError(f"--out {out} ends neither in .csv nor in .json: give --format csv or --format json")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from saukit.core.errors import DataError, SaukitError, is_out_of_memory
-from saukit.core.words import first_line, format_bytes
+from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageError, is_out_of_memory
+from saukit.core.words import first_line, format_bytes, shown
 
 MOST_JSON_BYTES = 64 << 20
 _KINDS = (
@@ -97,6 +97,44 @@ def remedy_of(error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files with `ulimit -n 4096`"
     return "check the folder, or give another one"
+
+
+def write_fault(path: Path, error: OSError, *, into: bool = False) -> SaukitError:
+    """The error of a system that does not let `path` be written, in words; `into`: a folder, for a file in it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
+    if error.errno == errno.ENAMETOOLONG:
+        return name_too_long(path)
+    what = f"to {path}" if into else path
+    return EnvironmentFault(f"cannot write {what}: {_reason(path, error)}; {remedy_of(error)}")
+
+
+def name_too_long(path: object) -> UsageError:
+    """The error of a path that no file can have, or none beside which a temporary one can lie."""
+    return UsageError(f"{shown(str(path))} is too long for a file's name: give another one")
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """Why nothing can be written at `path`: what is in its way, where the system only says that something is."""
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP) and not there.is_dir():
+        target = link_target(there)
+        return f"{there} is not a folder" if target is None else f"{there} is a link to {target}, which is no folder"
+    if error.errno == errno.ENOENT and there.is_dir():  # such as /proc
+        return f"no file can be made in {there}"
+    return error.strerror or str(error)
+
+
+def check_out(out: Path) -> None:
+    """See that `out`, which a user names, is absent or a file: a rename would put one in the place of anything else.
+
+    Raises: UsageError for a link, a device, a pipe or a socket, such as /dev/stdout, which root would replace.
+    """
+    if (target := link_target(out)) is not None:
+        raise UsageError(f"{out} is a link to {target}, and would be replaced: give a file as --out")
+    if out.exists() and not out.is_file():
+        kind = next((name for test, name in _KINDS if test(out.stat().st_mode)), "something else")
+        raise UsageError(f"{out} is {kind}, and would be replaced: give a file as --out")
 
 
 def link_target(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from saukit.core.errors import EnvironmentFault, LockHeldError
-from saukit.core.files import remedy_of
+from saukit.core.files import write_fault
 
 PATIENCE_SECONDS = 0.1  # for a holder that is just giving the lock back
 # How a file system says that it knows no locks. There a file that names its writer stands for one.
@@ -25,7 +25,7 @@ def hold(path: Path, artifact: Path) -> Iterator[None]:
 
     If that leaves a folder empty which was not there before, it goes too.
     Raises: LockHeldError that names the process which holds it; EnvironmentFault if the lock file is a link or no
-    file, or its folder cannot be written to.
+    file, or its folder cannot be written to; UsageError for a name too long.
     """
     created = not path.parent.exists()
     try:
@@ -36,9 +36,8 @@ def hold(path: Path, artifact: Path) -> Iterator[None]:
             raise EnvironmentFault(f"{path} lies where a lock file belongs and is not a file: remove it")
         lock = _acquired(path, artifact)
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write to {path.parent}: {error.strerror or error}; {remedy_of(error)}"
-        ) from error
+        too_long = error.errno == errno.ENAMETOOLONG  # which is the artefact's name, with what the lock's adds
+        raise (write_fault(artifact, error) if too_long else write_fault(path.parent, error, into=True)) from error
     try:
         yield
     finally:
@@ -55,6 +54,7 @@ def _acquired(path: Path, artifact: Path) -> BaseFileLock:
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
     except Timeout:
+        _try_folder(path)
         raise LockHeldError(
             f"{artifact} is being written by {_holder(path)}: wait for it, or stop it ({path})"
         ) from None
@@ -81,6 +81,13 @@ def _marked(path: Path, artifact: Path) -> BaseFileLock:
             "wait for it, or remove that file if the process is gone"
         ) from None
     return lock
+
+
+def _try_folder(path: Path) -> None:
+    """Raises: OSError if no file can be made beside `path`, for which filelock waits as for another process."""
+    probe = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    probe.unlink()
 
 
 def _holder(path: Path) -> str:

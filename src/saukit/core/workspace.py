@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, write_json
-from saukit.core.config import differences, load_saved, to_yaml
+from saukit.core.config import differences, load_config, load_saved, to_yaml
 from saukit.core.documents import START_OVER, read_json
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
 from saukit.core.files import link_target
 from saukit.core.locks import hold
-from saukit.core.words import DEFAULT_WORKSPACE, is_text, name_problem
+from saukit.core.words import DEFAULT_WORKSPACE, is_text, name_problem, one_line
 from saukit.core.writing import (
     INPUTS_NAME,
     expect,
@@ -134,6 +134,7 @@ def prepare(
     CorruptArtifactError for a damaged file that cannot be made again.
     """
     if force:
+        claim(folder, type(config), kind=kind, another=another)
         _remove_artifact(folder)
     state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
     if state == "partial" and not resume:
@@ -172,6 +173,7 @@ def existing_state(
 
     Raises: UsageError if it was made by another config or from other inputs, CorruptArtifactError if it is damaged.
     """
+    claim(folder, type(config), kind=kind, another=another)
     manifest = read_manifest(folder, kind=kind)
     if not (folder / CONFIG_NAME).exists():
         there = folder.iterdir() if folder.exists() else ()
@@ -195,6 +197,39 @@ def existing_state(
             f"replace it with --force, or give {another}"
         )
     return "partial" if manifest is None else "complete"
+
+
+def claim(folder: Path, config_type: type[object], *, kind: str, another: str) -> None:
+    """See that what is in the place of an artefact of `kind` is one, whole, damaged or unfinished, before --force takes
+    it away or a message says that it would. What has neither config.yaml nor manifest is `existing_state`'s to judge.
+
+    Raises: UsageError for a file, an artefact of another kind, and what saukit did not write.
+    """
+    config, found = folder / CONFIG_NAME, _kind_there(folder)
+    reason = "exists but saukit did not write it" if found is None else f"holds a {found}, not a {kind}"
+    if folder.is_dir():
+        if found == kind or not (os.path.lexists(config) or os.path.lexists(folder / MANIFEST_NAME)):
+            return
+        if found is None:
+            if intact(folder / INPUTS_NAME) and not intact(config):  # it is damaged, which others tell
+                return
+            with contextlib.suppress(CorruptArtifactError):
+                load_config(config_type, config, fault=CorruptArtifactError)
+                return
+            reason = f"holds an unfinished artefact that is no {kind}" if intact(config) else reason
+    elif not os.path.lexists(folder):
+        return
+    raise UsageError(f"{folder} {reason}: move it away, or give {another}")
+
+
+def _kind_there(folder: Path) -> str | None:
+    """The kind of artefact that the manifest in `folder` describes, damaged or of a newer saukit; None without one."""
+    try:
+        document = read_json(folder / MANIFEST_NAME)
+    except CorruptArtifactError:
+        return None
+    is_manifest = {"kind", "digest", "files"} <= document.keys() and isinstance(document["kind"], str)
+    return one_line(document["kind"]) if is_manifest else None
 
 
 def _remove_artifact(folder: Path) -> None:

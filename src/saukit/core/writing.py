@@ -21,8 +21,8 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from saukit.core.errors import CorruptArtifactError, EnvironmentFault
-from saukit.core.files import open_regular, remedy_of
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.files import open_regular, write_fault
 
 INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 HASHED_SUFFIXES = (".safetensors", ".yaml", ".json", ".png", ".csv", ".md")
@@ -37,7 +37,8 @@ def atomic_path(path: Path, *, hashed: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; rename it to `path` if the block succeeds, else remove it.
 
     `hashed` False: no hash is kept beside it in unfinished work, since the file has one of its own, or grows.
-    Raises: EnvironmentFault if the disk is full or the folder cannot be written to; `path` is then as it was.
+    Raises: EnvironmentFault if the disk is full or the folder cannot be written to, UsageError for a name too long;
+    `path` is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -51,7 +52,7 @@ def atomic_path(path: Path, *, hashed: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise _write_fault(path, error) from error
+        raise write_fault(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a parent that is a file would hide the error above
             temporary.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         new.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise _write_fault(folder, error) from error
+        raise write_fault(folder, error) from error
     finally:
         recover_folder(folder)
 
@@ -240,9 +241,3 @@ def _settle(path: Path) -> None:
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where the next version of `folder` is made, and where the earlier one waits until that is in its place."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
-def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentFault(f"no space left to write {path}; free some space and run the command again")
-    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}; {remedy_of(error)}")

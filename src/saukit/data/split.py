@@ -33,7 +33,7 @@ from saukit.core.console import Reporter
 from saukit.core.documents import REMAKE
 from saukit.core.errors import CorruptArtifactError, UsageError
 from saukit.core.words import shortened
-from saukit.core.workspace import Workspace, existing_state, require
+from saukit.core.workspace import Workspace, claim, existing_state, require
 from saukit.core.writing import recover_folder
 from saukit.data.config import ResolvedSplitConfig, SplitConfig, resolve, settled
 from saukit.data.decoding import CROP, MOST_VALUE, Fitting, refuse_or_warn
@@ -169,6 +169,7 @@ def make_split(
     config = settled(config)
     with workspace.lock(workspace.split):
         recover_folder(workspace.split)
+        claim(workspace.split, ResolvedSplitConfig, kind=KIND, another="another --workspace")
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready
         source = open_source(config, root)

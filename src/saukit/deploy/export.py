@@ -267,7 +267,9 @@ def _check_target(folder: Path, *, force: bool) -> None:
     if not is_text(folder):
         raise UsageError(f"{folder} is not UTF-8, as safetensors and torch need it: give another folder as --to")
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give a folder as --to")
+        raise UsageError(f"{folder} is {'a file' if folder.is_file() else 'not a folder'}: give a folder as --to")
+    if Path.cwd().is_relative_to(folder):  # it is swapped, and a shell would stay in the old one
+        raise UsageError(f"{folder} is the working folder, or holds it: give another folder as --to")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not _is_export(folder):

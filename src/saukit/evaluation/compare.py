@@ -27,7 +27,7 @@ from saukit.core.documents import read_json
 from saukit.core.errors import CorruptArtifactError
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
-from saukit.core.workspace import State, Workspace, command_for, existing_state, prepare
+from saukit.core.workspace import State, Workspace, claim, command_for, existing_state, prepare
 from saukit.data.split import Split
 from saukit.evaluation.charts import comparison_figure
 from saukit.evaluation.comparison_files import (
@@ -90,8 +90,7 @@ def compare(
     folder = workspace.comparison(name)
     plan = first_before_others(lambda: plan_comparison(config, workspace, device=torch.device(devices[0])))
     require_same("states of the runs", [(run.name, run.state) for run in plan.runs])
-    if not force:
-        _check_name(folder, plan.config)
+    _check_name(folder, plan.config, force=force)
     finished = _finish_all(plan, workspace, devices, reporter)
     return from_first(lambda: _written(plan, finished, workspace, folder, name=name, force=force))
 
@@ -225,8 +224,11 @@ def _finish_all(
     return [finished[run.title] for run in plan.runs]
 
 
-def _check_name(folder: Path, config: CompareConfig) -> None:
-    """Raises: UsageError if `folder` holds another comparison, before the runs are trained rather than after."""
+def _check_name(folder: Path, config: CompareConfig, *, force: bool) -> None:
+    """Raises: UsageError if `folder` holds something else, before the runs are trained rather than after."""
+    claim(folder, CompareConfig, kind=KIND, another="another --name")
+    if force:
+        return
     manifest = read_manifest(folder, kind=KIND, verify=False)
     if manifest is not None:
         existing_state(folder, config, kind=KIND, another="another --name", inputs=manifest.inputs)

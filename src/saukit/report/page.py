@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import re
@@ -19,7 +18,7 @@ from markupsafe import Markup, escape
 
 from saukit.core.artifacts import Manifest
 from saukit.core.errors import UsageError
-from saukit.core.files import NotAFileError, open_regular
+from saukit.core.files import check_out, open_regular
 from saukit.core.plots import PALETTE
 from saukit.core.version import __version__
 from saukit.core.words import brief, format_duration, format_share, one_line, shortened
@@ -77,7 +76,7 @@ class ReportResult:
 def report(config: ReportConfig, workspace: Workspace, *, out: Path, force: bool) -> ReportResult:
     """Write the page about `workspace` to `out`, over an earlier page of saukit's, over another file with `force`.
 
-    Raises: as `collect`; UsageError if `out` is a folder, or a file that saukit did not write.
+    Raises: as `collect`; UsageError if `out` is no file, or one that saukit did not write.
     """
     _check_out(out, force=force)
     contents = collect(config, workspace)
@@ -234,10 +233,10 @@ def _versions(manifests: Sequence[Manifest]) -> dict[str, str]:
 def _check_out(out: Path, *, force: bool) -> None:
     if out.is_dir():
         raise UsageError(f"{out} is a folder: give a file as --out, such as {out / 'report.html'}")
+    check_out(out)
     if force or not out.exists():
         return
-    head = b""
-    with contextlib.suppress(NotAFileError), open_regular(out) as file:
+    with open_regular(out) as file:
         head = file.read(4096)
     if MARK.encode() not in head:
         raise UsageError(f"{out} exists but saukit did not write it: give another --out, or replace it with --force")

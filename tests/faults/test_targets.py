@@ -1,0 +1,280 @@
+"""Where a command writes: places that take no files, and what is there already and is none of saukit's to replace.
+
+No target lies in /dev or outside a test's own folder, but for /proc and /sys, which take no files: what is tested here
+is whether something is taken away.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from injection import CACHE, RUN
+from support import Cli, tree
+
+EXPORT = ("export", "ce", "--format", "hub", "-w", "{work}", "--to", "{at}")
+REPORT = ("report", "-w", "{work}", "--out", "{at}")
+PREDICT = ("predict", "ce", "{work}/split/counts.png", "--format", "csv", "-w", "{work}", "--out", "{at}")
+MAKE = ("make-lt", "--imb", "50", "-w", "{at}")
+WRITING = pytest.mark.parametrize("command", [EXPORT, REPORT, PREDICT, MAKE], ids=lambda command: command[0])
+FORCE = pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "--force"])
+
+
+def words(command: tuple[str, ...], work: Path, at: object = "") -> list[str]:
+    return [word.format(work=work, at=at) for word in command]
+
+
+# --- places that take no files ------------------------------------------------------------------------------------
+
+
+@WRITING
+@pytest.mark.parametrize("at", ["/proc/x", "/proc/self/x", "/sys/x", "/sys/kernel/x"])
+def test_a_file_system_of_the_kernel(cli: Cli, shared_work: Path, command: tuple[str, ...], at: str) -> None:
+    if not Path(at).parent.is_dir():
+        pytest.skip(f"needs {Path(at).parent}")
+    outcome = cli(*words(command, shared_work, at))
+    assert outcome.code == 5 and "cannot write " in outcome.error and at[:4] in outcome.error, outcome
+    assert "check the folder, or give another one" in outcome.error and "another process" not in outcome.error
+    if at.startswith("/proc") and os.geteuid() == 0:
+        assert "no file can be made in /proc" in outcome.error
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A disk that is mounted read-only."""
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", tmp_path / "disk"], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+@WRITING
+def test_a_disk_that_is_read_only(cli: Cli, shared_work: Path, read_only: Path, command: tuple[str, ...]) -> None:
+    outcome = cli(*words(command, shared_work, read_only / "x"))
+    assert outcome.code == 5 and f"{read_only}" in outcome.error and "Read-only file system; check" in outcome.error
+
+
+@WRITING
+def test_a_folder_of_somebody_else(
+    cli: Cli, shared_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """It answers as one without the right to write: the tests may run as root, whom nothing refuses."""
+    (theirs := tmp_path / "theirs").mkdir()
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(path: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and theirs in Path(path).parents:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **options)
+
+        return refused
+
+    for module, name in ((os, "open"), (os, "mkdir"), (io, "open")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    outcome = cli(*words(command, shared_work, theirs / "x"))
+    monkeypatch.undo()
+    assert outcome.code == 5 and f"{theirs}" in outcome.error and "Permission denied; check" in outcome.error
+
+
+@WRITING
+@pytest.mark.parametrize("link", [False, True])
+def test_below_what_is_no_folder(
+    cli: Cli, shared_work: Path, tmp_path: Path, command: tuple[str, ...], link: bool
+) -> None:
+    there = tmp_path / "there"
+    if link:
+        there.symlink_to("there")
+    else:
+        there.write_text("precious")
+    outcome = cli(*words(command, shared_work, there / "x" / "y"))
+    told = f"{there} is a link to there, which is no folder; check" if link else f"{there} is not a folder; check"
+    assert outcome.code == 5 and told in outcome.error, outcome
+    assert link or there.read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", [EXPORT, REPORT, PREDICT], ids=lambda command: command[0])
+@pytest.mark.parametrize("length", [250, 255, 256])
+def test_a_name_that_leaves_no_room_for_a_temporary_one(
+    cli: Cli, shared_work: Path, tmp_path: Path, command: tuple[str, ...], length: int
+) -> None:
+    outcome = cli(*words(command, shared_work, tmp_path / "x" / ("n" * length)))
+    assert outcome.code == 2 and "nnnn" in outcome.error, outcome
+    assert "is too long for a file's name: give another one" in outcome.error
+    assert not [path for path in (tmp_path / "x").rglob("*") if path.is_file()]
+
+
+# --- what is there and is no file, or no folder -------------------------------------------------------------------
+
+
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(path.parent)  # an address has 107 bytes at most
+        server.bind(path.name)
+        os.chdir(here)
+
+
+def device(path: Path) -> None:
+    """A second /dev/null."""
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("needs the right to make a device")
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+ODD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pipe": (os.mkfifo, "a pipe"),
+    "socket": (bound, "a socket"),
+    "device": (device, "a device"),
+    "link": (link_to("other.txt"), "a link to other.txt"),
+    "broken link": (link_to("nowhere"), "a link to nowhere"),
+    "loop": (link_to("at"), "a link to at"),
+    "link to stdout": (link_to("/proc/self/fd/1"), "a link to /proc/self/fd/1"),
+}
+
+
+@pytest.mark.parametrize(
+    "command", [REPORT, (*REPORT, "--force"), PREDICT], ids=["report", "report --force", "predict"]
+)
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_not_replaced_by_one(
+    cli: Cli, shared_work: Path, tmp_path: Path, command: tuple[str, ...], kind: str
+) -> None:
+    make, told = ODD[kind]
+    at = tmp_path / "at"
+    (tmp_path / "other.txt").write_text("precious")
+    make(at)
+    before = at.lstat()
+    outcome = cli(*words(command, shared_work, at))
+    assert outcome.code == 2 and f"{at} is {told}, and would be replaced: give a file as --out" in outcome.error
+    assert "--force" not in outcome.error
+    assert (at.lstat().st_ino, at.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert (tmp_path / "other.txt").read_text() == "precious"
+
+
+@FORCE
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+@pytest.mark.parametrize("command", [EXPORT, MAKE], ids=["export", "make-lt"])
+def test_what_is_no_folder_is_not_replaced_by_one(
+    cli: Cli, shared_work: Path, tmp_path: Path, command: tuple[str, ...], kind: str, force: tuple[str, ...]
+) -> None:
+    ODD[kind][0](tmp_path / "at")
+    before = (tmp_path / "at").lstat()
+    outcome = cli(*words(command, shared_work, tmp_path / "at"), *force)
+    assert outcome.code == 2 and "at is not a folder: give a folder as --" in outcome.error, outcome
+    assert (tmp_path / "at").lstat().st_ino == before.st_ino
+
+
+def test_an_export_does_not_swap_the_working_folder(cli: Cli, shared_work: Path) -> None:
+    for at in (".", str(Path.cwd())):
+        outcome = cli(*words(EXPORT, shared_work, at))
+        assert outcome.code == 2 and "is the working folder, or holds it: give another folder" in outcome.error
+    assert not list(Path.cwd().iterdir())
+
+
+# --- a folder of something else -----------------------------------------------------------------------------------
+
+
+def foreign(path: Path, **files: str) -> None:
+    path.mkdir(parents=True)
+    for name, text in {"thesis.tex": "years of work", **files}.items():
+        (path / name).write_text(text)
+
+
+def copied(name: str) -> Callable[[Path, Path], None]:
+    return lambda path, work: shutil.copytree(work / name, path)  # type: ignore[return-value]
+
+
+def begun(path: Path, work: Path) -> None:
+    """An unfinished run."""
+    from saukit.core.writing import write_text
+
+    write_text(path / "inputs.json", "{}")
+    write_text(path / "config.yaml", (work / "runs/ce/config.yaml").read_text())
+
+
+ELSE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "file": (lambda path, work: path.write_text("precious") and None, "exists but saukit did not write it"),
+    "folder": (lambda path, work: foreign(path), "exists but saukit did not write it"),
+    "their config": (lambda path, work: foreign(path, **{"config.yaml": "theirs: 1\n"}), "saukit did not write it"),
+    "their manifest": (
+        lambda path, work: foreign(path, **{"manifest.json": '{"name": "app"}'}), "saukit did not write it"
+    ),
+    "both of theirs": (
+        lambda path, work: foreign(path, **{"manifest.json": "[]", "config.yaml": "[]"}), "saukit did not write it"
+    ),
+    "split": (copied("split"), "holds a split, not a "),
+    "cache": (copied("synth"), "holds a synth, not a "),
+    "run": (copied("runs/ce"), "holds a run, not a "),
+    "begun run": (begun, "holds an unfinished artefact that is no "),
+}  # fmt: skip
+PLACES = {
+    "split": ((), ("make-lt", "--imb", "20")),
+    "synth": (("split",), CACHE),
+    "runs/new": (("split",), ("train", "--name", "new", "--method", "ce", "--no-synthetic", *RUN)),
+    "comparisons/main": (("split", "runs"), ("compare", "--methods", "ce", "--seeds", "1", "--jobs", "1", *RUN)),
+}
+OWN = [("split", "split"), ("synth", "cache"), ("runs/new", "run"), ("runs/new", "begun run")]
+
+
+@FORCE
+@pytest.mark.parametrize(
+    ("place", "kind"), [(place, kind) for place in PLACES for kind in ELSE if (place, kind) not in OWN]
+)
+def test_an_artefact_takes_nothing_elses_place(
+    cli: Cli, shared_work: Path, tmp_path: Path, place: str, kind: str, force: tuple[str, ...]
+) -> None:
+    """Neither with --force nor by a message that advises it."""
+    work = tmp_path / "work"
+    needed, command = PLACES[place]
+    for name in needed:
+        shutil.copytree(shared_work / name, work / name)
+    (work / place).parent.mkdir(parents=True, exist_ok=True)
+    make, told = ELSE[kind]
+    make(work / place, shared_work)
+    before = tree(work)
+    outcome = cli(*command, *force, "-w", work)
+    assert outcome.code == 2 and f"{work / place} " in outcome.error and told in outcome.error, outcome
+    assert "move it away, or give another --" in outcome.error and "--force" not in outcome.error
+    assert tree(work) == before
+
+
+@FORCE
+@pytest.mark.parametrize("kind", [*ELSE, "workspace"])
+def test_an_export_takes_nothing_elses_place(
+    cli: Cli, shared_work: Path, tmp_path: Path, kind: str, force: tuple[str, ...]
+) -> None:
+    if kind == "workspace":
+        shutil.copytree(shared_work, tmp_path / "at")
+    else:
+        ELSE[kind][0](tmp_path / "at", shared_work)
+    before = tree(tmp_path)
+    outcome = cli(*words(EXPORT, shared_work, tmp_path / "at"), *force)
+    told = "is a file: give a folder as --to" if kind == "file" else "did not write: give another folder as --to"
+    assert outcome.code == 2 and told in outcome.error and "--force" not in outcome.error, outcome
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("inside", ["split", "synth", "runs/ce"])
+def test_a_workspace_is_not_begun_inside_an_artefact(cli: Cli, work: Path, inside: str) -> None:
+    before = tree(work)
+    for command in (("make-lt", "--imb", "50", "--force"), ("train",), ("eval",)):
+        outcome = cli(*command, "-w", work / inside)
+        assert outcome.code == 2 and f"the workspace {work / inside} is a split, cache, run or " in outcome.error
+        assert "give the one it lies in" in outcome.error
+    assert tree(work) == before
