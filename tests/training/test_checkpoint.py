@@ -262,3 +262,9 @@ def test_a_run_that_left_the_finite_numbers_says_the_way_on() -> None:
     assert str(room.not_finite("the loss", "7 of 9", saved_step=4, lr=0.5)) == (
         f"{start}its state of step 4 is kept, go on from there with --resume --lr 0.05; or {over}"
     )
+
+
+def test_a_checkpoint_of_unfinished_work_has_its_hash_in_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "inputs.json").write_text("{}")
+    save_checkpoint(tmp_path / "checkpoint.pt", state())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "inputs.json"]
