@@ -196,6 +196,10 @@ def foreign(path: Path, **files: str) -> None:
         (path / name).write_text(text)
 
 
+def filed(path: Path) -> None:
+    path.write_text("precious")
+
+
 def copied(name: str) -> Callable[[Path, Path], None]:
     return lambda path, work: shutil.copytree(work / name, path)  # type: ignore[return-value]
 
@@ -209,7 +213,7 @@ def begun(path: Path, work: Path) -> None:
 
 
 ELSE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
-    "file": (lambda path, work: path.write_text("precious") and None, "exists but saukit did not write it"),
+    "file": (lambda path, work: filed(path), "exists but saukit did not write it"),
     "folder": (lambda path, work: foreign(path), "exists but saukit did not write it"),
     "their config": (lambda path, work: foreign(path, **{"config.yaml": "theirs: 1\n"}), "saukit did not write it"),
     "their manifest": (
