@@ -8,7 +8,6 @@ among sets measured with the same one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +19,6 @@ Features = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 
 CHUNK_VALUES = 2**22  # float64 of a chunk of pairs: 32 MiB
-
-
-@dataclass(frozen=True)
-class KernelDistance:
-    """Mean and standard deviation of the kernel distance over the subsets."""
-
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Precision: the share of fake rows inside the real manifold; recall: of real rows inside the fake one."""
-
-    precision: float
-    recall: float
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -59,8 +42,8 @@ def frechet_distance(a: Features, b: Features) -> float:
 
 def kernel_distance(
     a: Features, b: Features, *, subsets: int, subset_size: int, generator: np.random.Generator
-) -> KernelDistance:
-    """Squared maximum mean discrepancy, unbiased, over random subsets (KID; Binkowski et al. 2018).
+) -> tuple[float, float]:
+    """Squared maximum mean discrepancy, unbiased, over random subsets (KID; Binkowski et al. 2018): mean, deviation.
 
     Kernel (x . y / d + 1)^3. Each subset draws `subset_size` rows of each set without replacement. Unbiased: about 0,
     and as often below, for two draws from one distribution.
@@ -77,14 +60,15 @@ def kernel_distance(
         x = a[generator.choice(len(a), subset_size, replace=False)]
         y = b[generator.choice(len(b), subset_size, replace=False)]
         values.append(_unbiased_mmd(x, y))
-    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+    return float(np.mean(values)), float(np.std(values))
 
 
-def precision_recall(real: Features, fake: Features, *, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Features, fake: Features, *, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, Eq. 1-3).
 
-    A row lies in a set's manifold if, for any row of the set, it is no farther away than that row's k-th nearest other
-    row of the set.
+    Precision is the share of fake rows inside the real manifold, recall that of real rows inside the fake one. A row
+    lies in a set's manifold if, for any row of the set, it is no farther away than that row's k-th nearest other row of
+    the set.
 
     Shapes: real [n, d]; fake [m, d].
     Raises: ValueError if d differs, for k < 1, k or fewer rows, or for values that are not finite.
@@ -97,7 +81,7 @@ def precision_recall(real: Features, fake: Features, *, k: int = 3) -> Precision
     for part, squares in _squared_distances(real, fake):
         in_real |= (squares <= real_radii[part, None]).any(axis=0)
         in_fake[part] = (squares <= fake_radii).any(axis=1)
-    return PrecisionRecall(float(in_real.mean()), float(in_fake.mean()))
+    return float(in_real.mean()), float(in_fake.mean())
 
 
 def diversity(features: Features, labels: Integers, num_classes: int) -> list[float | None]:

@@ -294,7 +294,7 @@ def _measured(fake: Floats, real: Floats) -> dict[str, Any]:
     """Of features [classes, each, d]."""
     each = fake.shape[1]
     fake, real = fake.reshape(-1, fake.shape[2]), real.reshape(-1, real.shape[2])
-    kernel = kernel_distance(
+    kernel_mean, kernel_std = kernel_distance(
         fake,
         real,
         subsets=KERNEL_SUBSETS,
@@ -302,15 +302,15 @@ def _measured(fake: Floats, real: Floats) -> dict[str, Any]:
         subset_size=min(KERNEL_SUBSET_SIZE, len(fake) // 2),
         generator=numpy_generator(0, "audit-kernel"),
     )
-    inside = precision_recall(real, fake, k=NEIGHBOURS)
+    precision, recall = precision_recall(real, fake, k=NEIGHBOURS)
     return {
         "images": len(fake),
         "images_per_class": each,
         "frechet": frechet_distance(fake, real),
-        "kernel_mean": kernel.mean,
-        "kernel_std": kernel.std,
-        "precision": inside.precision,
-        "recall": inside.recall,
+        "kernel_mean": kernel_mean,
+        "kernel_std": kernel_std,
+        "precision": precision,
+        "recall": recall,
     }
 
 
