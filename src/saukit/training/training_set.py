@@ -6,8 +6,8 @@ over one step ahead of its use. All ways hand out the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,7 +198,7 @@ class BatchOrder:
             self._batches = 2 if partners else 1
         elif training_set.residence == "host":
             self._feed = _HostFeed(training_set.images, 2 * self.batch_size, training_set.device)
-        self._sent: tuple[int, _Delivery | _Reading] | None = None
+        self._sent: tuple[int, Callable[[], Tensor]] | None = None
 
     def batch(self, step: int) -> Batch:
         """The two batches of a step, counted from 0; a function of (seed, step), and no later call changes them."""
@@ -216,7 +216,7 @@ class BatchOrder:
             self._sent = (step, feed.send(self._own_rows(step)))
         # The next one is sent for before this one is waited for: threads that decode always have something to do.
         sent, self._sent = self._sent[1], (step + 1, feed.send(self._own_rows(step + 1)))
-        return sent.receive()
+        return sent()
 
     def _own_rows(self, step: int) -> Tensor:
         """The samples whose images this process needs, int64 [1 or 2, n], in host memory."""
@@ -262,24 +262,6 @@ def _sample_classes_evenly(labels: Tensor, generator: torch.Generator) -> Tensor
     return by_class[(counts.cumsum(0) - counts)[classes] + position]
 
 
-@dataclass(frozen=True)
-class _Delivery:
-    """Images on their way to the device; `arrived` is None where there is no device to wait for."""
-
-    images: Tensor
-    arrived: Any
-
-    def receive(self) -> Tensor:
-        """The images, for work on the device's current stream. The host does not wait for them."""
-        if self.arrived is not None:
-            stream = torch.get_device_module(self.images.device.type).current_stream(self.images.device)
-            stream.wait_event(self.arrived)
-            # They were allocated for the copying stream. Without this the allocator would give their memory to a
-            # later copy as soon as Python lets go of them, while this stream may still have to read them.
-            self.images.record_stream(stream)
-        return self.images
-
-
 class _HostFeed:
     """Gathers rows of images in host memory and copies them to the device, on a GPU beside the computation.
 
@@ -298,8 +280,11 @@ class _HostFeed:
         self._copied: list[Any] = [None, None]  # the events of the last copies
         self._turn = 0
 
-    def send(self, rows: Tensor) -> _Delivery:
-        """Start to bring the images of `rows`, int64 of any shape in host memory, to the device."""
+    def send(self, rows: Tensor) -> Callable[[], Tensor]:
+        """Start to bring the images of `rows`, int64 of any shape in host memory, to the device.
+
+        What it returns gives them, for work on the device's current stream. The host does not wait for them.
+        """
         self._turn = 1 - self._turn
         staging, copied = self._staging[self._turn], self._copied[self._turn]
         if copied is not None:
@@ -307,28 +292,23 @@ class _HostFeed:
         staging = staging[: rows.numel()]
         torch.index_select(self._images, 0, rows.flatten(), out=staging)
         if self._stream is None:
-            return _Delivery(staging.to(self._device, copy=True), None)
+            copy = staging.to(self._device, copy=True)
+            return lambda: copy
         with self._module.stream(self._stream):
             images = torch.empty_like(staging, device=self._device)
             images.copy_(staging, non_blocking=True)
             arrived = self._stream.record_event()
         self._copied[self._turn] = arrived
-        return _Delivery(images, arrived)
 
+        def receive() -> Tensor:
+            stream = self._module.current_stream(self._device)
+            stream.wait_event(arrived)
+            # They were allocated for the copying stream. Without this the allocator would give their memory to a
+            # later copy as soon as Python lets go of them, while this stream may still have to read them.
+            images.record_stream(stream)
+            return images
 
-@dataclass(frozen=True)
-class _Reading:
-    """Images that a thread reads from disk, on their way to `device`."""
-
-    images: Future[Tensor]
-    device: torch.device
-
-    def receive(self) -> Tensor:
-        """The images, once they are there."""
-        images = self.images.result()
-        if self.device.type != "cpu":  # where the colours of a pixel beside each other help the processor's views
-            images = images.contiguous()
-        return images.to(self.device, non_blocking=True)
+        return receive
 
 
 class _DiskFeed:
@@ -338,6 +318,14 @@ class _DiskFeed:
         self._images, self._device = images, device
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="images")
 
-    def send(self, rows: Tensor) -> _Reading:
-        """Start to bring the images of `rows`, int64 of any shape in host memory, to the device."""
-        return _Reading(self._threads.submit(self._images.__getitem__, rows), self._device)
+    def send(self, rows: Tensor) -> Callable[[], Tensor]:
+        """As `_HostFeed.send`; what it returns waits for them."""
+        read = self._threads.submit(self._images.__getitem__, rows)
+
+        def receive() -> Tensor:
+            images = read.result()
+            if self._device.type != "cpu":  # where the colours of a pixel beside each other help the processor's views
+                images = images.contiguous()
+            return images.to(self._device, non_blocking=True)
+
+        return receive
