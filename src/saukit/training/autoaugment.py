@@ -279,7 +279,7 @@ def _magnitude_tables(height: int, width: int, device: torch.device) -> _Magnitu
     threshold[_POSITION["Invert"]] = 0.0
     bit_mask = torch.full((len(OPERATIONS), bins), 255)
     for bin_ in range(bins):
-        bit_mask[_POSITION["Posterize"], bin_] = 255 & ~(2 ** _dropped_bits(bin_) - 1)
+        bit_mask[_POSITION["Posterize"], bin_] = 255 & ~(2 ** round(bin_ / ((bins - 1) / 4)) - 1)
     return _MagnitudeTables(affine.to(device), factor.to(device), threshold.to(device), bit_mask.to(device))
 
 
@@ -302,11 +302,6 @@ def _sizes(height: int, width: int) -> dict[str, list[float]]:
         name: torch.linspace(0.0, limit, MAGNITUDE_BINS, dtype=torch.float32).tolist()
         for name, limit in largest.items()
     }
-
-
-def _dropped_bits(bin_: int) -> int:
-    """Of Posterize."""
-    return round(bin_ / ((MAGNITUDE_BINS - 1) / 4))
 
 
 def _inverse_affine(name: str, size: float, height: int, width: int) -> tuple[float, ...]:

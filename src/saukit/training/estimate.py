@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -149,10 +149,6 @@ def _measured(plan: TrainingPlan) -> float:
             trainer.advance()
         synchronise(plan.device)
         seconds.append((time.perf_counter() - started) / together)
-    return preparation + _typical(seconds, plan.steps_per_epoch) * plan.total_steps
-
-
-def _typical(seconds: Sequence[float], steps_per_epoch: int) -> float:
-    """Seconds of a step: the median, which other work on the machine seldom changes, or the mean where each epoch's
-    start, with its prototypes, is among so few steps."""
-    return statistics.fmean(seconds) if steps_per_epoch <= len(seconds) else statistics.median(seconds)
+    # The median, which other work on the machine seldom changes; the mean where an epoch's start is among so few steps.
+    typical = statistics.fmean if plan.steps_per_epoch <= len(seconds) else statistics.median
+    return preparation + typical(seconds) * plan.total_steps

@@ -169,7 +169,7 @@ class Views:
         images = autoaugment(self._cropped(images, crop), parameters, as_published=self.as_published)
         if not self.as_published:
             images = normalise(images, self.mean, self.std)
-        images = cut_out(images, *centres, min(height, width) // 2)
+        images = images * cutout_mask(*centres, min(height, width) // 2, height, width)
         return normalise(images, self.mean, self.std) if self.as_published else images
 
     def _simclr(
@@ -296,11 +296,7 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
 
     Shapes: images [b, 3, H, W]; flip bool [b]; returns [b, 3, H, W].
     """
-    return apply_to_rows(flip, images.clone(), _mirror)
-
-
-def _mirror(images: Tensor) -> Tensor:
-    return images.flip(-1)
+    return apply_to_rows(flip, images.clone(), lambda rows: rows.flip(-1))
 
 
 def draw_cutout(
@@ -310,11 +306,6 @@ def draw_cutout(
     centre_y = torch.randint(height, (batch,), device=device, generator=generator)
     centre_x = torch.randint(width, (batch,), device=device, generator=generator)
     return centre_y, centre_x
-
-
-def cut_out(images: Tensor, centre_y: Tensor, centre_x: Tensor, size: int) -> Tensor:
-    """Images [b, 3, H, W] with zeros in each one's square of `cutout_mask`."""
-    return images * cutout_mask(centre_y, centre_x, size, *images.shape[2:])
 
 
 def cutout_mask(centre_y: Tensor, centre_x: Tensor, size: int, height: int, width: int) -> Tensor:
