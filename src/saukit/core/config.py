@@ -103,16 +103,13 @@ def _built(config_type: type[Config], mapping: Mapping[Any, Any], error: Callabl
     values, problems = read_fields(config_type, mapping)
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
-        left_open = field.default is None and not _may_be_none(hints[field.name])  # by the base of a resolved type
+        may_be_none = hints[field.name] is Any or type(None) in typing.get_args(hints[field.name])
+        left_open = field.default is None and not may_be_none  # by the base of a resolved type
         if field.name not in mapping and (left_open or field.default is field.default_factory is dataclasses.MISSING):
             problems.append(f"{field.name} is missing")
     if problems:
         raise error(shortened(problems, "; ", limit=LISTED))
     return config_type(**values)
-
-
-def _may_be_none(hint: Any) -> bool:
-    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -133,14 +130,10 @@ def _coerce(value: Any, hint: Any) -> Any:
         if value not in arguments:
             raise ValueError
         return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
+    if origin in (tuple, list):
+        if not isinstance(value, list | origin):
             raise TypeError
-        return tuple(_coerce(item, arguments[0]) for item in value)
-    if origin is list:
-        if not isinstance(value, list):
-            raise TypeError
-        return [_coerce(item, arguments[0]) for item in value]
+        return origin(_coerce(item, arguments[0]) for item in value)
     if origin is dict:
         if not isinstance(value, dict):
             raise TypeError

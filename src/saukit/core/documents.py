@@ -77,7 +77,11 @@ def parse_json(
     try:
         _check_nesting(text)
         document = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_real, parse_constant=_no_number
+            text,
+            object_pairs_hook=_unique,
+            parse_int=lambda digits: int(_checked_digits(digits)),
+            parse_float=_real,
+            parse_constant=_no_number,
         )
         if "\\u" in text:
             _check_characters(json.dumps(document, ensure_ascii=False))
@@ -165,10 +169,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise _Refused(f"{shown(twice)} is there twice")
     return document
-
-
-def _whole(text: str) -> int:
-    return int(_checked_digits(text))
 
 
 def _real(text: str) -> float:

@@ -137,9 +137,11 @@ def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torc
         for other in contenders[:index]:
             if other.config == contender.config:
                 raise UsageError(f"{other.label} and {contender.label} are one configuration: leave one of them out")
+    # As the values that they were read as, so that two ways to write a number are one.
+    variants = {label: read_fields(TrainConfig, fields)[0] for label, fields in (config.variants or {}).items()}
     resolved = replace(
         config,
-        variants=_values(config.variants),
+        variants=variants or None,
         baseline=baseline,
         train=_pinned(config.train or {}, wanted, contenders),
     )
@@ -258,13 +260,6 @@ def _resolve_all(
         kind = kinds.pop() if len(kinds) == 1 else UsageError
         raise kind("; ".join(f"{', '.join(labels)}: {problem}" for problem, labels in problems.items()))
     return contenders
-
-
-def _values(variants: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The variants' fields as the values they were read as, so that two ways to write a number are one."""
-    if not variants:
-        return None
-    return {label: read_fields(TrainConfig, fields)[0] for label, fields in variants.items()}
 
 
 def _pinned(
