@@ -26,7 +26,6 @@ from saukit.training.losses import (
     ldam_margins,
     mixed_cross_entropy,
     prior_offsets,
-    soft_cross_entropy,
     supervised_contrastive_loss,
     synthetic_aware_loss,
 )
@@ -203,31 +202,13 @@ def scene(classes: int, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, 
 # --- cross-entropies ---------------------------------------------------------------------------------------------
 
 
-def test_soft_cross_entropy_is_the_definition() -> None:
-    logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    targets = torch.rand(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    targets = targets / targets.sum(dim=1, keepdim=True)
-
-    def loop(scores: Tensor) -> Tensor:
-        total = scores.new_zeros(())
-        for i in range(5):
-            partition = sum(scores[i, k].exp() for k in range(7))
-            for k in range(7):
-                total = total - targets[i, k] * torch.log(scores[i, k].exp() / partition)
-        return total / 5
-
-    assert_same(
-        value_and_gradients(lambda x: soft_cross_entropy(x, targets), logits), value_and_gradients(loop, logits)
-    )
-
-
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
 def test_mixed_cross_entropy_is_the_soft_form(lam: float) -> None:
     draws = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 4, dtype=torch.float64, generator=draws)
     labels_a, labels_b = torch.randint(4, (2, 6), generator=draws)
     soft = lam * F.one_hot(labels_a, 4).double() + (1 - lam) * F.one_hot(labels_b, 4).double()
-    expected = value_and_gradients(lambda x: soft_cross_entropy(x, soft), logits)
+    expected = value_and_gradients(lambda x: F.cross_entropy(x, soft), logits)
     for weight in (lam, torch.tensor(lam, dtype=torch.float64)):
         assert_same(
             value_and_gradients(lambda x, w=weight: mixed_cross_entropy(x, labels_a, labels_b, w), logits), expected
@@ -389,9 +370,7 @@ def test_gradients_of_the_weighted_losses_are_numerically_right() -> None:
 def test_cross_entropies_are_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.tensor([[60.0, -60.0, 3.0], [0.5, 0.25, -8.0]], dtype=dtype)
     labels, weights = torch.tensor([1, 2]), torch.tensor([1.0, 0.25])
-    soft = F.one_hot(labels, 3).to(dtype)
     for loss, expected in (
-        (soft_cross_entropy(logits, soft), soft_cross_entropy(logits.float(), soft.float())),
         (mixed_cross_entropy(logits, labels, labels, 0.5), F.cross_entropy(logits.float(), labels)),
         (
             mixed_cross_entropy(logits, labels, labels, 0.5, weights=(weights, weights)),
@@ -662,7 +641,7 @@ def test_nothing_makes_the_host_wait() -> None:
     logits, counts = unit_vectors(16, 10, seed=1).requires_grad_(), torch.arange(1, 11)
     lam, z2 = torch.tensor(0.3), z2.requires_grad_()
     with HostWaits() as waits:
-        loss = mixed_cross_entropy(logits, labels, labels.flip(0), lam) + soft_cross_entropy(logits, logits.detach())
+        loss = mixed_cross_entropy(logits, labels, labels.flip(0), lam)
         adjusted, weights = logits + prior_offsets(counts.float(), 0.75), torch.full((16,), 0.5)
         loss = loss + cross_entropy(adjusted, labels) + cross_entropy(adjusted, labels, weights=weights)
         loss = loss + mixed_cross_entropy(adjusted, labels, labels.flip(0), lam, weights=(weights, weights))
@@ -695,8 +674,6 @@ def test_bad_input_is_named() -> None:
         ValueError, match=r"labels must be \[4\], got \[2\]; prototypes3 must be \[3, 8\], got \[2, 8\]"
     ):
         label_check(z, z, labels[:2], synthetic, prototypes, prototypes[:2])
-    with pytest.raises(ValueError, match=r"got \[4, 8\] and \[3, 8\]"):
-        soft_cross_entropy(z, prototypes)
     with pytest.raises(ValueError, match=r"labels must be \[b\] = \[4\], got \[3\]"):
         mixed_cross_entropy(z, labels, labels[:3], 0.5)
     with pytest.raises(ValueError, match=r"labels must be \[b\] = \[4\], got \[3\]"):

@@ -19,21 +19,6 @@ NoiseStrategy = Literal["pos_neg", "neg_only", "drop"]
 NOISE_STRATEGIES: tuple[NoiseStrategy, ...] = ("pos_neg", "neg_only", "drop")
 
 
-def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
-    """Cross-entropy against a distribution, mean over the batch: -1/b sum_i sum_k p_ik log softmax(logits_i)_k.
-
-    Shapes: logits [b, K]; target_probabilities [b, K], rows summing to 1; returns [].
-    Raises: ValueError if the shapes differ.
-    """
-    if logits.shape != target_probabilities.shape:
-        raise ValueError(
-            "logits and target_probabilities must have one shape, "
-            f"got {list(logits.shape)} and {list(target_probabilities.shape)}"
-        )
-    log_probabilities = F.log_softmax(_full_precision(logits), dim=1)
-    return -(target_probabilities.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
-
-
 def cross_entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch; with weights sum_i w_i CE_i / sum_i w_i, as torch does with class weights.
 
