@@ -220,12 +220,9 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
         if gone:
             notes.append(f"classes with fewer than {config.min_images} training images are left out: {shortened(gone)}")
     choice = choose(config, source, pixels)
-    counts = [
-        tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
-        for part, positions in (("train", choice.train), ("val", choice.val), ("test", choice.test))
-    ]
-    images = sum(map(sum, counts))
-    if untested := [name for name, count in zip(source.classes, counts[2], strict=True) if not count]:
+    train, val, test = _counts(source, choice)
+    images = sum((*train, *val, *test))
+    if untested := [name for name, count in zip(source.classes, test, strict=True) if not count]:
         warnings.append(f"classes without a test image, whose accuracy will be absent: {shortened(untested)}")
     share = 1.0 if source.originals is None or config.fit != "crop" else source.originals.square_share
     if share < SQUARE_SHARE_SAID:
@@ -239,16 +236,24 @@ def plan_of(config: ResolvedSplitConfig, source: Source, pixels: Pixels | None =
     return SplitPlan(
         config=config,
         classes=source.classes,
-        train_counts=counts[0],
-        val_counts=counts[1],
-        test_counts=counts[2],
-        groups=shot_groups(counts[0], config.groups),
+        train_counts=train,
+        val_counts=val,
+        test_counts=test,
+        groups=shot_groups(train, config.groups),
         bytes=images * 16 + stored_bytes(images, config.image_size) + BYTES_BESIDE_IMAGES,
         notes=tuple(notes),
         warnings=tuple(warnings),
         source=source,
         choice=choice,
     )
+
+
+def _counts(source: Source, choice: Choice) -> list[tuple[int, ...]]:
+    """The images of each class in the training, validation and test part."""
+    return [
+        tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
+        for part, positions in vars(choice).items()
+    ]
 
 
 def without(plan: SplitPlan, kept: Flags) -> SplitPlan:
@@ -258,10 +263,7 @@ def without(plan: SplitPlan, kept: Flags) -> SplitPlan:
     """
     count, source = len(plan.choice.train), plan.source
     choice = replace(plan.choice, train=plan.choice.train[kept[:count]], val=plan.choice.val[kept[count:]])
-    train, val = (
-        tuple(class_counts(source.pool(part)[1][positions], len(source.classes)).tolist())
-        for part, positions in (("train", choice.train), ("val", choice.val))
-    )
+    train, val, _ = _counts(source, choice)
     if gone := [name for name, left in zip(source.classes, train, strict=True) if not left]:
         raise DataError(
             f"drop_duplicates leaves no training image of: {shortened(gone)}; fix the labels, or leave it out"

@@ -205,20 +205,13 @@ def _environment() -> Environment:
         tone=tone,
         setting=sections.setting,
         brief=brief,
-        first_names=_first_names,
-        commands=_commands_marked,
+        # Each name of a list in its own direction, and text with what stands in backticks as code.
+        first_names=lambda names: Markup(
+            shortened((f"<bdi>{escape(brief(name))}</bdi>" for name in names), limit=MOST_NAMES)
+        ),
+        commands=lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
     )
     return environment
-
-
-def _first_names(names: Sequence[str]) -> Markup:
-    """The first names of a list, each written in its own direction."""
-    return Markup(shortened((f"<bdi>{escape(brief(name))}</bdi>" for name in names), limit=MOST_NAMES))
-
-
-def _commands_marked(text: str) -> Markup:
-    """Text with what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _versions(manifests: Sequence[Manifest]) -> dict[str, str]:
