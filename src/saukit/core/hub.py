@@ -59,9 +59,8 @@ def _answers() -> bool:
         with contextlib.suppress(Exception):  # of its HTTP library, whichever that is
             get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
             answered.set()
-        done.set()
 
-    done = threading.Event()
-    threading.Thread(target=ask, daemon=True).start()
-    done.wait(ANSWER_SECONDS)
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
     return answered.is_set()

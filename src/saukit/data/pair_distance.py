@@ -18,12 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saukit.data.duplicates import BRIGHTNESS_SLACK, CONTRAST_FLOOR, SHIFTS
 from saukit.data.fingerprints import compared_size
 from saukit.data.types import Images
-
-CONTRAST_FLOOR = 0.1
-BRIGHTNESS_SLACK = 0.1
-SHIFTS = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 
 
 def pair_distance(a: Tensor, b: Tensor) -> Tensor:
