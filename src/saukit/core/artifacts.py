@@ -126,16 +126,12 @@ def check_document(
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> None:
     """Write arrays to a safetensors file, atomically; `metadata` travels as one JSON string under one key."""
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     text = _metadata_text(metadata)
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata={METADATA_KEY: text})
-        except SafetensorError as error:  # it wraps the OSError of a full disk
-            raise write_error(error) from error
+    with atomic_path(path) as temporary, safetensors_writing():
+        save_file(contiguous, temporary, metadata={METADATA_KEY: text})
 
 
 def save_with_images(
@@ -168,9 +164,15 @@ def _metadata_text(metadata: Mapping[str, Any]) -> str:
     return json.dumps({"format_version": FORMAT_VERSION, **metadata}, ensure_ascii=False, sort_keys=True)
 
 
-def write_error(error: Exception) -> OSError:
-    """The OSError that safetensors wraps."""
-    return OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
+@contextlib.contextmanager
+def safetensors_writing() -> Iterator[None]:
+    """While entered, safetensors writes a file. Raises: the OSError that its own error wraps, as of a full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
 
 
 def load_tensors(path: Path, *, without: Collection[str] = ()) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from saukit.core.artifacts import Manifest, read_manifest, write_error, write_sealed
+from saukit.core.artifacts import Manifest, read_manifest, safetensors_writing, write_sealed
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
 from saukit.core.errors import SaukitError, UsageError
@@ -187,10 +186,8 @@ def _write_onnx(classifier: ImageClassifier, path: Path, run: Manifest | None, f
 
 def _write_hub(classifier: ImageClassifier, path: Path, run: Manifest | None, folder: Path) -> Logits:
     (folder / README_NAME).write_text(readme(classifier.spec, path, run), encoding="utf-8")
-    try:
+    with safetensors_writing():
         classifier.save_pretrained(folder)  # it leaves a README.md that is there alone
-    except SafetensorError as error:  # it wraps the OSError of a full disk
-        raise write_error(error) from error
     return load_classifier(folder)
 
 

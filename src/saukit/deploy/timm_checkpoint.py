@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from saukit.core.artifacts import write_error, write_json
+from saukit.core.artifacts import safetensors_writing, write_json
 from saukit.core.errors import UsageError
 from saukit.core.extras import TIMM
 from saukit.models.classifier import ImageClassifier
@@ -54,11 +53,9 @@ def write_checkpoint(classifier: ImageClassifier, folder: Path) -> nn.Module:
         if module is head:
             state |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
     folder.mkdir()
-    try:
-        tensors = {name: value.detach().contiguous() for name, value in state.items()}
+    tensors = {name: value.detach().contiguous() for name, value in state.items()}
+    with safetensors_writing():
         save_file(tensors, folder / MODEL_NAME, {"format": "pt"})
-    except SafetensorError as error:  # it wraps the OSError of a full disk
-        raise write_error(error) from error
     write_json(folder / CONFIG_NAME, _config(spec, network))
     loaded, _ = _network(spec)
     loaded.load_state_dict(load_file(folder / MODEL_NAME))
