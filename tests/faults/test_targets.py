@@ -282,3 +282,17 @@ def test_a_workspace_is_not_begun_inside_an_artefact(cli: Cli, work: Path, insid
         assert outcome.code == 2 and f"the workspace {work / inside} is a split, cache, run or " in outcome.error
         assert "give the one it lies in" in outcome.error
     assert tree(work) == before
+
+
+@pytest.mark.parametrize("kind", ["split", "synth"])
+@pytest.mark.parametrize(
+    "command",
+    [("export", "{at}", "--to", "new"), ("predict", "{at}", "{work}/split/counts.png"), ("eval", "--run", "ce")],
+    ids=lambda command: command[0],
+)
+def test_another_artefact_is_no_damaged_run(cli: Cli, work: Path, command: tuple[str, ...], kind: str) -> None:
+    shutil.rmtree(work / "runs/ce")
+    shutil.copytree(work / kind, work / "runs/ce")
+    outcome = cli(*words(command, work, work / "runs/ce"), "-w", work)
+    told = f"describes a '{kind}' artefact where a 'run' one belongs; move it away, or give another"
+    assert outcome.code == 4 and told in outcome.error and "--force" not in outcome.error
