@@ -88,10 +88,12 @@ def fields(name: str) -> str:
 
 
 def faults() -> str:
-    """What `pytest tests/faults --record-faults` counted, a row per file in the words of its docstring, and the kills
-    of `examples/kills.py`."""
+    """What `pytest tests/faults --record-faults` counted, a row per file in the words of its docstring, the kills of
+    `examples/kills.py`, and what a sample of the same tests found before the repairs."""
     results = REPOSITORY / "examples/benchmarks/results/cpu"
-    record, kills = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("faults", "kills"))
+    names = ("faults", "kills", "faults_before")
+    record, kills, earlier = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    before = {f"tests/faults/test_{name}.py": row for name, row in earlier["kinds"].items() if row["tried"]}
     rows = []
     for name, row in record["kinds"].items():
         file = f"tests/faults/test_{name}.py"
@@ -101,8 +103,13 @@ def faults() -> str:
     what = f"Killed at a random moment ({named}): the command that continues makes the same bits."
     rows.append((what, len(kills["records"]), kills["same_bits"], "examples/kills.py"))
     rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows), "tests/faults"))
-    lines = [f"| {what} | {cases:,} | {survived:,} | `{test}` |" for what, cases, survived, test in rows]
-    return "\n".join(["| what is tried | cases | survived | test |", "|---|---|---|---|", *lines])
+    lines = []
+    for what, cases, survived, test in rows:
+        sample = f"{before[test]['survived']} of {before[test]['tried']}" if test in before else "-"
+        lines.append(f"| {what} | {cases:,} | {survived:,} | {sample} | `{test}` |")
+    return "\n".join(
+        ["| what is tried | cases | survived | before, of a sample | test |", "|---|---|---|---|---|", *lines]
+    )
 
 
 def _default(parameter: Any) -> str:

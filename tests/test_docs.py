@@ -193,7 +193,13 @@ def test_the_table_of_faults_is_of_the_suite_and_the_kills() -> None:
     named = {line[-1]: line for line in lines}
     suite = {f"tests/faults/{path.name}" for path in (REPOSITORY / "tests/faults").glob("test_*.py")}
     assert {*named} == {*suite, "examples/kills.py", "tests/faults"}
-    assert all(cases == survived and what for what, cases, survived, _ in lines)
+    assert all(cases == survived and what for what, cases, survived, _, _ in lines)
+    earlier = json.loads((RESULTS / "faults_before.json").read_text(encoding="utf-8"))
+    for test, line in named.items():
+        kind = Path(test).stem.removeprefix("test_")
+        outcomes = [case["outcome"] for case in earlier["cases"] if case["test"].startswith(f"test_{kind}.py::")]
+        survived, tried = outcomes.count("survived"), sum(outcome != "not applicable" for outcome in outcomes)
+        assert line[3] == (f"{survived} of {tried}" if tried else "-")
     kills, soak = (json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("kills", "soak"))
     assert kills["kills"] == {"make-lt": 10, "synth": 40, "train": 40, "compare": 10, "export": 10}
     killed = [each["killed"] for each in soak["rounds"] if each["killed"] is not None]
