@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import importlib
 import json
+import math
 import multiprocessing
 import operator
 import os
@@ -230,6 +231,18 @@ def test_threads_compares_one_with_several_as_found_and_busy(
         assert row["one_thread"] == pytest.approx(8000 / row["milliseconds"]["one_thread"]["median"], rel=1e-3)
         assert row["ratio"] == pytest.approx(row["one_thread"] / row["all_threads"], rel=0.01)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_presets_compares_whole_runs_by_their_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "presets.json"
+    load("presets").main(["--quick", "--device", "cpu", "--batch-size", "16", "--out", str(out)])
+    found = json.loads(out.read_text())
+    ldam, fast = found["rows"]
+    assert (ldam["steps"], fast["steps"]) == (200 * math.ceil(12_406 / 16), 100 * (12_406 // 16))
+    for row in (ldam, fast):
+        assert row["hours"] == pytest.approx(row["steps"] * row["milliseconds_a_step"]["median"] / 3.6e6, abs=1e-3)
+    assert found["ratio"] == pytest.approx(ldam["hours"] / fast["hours"], rel=0.05)
 
 
 @pytest.fixture

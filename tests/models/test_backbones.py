@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saukit.models.backbones import (
@@ -95,6 +96,8 @@ def test_a_block_adds_its_shortcut_before_the_last_relu(channels: int, out: int,
         ("resnet32-w64", 16, 256),
         ("resnet32-w16", 32, 64),
         ("resnet32-w16", 28, 64),
+        ("resnet9-w16", 32, 128),
+        ("resnet9-w16", 17, 128),
         ("convnet-small", 8, 128),
         ("convnet-small", 4, 128),
         ("convnet-small", 16, 128),
@@ -113,7 +116,7 @@ def test_feature_shapes(name: str, side: int, features: int) -> None:
 
 
 def test_every_line_of_the_table_is_covered_here() -> None:
-    assert set(BACKBONES) == {"resnet32-w64", "resnet32-w16", "convnet-small", "resnext50"}
+    assert set(BACKBONES) == {"resnet32-w64", "resnet32-w16", "resnet9-w16", "convnet-small", "resnext50"}
 
 
 def test_the_resnet_has_32_layers_and_three_resolutions() -> None:
@@ -125,6 +128,28 @@ def test_the_resnet_has_32_layers_and_three_resolutions() -> None:
         stage.register_forward_hook(lambda _, __, out, name=name: shapes.update({name: tuple(out.shape)}))
     backbone(torch.zeros(2, 3, 32, 32))
     assert shapes == {"stage1": (2, 16, 32, 32), "stage2": (2, 32, 16, 16), "stage3": (2, 64, 8, 8)}
+
+
+def test_resnet9_is_the_plain_sequence_of_its_convolutions() -> None:
+    backbone = build_backbone("resnet9-w16").eval()
+    weights = [module.weight for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    channels = [16, 32, 32, 32, 64, 128, 128, 128]
+    assert [tuple(weight.shape) for weight in weights] == [
+        (after, before, 3, 3) for before, after in zip([3, *channels], channels, strict=False)
+    ]
+
+    def layer(x: Tensor, index: int, *, pool: bool = False) -> Tensor:
+        x = F.conv2d(x, weights[index], padding=1).relu() / (1 + 1e-5) ** 0.5  # BatchNorm as it was born
+        return F.max_pool2d(x, 2) if pool else x
+
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = layer(layer(images, 0), 1, pool=True)
+    x = x + layer(layer(x, 2), 3)
+    x = layer(layer(x, 4, pool=True), 5, pool=True)
+    assert x.shape == (2, 128, 4, 4)
+    x = x + layer(layer(x, 6), 7)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), x.flatten(2).max(2).values, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet32-w64", "convnet-small"])

@@ -38,7 +38,7 @@ EXPECTED = {
         "schedule": "step",
         "drop_last": False,
     },
-    "fast": {"epochs": 50, "steps": None, "lr": 0.05, "weight_decay": 1e-3, "warmup": 0.05, "schedule": "cosine-step"},
+    "fast": {"epochs": 100, "steps": None, "lr": 0.1, "weight_decay": 5e-4, "warmup": 0.1, "schedule": "cosine-step"},
     "small": {
         "epochs": None,
         "steps": 1000,
@@ -48,7 +48,7 @@ EXPECTED = {
         "schedule": "cosine-step",
     },
 }
-BACKBONE_AT_32 = {"paper": "resnet32-w64", "ldam": "resnet32-w16", "fast": "resnet32-w64", "small": "resnet32-w16"}
+BACKBONE_AT_32 = {"paper": "resnet32-w64", "ldam": "resnet32-w16", "fast": "resnet9-w16", "small": "resnet32-w16"}
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
@@ -218,7 +218,7 @@ def test_every_problem_is_listed() -> None:
         "synthetic_weight must be above 0 and at most 1, got 0.0",
         "real_finish must be at least 0 and below 1, got 1.0",
         "give epochs or steps, not both",
-        "unknown backbone 'resnet18': use one of resnet32-w64, resnet32-w16, convnet-small, resnext50",
+        "unknown backbone 'resnet18': use one of resnet32-w64, resnet32-w16, resnet9-w16, convnet-small, resnext50",
     ]
 
 

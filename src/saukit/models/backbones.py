@@ -73,6 +73,30 @@ class CifarResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+class ResNet9(nn.Module):
+    """The ResNet-9 of Page 2018 ("How to train your ResNet"): few layers, most of them after a pooling.
+
+    Convolutions of `width`, 2, 4 and 8 `width` channels, a residual pair after the second and the last. Per image a
+    third of the time of `CifarResNet(5, width)`. The last pooling is the maximum over positions, as his is.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.feature_dim = 8 * width
+        self.stage1 = nn.Sequential(_convolution(3, width), _convolution(width, 2 * width), nn.MaxPool2d(2))
+        self.pair1 = nn.Sequential(_convolution(2 * width, 2 * width), _convolution(2 * width, 2 * width))
+        self.stage2 = nn.Sequential(
+            _convolution(2 * width, 4 * width), nn.MaxPool2d(2), _convolution(4 * width, 8 * width), nn.MaxPool2d(2)
+        )
+        self.pair2 = nn.Sequential(_convolution(8 * width, 8 * width), _convolution(8 * width, 8 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [b, 3, H, W] -> features [b, 8 width]."""
+        x = self.stage1(x)
+        x = self.stage2(x + self.pair1(x))
+        return (x + self.pair2(x)).amax(dim=(2, 3))
+
+
 class SmallConvNet(nn.Module):
     """Six 3x3 convolutions for images of 8 to 16 pixels, where a ResNet's strides leave nothing; one pooling."""
 
@@ -82,7 +106,7 @@ class SmallConvNet(nn.Module):
         channels = [3, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(itertools.pairwise(channels)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += _convolution(before, after)
             if index == 2:
                 layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
@@ -190,6 +214,9 @@ BACKBONES: dict[str, Backbone] = _Backbones(
     {
         "resnet32-w64": Backbone(lambda: CifarResNet(5, 64), 16, "ResNet-32 with 64/128/256 channels (SAU, GLMC)"),
         "resnet32-w16": Backbone(lambda: CifarResNet(5, 16), 16, "the customary ResNet-32 with 16/32/64 channels"),
+        "resnet9-w16": Backbone(
+            lambda: ResNet9(16), 16, "ResNet-9 (Page 2018) with 16 to 128 channels: quick on a CPU"
+        ),
         "convnet-small": Backbone(lambda: SmallConvNet(32), 4, "six convolutions for images of 8 to 16 pixels"),
         "resnext50": Backbone(ResNeXt50, 64, "ResNeXt-50 32x4d (ImageNet-LT)", own_init=True),
     }
@@ -219,6 +246,11 @@ def initialise_fan_in(module: nn.Module) -> None:
 def count_parameters(module: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, *, stride: int) -> nn.Sequential:

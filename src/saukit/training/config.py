@@ -63,7 +63,9 @@ class TrainConfig(Paths):
         "photo-small a frozen pretrained network, photo a fine-tuned one.",
     )
     backbone: str | None = option(
-        None, "resnet32-w64, resnet32-w16, convnet-small, resnext50, or timm/NAME (extra timm).", preset=True
+        None,
+        "resnet32-w64, resnet32-w16, resnet9-w16, convnet-small, resnext50, or timm/NAME (extra timm).",
+        preset=True,
     )
     weights: str | None = option(
         None,
