@@ -177,7 +177,8 @@ def record(file: str) -> dict[tuple[str, bool], dict[str, Any]]:
 def written(entry: dict[str, Any] | None, measure: str) -> str:
     if entry is None or entry["mean"].get(measure) is None:
         return "-"
-    return f"{100 * entry['mean'][measure]:.1f} ± {100 * entry['std'][measure]:.1f}"
+    spread = "" if len(entry["runs"]) == 1 else f" ± {100 * entry['std'][measure]:.1f}"
+    return f"{100 * entry['mean'][measure]:.1f}{spread}"
 
 
 def rows(text: str) -> Iterator[list[str]]:
@@ -338,6 +339,30 @@ def test_the_published_rows_are_their_records() -> None:
         assert [top1, many, medium, few] == [f"{100 * found['top1']:.1f}", *groups]
         assert [hours, speed] == [f"{run['seconds'] / 3600:.1f}", f"{run['images_per_second']:.0f}"]
         assert all(f"`{method}` {top1}" in page for page in text.values())
+
+
+def test_the_figures_of_the_preset_fast_are_their_records() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    section = text.split("## The preset fast")[1].split("\n## ")[0]
+    methods, ldam = record("compare_cifar10_fast.json"), json.loads((RESULTS / "cifar10_ldam_ce.json").read_text())
+    _, *table = rows(section.split("<!-- table: compare_cifar10_fast.json -->")[1].split("\n\n")[1])
+    assert [row[0] for row in table] == [label for label, _ in methods]
+    for label, *cells, published in table:
+        found = methods[(label, False)]
+        assert cells == [written(found, measure) for measure in ("top1", "many", "medium", "few")]
+        assert published == (f"{100 * ldam['top1']:.1f}" if label == "ce" else "not run")
+        config = {key: found["config"][key] for key in ("preset", "backbone", "epochs", "synthetic")}
+        assert list(config.values()) == ["fast", "resnet9-w16", 100, False] and found["steps"] == 9600
+    seeds = {len(found["runs"]) for found in methods.values()}
+    assert ("one seed" if seeds == {1} else f"{seeds.pop()} seeds") in section
+    time = json.loads((RESULTS / "presets.json").read_text())
+    hours = {row["preset"]: row["hours"] for row in time["rows"]}
+    said = f"{hours['fast']:.2f} hours with one thread of a quiet CPU, one with `ldam` {hours['ldam']:.1f}"
+    assert f"{said}: a factor of {time['ratio']:.1f}" in section and time["ratio"] > 5
+    step = {row["preset"]: row["milliseconds_a_step"]["median"] for row in time["rows"]}
+    per_step = f"({step['fast']:.0f} against {step['ldam']:.0f} ms a step)"
+    assert f"A factor of {step['ldam'] / step['fast']:.1f} is the network's {per_step}" in section
+    assert written(methods[("ce", False)], "top1") in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_figures_of_photos_are_their_records() -> None:

@@ -94,7 +94,8 @@ class ResNet9(nn.Module):
         """Images [b, 3, H, W] -> features [b, 8 width]."""
         x = self.stage1(x)
         x = self.stage2(x + self.pair1(x))
-        return (x + self.pair2(x)).amax(dim=(2, 3))
+        last: Tensor = x + self.pair2(x)
+        return last.amax(dim=(2, 3))
 
 
 class SmallConvNet(nn.Module):
