@@ -61,6 +61,8 @@ def test_passes_in_between() -> None:
     assert "`--method balanced-softmax --no-synthetic`" in starting_method(10, synthetic=True)
 
 
-@pytest.mark.parametrize(("images", "device", "expected"), [(12_406, "cpu", 10.3), (100, "cpu", 1000), (9, "cuda", 50)])
+@pytest.mark.parametrize(
+    ("images", "device", "expected"), [(12_406, "cpu", 10.3), (100, "cpu", 1000), (9, "cuda", 100)]
+)
 def test_passes_of_a_run_without_options(images: int, device: str, expected: float) -> None:
     assert default_passes(images, device_type=device) == pytest.approx(expected, abs=0.05)
