@@ -360,8 +360,8 @@ def test_the_figures_of_the_preset_fast_are_their_records() -> None:
     said = f"{hours['fast']:.2f} hours with one thread of a quiet CPU, one with `ldam` {hours['ldam']:.1f}"
     assert f"{said}: a factor of {time['ratio']:.1f}" in section and time["ratio"] > 5
     step = {row["preset"]: row["milliseconds_a_step"]["median"] for row in time["rows"]}
-    per_step = f"({step['fast']:.0f} against {step['ldam']:.0f} ms a step)"
-    assert f"A factor of {step['ldam'] / step['fast']:.1f} is the network's {per_step}" in section
+    per_step = f"({step['fast']:.0f} against {step['ldam']:.0f} ms per step)"
+    assert f"Of that, {step['ldam'] / step['fast']:.1f} comes from the network {per_step}" in section
     assert written(methods[("ce", False)], "top1") in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 

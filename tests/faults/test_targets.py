@@ -12,8 +12,7 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +48,9 @@ def test_a_file_system_of_the_kernel(cli: Cli, shared_work: Path, command: tuple
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
+def read_only(tmpfs: Callable[[str], Path]) -> Path:
     """A disk that is mounted read-only."""
-    (tmp_path / "disk").mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", tmp_path / "disk"], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+    return tmpfs("ro")
 
 
 @WRITING
@@ -294,5 +288,5 @@ def test_another_artefact_is_no_damaged_run(cli: Cli, work: Path, command: tuple
     shutil.rmtree(work / "runs/ce")
     shutil.copytree(work / kind, work / "runs/ce")
     outcome = cli(*words(command, work, work / "runs/ce"), "-w", work)
-    told = f"describes a '{kind}' artefact where a 'run' one belongs; move it away, or give another"
+    told = f"describes a '{kind}' artefact where a 'run' one belongs; move it away, or give another folder"
     assert outcome.code == 4 and told in outcome.error and "--force" not in outcome.error

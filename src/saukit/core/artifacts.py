@@ -291,7 +291,8 @@ def read_manifest(folder: Path, *, kind: str, verify: bool = True) -> Manifest |
             raise CorruptArtifactError(f"{path} is damaged: its record of {shown(name)} lacks hash or size; {REMAKE}")
     if manifest.kind != kind:
         raise CorruptArtifactError(
-            f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs; move it away, or give another"
+            f"{path} describes a {manifest.kind!r} artefact where a {kind!r} one belongs; "
+            "move it away, or give another folder"
         )
     check_document(document, {"summary": SUMMARIES.get(kind, ANY)}, path, remedy=REMAKE, also=_strange)
     if verify:
