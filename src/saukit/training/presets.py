@@ -50,7 +50,7 @@ PRESETS: dict[PresetName, Preset] = {
     "paper": Preset("resnet32-w64", 200, None, 128, 0.01, 5e-3, "cosine-epoch", 0.0, as_published=True),
     # The customary settings of long-tail papers, those of LDAM-DRW (Cao et al. 2019): warm-up over five epochs.
     "ldam": Preset("resnet32-w16", 200, None, 128, 0.1, 2e-4, "step", 0.025, drop_last=False),
-    # The accuracy of `ldam` in less than a fifth of its time, with another network and one cycle of the rate.
+    # The accuracy of `ldam` in a sixth of its time, with another network and one cycle of the rate.
     "fast": Preset("resnet9-w16", 100, None, 128, 0.1, 5e-4, "cosine-step", 0.1),
     # A budget for a processor; minutes, not days.
     "small": Preset("resnet32-w16", None, 1000, 128, 0.05, 5e-4, "cosine-step", 0.05),
