@@ -282,6 +282,16 @@ def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_the_silent_process_waits_for_a_first_one_that_is_slow(split_work: Path, tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, time\nif os.environ['RANK'] == '0':\n    time.sleep(1.5)\nfrom saukit.cli.main import run\nrun()\n"
+    )
+    done = job(script, "compare", "--methods", "ce", "--jobs", "2", "-w", split_work)
+    assert done.returncode != 0 and done.stderr.count("torchrun's processes share each training") == 1, done.stderr
+
+
+@pytest.mark.slow
 def test_other_commands_share_their_work(shared_work: Path, tmp_path: Path) -> None:
     """An evaluation and predictions have the bytes of one process; a comparison's runs are trained by both."""
     one, two = (shutil.copytree(shared_work, tmp_path / name) for name in ("one", "two"))

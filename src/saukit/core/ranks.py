@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -68,8 +69,13 @@ def has_spoken() -> None:
 
 
 def exit_code_of_job(otherwise: int) -> int:
-    """The exit code of the process that speaks, once it has; `otherwise` where none did."""
+    """The exit code of the process that speaks, once it has; `otherwise` where none did.
+
+    Before the processes have met, nothing says when: a silent one waits for torchrun, which stops it once the first one
+    has failed. If it ended sooner, torchrun would stop the first one before its message.
+    """
     if _store is None:
+        time.sleep(PATIENCE.total_seconds())
         return otherwise
     with contextlib.suppress(Exception):
         _store.wait(["said"], PATIENCE)
