@@ -14,7 +14,7 @@ from saukit.training.presets import PRESETS, resolve
 
 def resolved(config: TrainConfig, **facts: Any) -> TrainConfig:
     given = {"cache_exists": True, "image_side": 32, "default_flip": True, "device_type": "cpu", "amp": "off"}
-    given |= {"real_images": 500, "may_freeze": True}
+    given |= {"real_images": 500, "may_freeze": True, "has_timm": True}
     return resolve(config, methods=METHODS, backbones=BACKBONES, **{**given, **facts})
 
 
@@ -125,40 +125,63 @@ def test_the_preset_for_photos_trains_a_head_on_a_pretrained_network() -> None:
     assert resolved(TrainConfig(preset="photo-small", method="ce"), image_side=8).backbone == config.backbone
 
 
+FROM_SCRATCH = {"cpu": "small", "cuda": "fast"}
+PRETRAINED = {"cpu": "photo-small", "cuda": "photo"}
+FROZEN = {"cpu": "photo-small", "cuda": "photo-small"}
+
+
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 @pytest.mark.parametrize(
-    ("given", "facts", "frozen"),
+    ("given", "facts", "presets", "frozen_on_a_cpu"),
     [
-        ({}, {}, True),
-        ({"method": "ldam-drw"}, {}, True),
-        ({"backbone": "timm/resnet50"}, {}, True),
-        ({"weights": "run:other"}, {}, True),
-        ({"method": "sau"}, {}, False),  # its views are of pixels
-        ({"method": "bcl"}, {}, False),
-        ({"tune": "all"}, {}, False),
-        ({"weights": "none"}, {}, False),
-        ({"backbone": "resnext50"}, {}, False),
-        ({"preset": "small"}, {}, False),
-        ({}, {"may_freeze": False}, False),  # without the extra timm
-        ({}, {"image_side": 64}, False),
+        ({}, {}, PRETRAINED, True),
+        ({"method": "ldam-drw"}, {}, PRETRAINED, True),
+        ({"backbone": "timm/resnet50"}, {}, PRETRAINED, True),
+        ({"weights": "run:other"}, {}, PRETRAINED, True),
+        ({"method": "sau"}, {}, PRETRAINED, False),  # its views are of pixels
+        ({"method": "bcl"}, {}, PRETRAINED, False),
+        ({"tune": "all"}, {}, PRETRAINED, False),
+        ({"tune": "lora"}, {}, PRETRAINED, False),
+        ({}, {"may_freeze": False}, PRETRAINED, False),  # beside methods that need more views, in a comparison
+        ({"tune": "head"}, {}, FROZEN, True),
+        ({}, {"image_side": 128}, FROZEN, True),  # not what preset photo's network takes
+        ({"weights": "none"}, {}, FROM_SCRATCH, False),
+        ({"backbone": "resnext50"}, {}, FROM_SCRATCH, False),
+        ({"preset": "small"}, {}, dict.fromkeys(["cpu", "cuda"], "small"), False),
+        ({}, {"has_timm": False}, FROM_SCRATCH, False),
+        ({}, {"image_side": 64}, FROM_SCRATCH, False),
     ],
 )
-def test_auto_freezes_a_pretrained_backbone_for_photos(
-    given: dict[str, Any], facts: dict[str, Any], frozen: bool, device_type: str
+def test_auto_takes_a_pretrained_backbone_for_photos(
+    given: dict[str, Any], facts: dict[str, Any], presets: dict[str, str], frozen_on_a_cpu: bool, device_type: str
 ) -> None:
-    config = resolved(TrainConfig(**given), **{"image_side": 224, "device_type": device_type, **facts})
-    assert config.tune == ("head" if frozen else "all")
-    assert (config.preset == "photo-small") is frozen
-    assert config.multi_crop is frozen
-    assert config.method == given.get("method", "balanced-softmax" if frozen else "sau")
+    once = resolved(TrainConfig(**given), **{"image_side": 224, "device_type": device_type, **facts})
+    assert once.preset == presets[device_type]
+    frozen = frozen_on_a_cpu and once.preset == "photo-small"
+    assert once.tune == given.get("tune", "head" if frozen else "all")
+    assert once.multi_crop is frozen
+    from_scratch = presets is FROM_SCRATCH or "preset" in given
+    assert once.method == given.get("method", "sau" if from_scratch else "balanced-softmax")
+    assert resolved(once, image_side=48, device_type="cuda", has_timm=False) == once
 
 
 def test_the_preset_that_fine_tunes_can_train_a_head_too() -> None:
     config = resolved(TrainConfig(preset="photo"), image_side=224)
-    assert (config.tune, config.weights, config.optimizer, config.method) == ("all", "pretrained", "adamw", "sau")
-    assert (config.layer_decay, config.crop_scale) == (0.75, 0.35)
+    assert (config.tune, config.weights, config.optimizer) == ("all", "pretrained", "adamw")
+    assert (config.layer_decay, config.crop_scale, config.views) == (0.75, 0.35, "photo")
     head = resolved(TrainConfig(preset="photo", tune="head"), image_side=224)
     assert (head.layer_decay, head.crop_scale, head.head_share, head.method) == (1.0, None, 0.0, "balanced-softmax")
+
+
+@pytest.mark.parametrize("given", [{"tune": "all"}, {"method": "sau"}, {"tune": "lora"}])
+def test_the_preset_with_a_frozen_network_can_fine_tune_it(given: dict[str, Any]) -> None:
+    """With the settings measured in `photo_finetuned.json`."""
+    config = resolved(TrainConfig(preset="photo-small", **given), image_side=224)
+    assert (config.optimizer, config.lr, config.weight_decay, config.batch_size) == ("adamw", 5e-4, 0.05, 32)
+    assert (config.epochs, config.steps, config.warmup, config.head_share) == (None, 400, 0.05, 0.15)
+    assert (config.freeze_bn, config.clip_norm, config.views, config.crop_scale) == (True, 1.0, "small", 0.35)
+    assert config.layer_decay == (1.0 if "lora" in given.values() else 0.8)  # of lora's updates there are no layers
+    assert config.multi_crop is False
 
 
 def test_crops_are_of_a_frozen_backbone() -> None:

@@ -70,15 +70,18 @@ def _start_with(workspace: Path) -> str | None:
     """Which method to start with on the workspace's split and the best device here; None without a split."""
     from saukit.core.artifacts import read_manifest
     from saukit.core.device import resolve_device
+    from saukit.core.extras import missing_packages
     from saukit.core.workspace import Workspace
     from saukit.training.advice import default_passes, starting_method
+    from saukit.training.presets import PHOTO_SIDE
 
     opened = Workspace(workspace)
     split = read_manifest(opened.split, kind="split", verify=False)
     if split is None:
         return None
     passes = default_passes(split.summary["train_images"], device_type=resolve_device("auto").type)
-    return starting_method(passes, synthetic=opened.synth.exists())
+    pretrained = split.summary["image_size"] > PHOTO_SIDE and not missing_packages("timm")
+    return starting_method(passes, synthetic=opened.synth.exists(), pretrained=pretrained)
 
 
 def _threads() -> dict[str, int]:

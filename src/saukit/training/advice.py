@@ -5,13 +5,17 @@ from __future__ import annotations
 from saukit.training.presets import PRESETS
 
 
-def starting_method(passes: float, *, synthetic: bool) -> str:
+def starting_method(passes: float, *, synthetic: bool, pretrained: bool = False) -> str:
     """Options of `saukit train` to start with, and the record that says so (examples/benchmarks/results/cpu).
 
     What was best depended on how long a network trains: `passes` over the real images. Between the budgets recorded (3,
-    10 and 40 to 130 passes) the nearest is taken. `synthetic`: there is a cache of synthetic images.
+    10 and 40 to 130 passes) the nearest is taken. `synthetic`: there is a cache of synthetic images. `pretrained`: the
+    network is; what was best on its frozen features did not depend on `passes`.
     """
     real_only = " --no-synthetic" if synthetic else ""
+    if pretrained:
+        record = "on average the best of six methods on three cuts of photos of clothes"
+        return f"for photos start with `--method balanced-softmax{real_only}` ({record})"
     if passes < 6:
         options = f"--method class-balanced{real_only}"
         record = "the best of 29 methods on CIFAR-10-LT at 3 passes"

@@ -54,13 +54,13 @@ class TrainConfig(Paths):
     method: Method | None = option(
         None,
         "Loss and batches; mixup-cutmix and sau-aware are SAU with one branch off.",
-        shown="sau; balanced-softmax with --tune head",
+        shown="sau; balanced-softmax on a pretrained backbone",
     )
     synthetic: bool | None = option(None, "Train on the synthetic cache too.", shown="if there is one")
     preset: Literal["auto", PresetName] = option(
         "auto",
         "Network and budget: paper is SAU's, ldam long-tail papers', fast for a GPU, small for a CPU, "
-        "photo-small a frozen pretrained network, photo a fine-tuned one.",
+        "photo-small and photo a pretrained network for photos, on a CPU and on a GPU.",
     )
     backbone: str | None = option(
         None,
@@ -148,7 +148,8 @@ class TrainConfig(Paths):
     views: ViewsName | None = option(
         None,
         "How images are augmented: SAU's views for small images, or its authors' for photos, with RandAugment.",
-        shown="photo above 64 pixels, else small",
+        preset=True,
+        shown="photo above 64 pixels, else small; small in preset photo-small",
         needs=LEARNING,
         panel=VIEWS,
     )

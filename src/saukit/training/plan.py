@@ -172,7 +172,7 @@ def validation_interval(total: int, per_epoch: int, batch_size: int, images: int
 def plan_training(
     config: TrainConfig, workspace: Workspace, *, name: str | None, device: torch.device, may_freeze: bool = True
 ) -> TrainingPlan:
-    """Load and verify what a run needs, and resolve its configuration; `may_freeze`: as in `config.resolve`.
+    """Load and verify what a run needs, and resolve its configuration; `may_freeze`: as in `resolve`.
 
     Raises: DataError if there is no split, no cache where one is asked for, or no validation part with `select: val`;
     UsageError for values that make no sense.
@@ -188,7 +188,8 @@ def plan_training(
         default_flip=split.flip,
         device_type=device.type,
         amp=resolve_amp(config.amp, device),
-        may_freeze=may_freeze and not missing_packages("timm"),
+        has_timm=not missing_packages("timm"),
+        may_freeze=may_freeze,
     )
     backbone = resolved.backbone
     row, size = BACKBONES[backbone], f"{split.image_size[0]} x {split.image_size[1]}"

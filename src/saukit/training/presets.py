@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from saukit.core.extras import TIMM
 from saukit.core.options import check, resolved_as
-from saukit.training.config import PresetName, ResolvedTrainConfig, Schedule, TrainConfig, Tune
+from saukit.training.config import PresetName, ResolvedTrainConfig, Schedule, TrainConfig, Tune, ViewsName
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Preset:
     `warmup` is the share of the steps in which the learning rate rises. `drop_last` leaves an epoch's last batch out
     where it is not a whole one. `weight_decay` None is `HEAD_PRIOR` / real training images.
     `steps` is a fixed number of optimizer steps however many images there are: more images are not more training.
+    `views` None is by the size of the images.
     """
 
     backbone: str
@@ -38,6 +39,7 @@ class Preset:
     clip_norm: float | None = None
     average: float | None = None
     crop_scale: float | None = None
+    views: ViewsName | None = None
     as_published: bool = False
 
 
@@ -75,6 +77,26 @@ PRESETS: dict[PresetName, Preset] = {
         crop_scale=0.35,
     ),
 }
+# A preset's row where the backbone learns, if that is another one.
+FINE_TUNED: dict[PresetName, Preset] = {
+    "photo-small": Preset(
+        "timm/tf_efficientnet_lite0",
+        None,
+        400,
+        32,
+        5e-4,
+        0.05,
+        "cosine-step",
+        0.05,
+        optimizer="adamw",
+        head_share=0.15,
+        layer_decay=0.8,
+        freeze_bn=True,
+        clip_norm=1.0,
+        crop_scale=0.35,
+        views="small",
+    ),
+}
 
 
 def resolve(
@@ -88,27 +110,25 @@ def resolve(
     default_flip: bool,
     device_type: str,
     amp: Literal["bf16", "fp16", "off"],
+    has_timm: bool,
     may_freeze: bool,
 ) -> ResolvedTrainConfig:
     """The configuration with nothing left open: what config.yaml holds, and what a run is repeated from.
 
-    `methods` and `backbones` are the tables that its names are looked up in. `may_freeze`: whether preset auto may be
-    that of a frozen backbone, which the extra timm brings.
+    `methods` and `backbones` are the tables that its names are looked up in. `has_timm`: whether the extra timm is
+    there. `may_freeze`: whether a preset may freeze its backbone where the method allows it.
     Raises: UsageError that lists every value that makes no sense.
     """
     tiny = image_side <= SMALL_IMAGE_SIDE
     single_view = [name for name, row in methods.items() if row.takes_features]
     suitable: PresetName = "small" if device_type == "cpu" or tiny else "fast"
-    freezable = config.method in (None, *single_view) and (config.backbone or TIMM).startswith(TIMM)
-    if (
-        image_side > PHOTO_SIDE
-        and may_freeze
-        and freezable
-        and config.tune in (None, "head")
-        and config.weights != "none"
-    ):
-        suitable = "photo-small"
-    values = asdict(PRESETS[suitable if config.preset == "auto" else config.preset])
+    if image_side > PHOTO_SIDE and has_timm and (config.backbone or TIMM).startswith(TIMM) and config.weights != "none":
+        side = backbones[config.backbone or PRESETS["photo"].backbone].image_side
+        large = device_type == "cuda" and config.tune != "head" and side in (None, image_side)
+        suitable = "photo" if large else "photo-small"
+    preset = suitable if config.preset == "auto" else config.preset
+    frozen = config.tune == "head" if config.tune else may_freeze and config.method in (None, *single_view)
+    values = asdict(PRESETS[preset] if frozen else FINE_TUNED.get(preset, PRESETS[preset]))
     if values["weight_decay"] is None:
         values["weight_decay"] = HEAD_PRIOR / real_images
     if config.epochs is not None or config.steps is not None:
@@ -116,12 +136,13 @@ def resolve(
     if tiny and values["tune"] == "all":
         values["backbone"] = "convnet-small"
     values |= {"preset": suitable, "synthetic": cache_exists, "flip": default_flip, "amp": amp}
-    values["views"] = "photo" if image_side > PHOTO_SIDE else "small"
+    values["views"] = values["views"] or ("photo" if image_side > PHOTO_SIDE else "small")
     config = replace(config, prior_correction=config.prior_correction or None)  # 0 is none: one run, one name
     name = config.backbone or values["backbone"]
     values["weights"] = "pretrained" if name.startswith(TIMM) else "none"
     tune = config.tune or values["tune"]
-    values["method"] = "balanced-softmax" if tune == "head" else "sau"
+    pretrained = name.startswith(TIMM) and config.weights != "none"
+    values["method"] = "balanced-softmax" if tune == "head" or pretrained else "sau"
     if tune == "head":
         values |= {"views": "small", "head_share": 0.0, "layer_decay": 1.0, "freeze_bn": False, "crop_scale": None}
     else:

@@ -95,7 +95,7 @@ def fit(
         else:
             with using_threads(suited_threads(plan.split.image_size, device)):
                 _announce(trainer, reporter)
-                if advise and plan.config.tune == "all":  # the recorded comparisons train the whole network
+                if advise and plan.config.weights == "none":  # else the method is what the records advise
                     passes = plan.images_of(plan.total_steps) / len(plan.split.train.labels)
                     reporter.say(f"no --method given: {starting_method(passes, synthetic=plan.cache is not None)}")
                 if plan.config.tune == "head":

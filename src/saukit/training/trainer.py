@@ -349,8 +349,9 @@ class Trainer:
             raise not_finite(what, f"{self.step_count}{figures}", saved_step=self.saved_step, lr=self.plan.config.lr)
 
     def _long_run_warning(self, seconds: float) -> str:
-        advice = "`--preset small` trains a smaller network for a fixed number of steps"
-        if self.plan.config.preset == "small":
+        smaller = "photo-small" if self.plan.config.preset.startswith("photo") else "small"
+        advice = f"`--preset {smaller}` trains a smaller network for a fixed number of steps"
+        if self.plan.config.preset == smaller:
             advice = "give fewer --steps, or a GPU"
         return f"this run would take {format_duration(seconds)} on {describe_device(self.plan.device)}: {advice}"
 

@@ -20,6 +20,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.judging import judges
 from saukit.synthesis.judging.duplicates import CopyDetector
 from saukit.synthesis.judging.judges import JUDGE, judge_to_train, open_judges
+from saukit.training.plan import plan_training
 from saukit.training.stage import fit
 
 QUIET = Reporter(quiet=True)
@@ -93,6 +94,20 @@ def test_a_frozen_pretrained_judge_lends_its_features(
     assert given[1] is None
     assert plain.copies is not found.copies and plain.scores[-1].digest != found.scores[-1].digest
     assert "trained on the split's real images (balanced-softmax)" in plain.classifier.features_of
+
+
+def test_the_judge_of_photos_is_frozen_on_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `saukit train` fine-tunes: features of its own images would tell the judge less about new ones."""
+    photos, gpu = Workspace(tmp_path), torch.device("cuda")
+    counts = {str(digit): 2 for digit in range(10)}
+    make_split(
+        SplitConfig(dataset="digits", counts=counts, image_size=224), photos, root=None, force=False, reporter=QUIET
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert plan_training(JUDGE, photos, name=None, device=gpu).config.tune == "all"
+    plan = judge_to_train(SynthConfig(), photos, gpu)
+    assert plan is not None
+    assert (plan.config.tune, plan.config.preset, plan.config.method) == ("head", "photo-small", "balanced-softmax")
 
 
 def test_a_judge_whose_weights_are_out_of_reach_names_the_command(

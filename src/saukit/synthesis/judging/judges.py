@@ -111,12 +111,16 @@ def judge_to_train(config: SynthConfig, workspace: Workspace, device: torch.devi
         return None
     if (workspace.run(JUDGE_NAME) / MANIFEST_NAME).exists():
         return None  # however long it was trained: its owner chose that
-    plan = plan_training(JUDGE, workspace, name=JUDGE_NAME, device=device)
+    judge = JUDGE
+    plan = plan_training(judge, workspace, name=JUDGE_NAME, device=device)
+    if plan.config.weights != "none":  # features that no image of the split has shaped, on a GPU too
+        judge = replace(judge, tune="head")
+        plan = plan_training(judge, workspace, name=JUDGE_NAME, device=device)
     least, most = LEAST_EPOCHS * plan.steps_per_epoch, MOST_EPOCHS * plan.steps_per_epoch
     if least <= plan.total_steps <= most:
         return plan
     steps = min(max(plan.total_steps, least), most)
-    return plan_training(replace(JUDGE, steps=steps), workspace, name=JUDGE_NAME, device=device)
+    return plan_training(replace(judge, steps=steps), workspace, name=JUDGE_NAME, device=device)
 
 
 def rules_of(config: SynthConfig) -> Rules:
