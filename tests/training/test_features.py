@@ -15,6 +15,7 @@ from support import tiny, tree
 
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
+from saukit.core.extras import EXTRAS
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, load_test, make_split
@@ -355,3 +356,20 @@ def test_a_dry_run_counts_the_features(work: Path, weights: Path, measure: bool)
     plan = plan_training(config, Workspace(work), name=None, device=CPU)
     assert 0.01 < estimate_seconds(plan, measure=measure) < 60
     assert not (work / "features").exists() and not (work / "runs").exists()
+
+
+@pytest.mark.parametrize(("side", "warned"), [(72, True), (64, False)])
+def test_photos_without_timm_are_trained_from_scratch_with_a_warning(
+    side: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SplitConfig(dataset="digits", counts={str(digit): 2 for digit in range(10)}, image_size=side)
+    make_split(config, Workspace(tmp_path), root=None, force=False, reporter=QUIET)
+
+    def said(name: str, **fields: Any) -> str:
+        run = tiny(steps=1, batch_size=2, **fields)
+        fit(run, Workspace(tmp_path), name=name, device=CPU, force=False, resume=False, reporter=Reporter())
+        return capsys.readouterr().err
+
+    assert "saukit[timm]" not in said("chosen", weights="none")
+    monkeypatch.setitem(EXTRAS, "timm", ("no_such_package",))
+    assert ("warning: training from scratch, and photos want a network pretrained" in said("run")) is warned

@@ -12,6 +12,7 @@ from saukit.core.console import Reporter
 from saukit.core.device import describe_device, reset_peak_memory, suited_threads, using_threads
 from saukit.core.documents import START_OVER
 from saukit.core.errors import CorruptArtifactError, UsageError
+from saukit.core.extras import missing_packages
 from saukit.core.files import reading
 from saukit.core.ranks import restarts
 from saukit.core.state import remove_states
@@ -23,6 +24,7 @@ from saukit.training.config import ResolvedTrainConfig, TrainConfig
 from saukit.training.distributed import from_first, held_by_first, is_first, require_same, size
 from saukit.training.features import frozen_features
 from saukit.training.plan import TrainingPlan, plan_training
+from saukit.training.presets import PHOTO_SIDE
 from saukit.training.trackers import TrackerName, require_tracker
 from saukit.training.trainer import Trainer
 
@@ -148,6 +150,11 @@ def _announce(trainer: Trainer, reporter: Reporter) -> None:
         reporter.warn(
             f"{config.method} counts the training set, whose classes all have {plan.class_counts[0]:,} images: "
             "this is cross entropy; `--method ce --prior-correction 1` counts the real images"
+        )
+    if config.weights == "none" and min(plan.split.image_size) > PHOTO_SIDE and missing_packages("timm"):
+        reporter.warn(
+            "training from scratch, and photos want a network pretrained on others: pip install 'saukit[timm]', then "
+            "repeat this command with --force"
         )
     processes = f"{size()} processes, each on " if size() > 1 else ""
     real, views = trainer.training_set.real_count, trainer.method.views_per_step
