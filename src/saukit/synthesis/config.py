@@ -10,7 +10,7 @@ from saukit.core.options import Paths, option
 
 PresetName = Literal["tiny", "small", "base"]
 Sampler = Literal["dpm++", "unipc"]
-FilterName = Literal["none", "classifier", "clip", "classifier+clip"]
+FilterName = Literal["none", "classifier", "clip", "classifier+clip", "aid"]
 
 OWN, PIPELINES, FOLDER = "The split's own diffusion model", "Pretrained pipelines", "A folder of images"
 SELECTION = "Selection and audit"
@@ -24,6 +24,7 @@ OF_SAMPLING: dict[str, Any] = {"shown": "from the preset or the pipeline", "pres
 # Options that change which candidates are kept, not which are sampled.
 SELECTS: dict[str, Any] = {"panel": SELECTION, "reselects": True}
 BY_CLASSIFIER = {"filter": ("classifier", "classifier+clip")}
+BY_DISTANCE = {"filter": "aid"}
 BY_CLIP = {"filter": ("clip", "classifier+clip")}
 
 
@@ -132,12 +133,16 @@ class SynthConfig(Paths):
     )
     skip_bad: bool = option(False, "Leave out images that cannot be read.", flags=("--skip-bad",), **OF_FOLDERS)
 
-    filter: FilterName = option("none", "Who judges the candidates: a classifier of the real images, CLIP.", **SELECTS)
+    filter: FilterName = option(
+        "none",
+        "Who judges the candidates: a classifier of the real images, CLIP; aid: how far they are from real ones.",
+        **SELECTS,
+    )
     classifier: str | None = option(
         None,
         "A run on real images as the judge.",
         shown="balanced-softmax, trained if it is not there",
-        needs={**BY_CLASSIFIER, "audit": True, "preflight": True},
+        needs={"filter": ("classifier", "classifier+clip", "aid"), "audit": True, "preflight": True},
         **SELECTS,
     )
     clip_model: str = option(
@@ -153,6 +158,14 @@ class SynthConfig(Paths):
     min_clip: float = option(
         0.2, "Least cosine to the class's prompts, by CLIP.", least=-1, most=1, needs=BY_CLIP, **SELECTS
     )
+    min_distance: float = option(
+        0.5,
+        "Least distance to the nearest real image of its class, in the classifier's features; 1 is that of real ones.",
+        least=0,
+        needs=BY_DISTANCE,
+        **SELECTS,
+    )
+    max_distance: float = option(1.5, "Largest such distance.", above=0, needs=BY_DISTANCE, **SELECTS)
     reject_copies: bool = option(False, "Reject near-duplicates of real training images.", **SELECTS)
     max_tries: float = option(
         4.0,
@@ -160,7 +173,11 @@ class SynthConfig(Paths):
         panel=SELECTION,
         least=1,
         most=MOST_TRIES,
-        needs={"filter": ("classifier", "clip", "classifier+clip"), "reject_copies": True, "generator": "pipeline"},
+        needs={
+            "filter": ("classifier", "clip", "classifier+clip", "aid"),
+            "reject_copies": True,
+            "generator": "pipeline",
+        },
     )
     preflight: int = option(
         8, "Images per class to judge before the long run; 0 is none.", panel=SELECTION, least=0, most=1000
@@ -176,14 +193,19 @@ class SynthConfig(Paths):
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """The scores that images have to pass: of ("classifier", "clip")."""
+        """The scores that images have to pass: of ("classifier", "clip", "aid")."""
         return () if self.filter == "none" else tuple(self.filter.split("+"))
+
+    @property
+    def classifier_filters(self) -> bool:
+        """Whether a classifier of the split's real images, or its features, decide what is kept."""
+        return not {"classifier", "aid"}.isdisjoint(self.filters)
 
     @property
     def needs_classifier(self) -> bool:
         """Whether a classifier of the split's real images judges something."""
         judged_by_clip = "clip" in self.filters
-        return "classifier" in self.filters or self.audit or bool(self.preflight and not judged_by_clip)
+        return self.classifier_filters or self.audit or bool(self.preflight and not judged_by_clip)
 
     @property
     def rejects(self) -> bool:

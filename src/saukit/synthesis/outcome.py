@@ -126,7 +126,7 @@ def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, refilter: str, 
     if not kept.any():
         raise SaukitError(
             f"the filters rejected all {plan.total:,} candidates: choose again from the same candidates with "
-            f"`{refilter}` and looser rules (--min-confidence, --min-clip, --no-reject-copies)"
+            f"`{refilter}` and looser rules (--min-confidence, --min-clip, --max-distance, --no-reject-copies)"
         )
     short = [
         f"{name} {have:,} of {want:,}"
@@ -182,7 +182,7 @@ def _write_audit(
         nearest=nearest,
     )
     document["classifier_run"] = classifier.name
-    document["classifier_also_filters"] = "classifier" in plan.config.filters
+    document["classifier_also_filters"] = plan.config.classifier_filters
     write_json(folder / AUDIT, document)
     save_closest_pairs(
         folder / CLOSEST,

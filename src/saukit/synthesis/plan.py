@@ -184,7 +184,10 @@ def resolve(config: SynthConfig, split: Split, device: torch.device) -> Resolved
     Raises: UsageError that lists every value out of its limits, every option without effect and what is missing.
     """
     generator = find_generator(config.generator)
-    check(config, *generator.problems(config))
+    problems = [*generator.problems(config)]
+    if config.filter == "aid" and config.min_distance >= config.max_distance:
+        problems.append(f"min_distance {config.min_distance:g} is not below max_distance {config.max_distance:g}")
+    check(config, *problems)
     values = {"per_class_target": int(split.class_counts.max()), **generator.settle(config, split, device)}
     return resolved_as(generator.resolved, config, values)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 from support import MICRO, tiny
 
 from saukit.core.artifacts import load_tensors
@@ -21,6 +23,7 @@ from saukit.models.inference import predict
 from saukit.models.model_file import load_model
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
+from saukit.synthesis.judging.neighbours import NeighbourScorer
 from saukit.synthesis.judging.selection import REASONS
 from saukit.synthesis.stage import SynthesisResult, refilter, synthesize
 from saukit.training.stage import fit
@@ -167,6 +170,54 @@ def test_nothing_left_is_an_error_with_the_remedy_and_the_images_stay(go: Go, ju
     before = shards_of(judged)
     assert go(replace(impossible, min_confidence=BAR), anew=True).summary["images"] > 0
     assert shards_of(judged) == before
+
+
+def test_what_is_close_to_a_real_image_of_its_class_or_far_from_all_is_rejected(
+    go: Go, judged: Workspace, split: Split
+) -> None:
+    """Against scikit-learn's neighbours in the judge's features, the bounds chosen so that some break each."""
+    go(MICRO)
+    network, spec = load_model(judged.run("judge") / "model.safetensors")
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return normalize(predict(network, spec, images, device=torch.device("cpu")).features.astype(np.float64))
+
+    there, real = candidates(judged), features(split.train.images[:])
+    expected = np.empty(len(there["labels"]))
+    for label in np.unique(there["labels"]):
+        own = real[split.train.labels == label]
+        spacing = NearestNeighbors(n_neighbors=2).fit(own).kneighbors(own)[0][:, 1].mean()
+        rows = there["labels"] == label
+        found = NearestNeighbors(n_neighbors=1).fit(own).kneighbors(features(there["images"][rows]))[0][:, 0]
+        expected[rows] = found / spacing
+    low, high = (float(np.quantile(expected, share)) for share in (0.25, 0.75))
+    config = replace(MICRO, filter="aid", classifier="judge", min_distance=low, max_distance=high)
+    summary = go(config, anew=True).summary
+    np.testing.assert_allclose(candidates(judged)["distance"], expected, rtol=1e-4)
+    assert summary["images"] == int(((expected >= low) & (expected <= high)).sum())
+    assert summary["rejected"] == {
+        "close to a real image of its class": int((expected < low).sum()),
+        "far from the real images of its class": int((expected > high).sum()),
+    }
+    again = replace(config, max_distance=1e9, min_distance=0.0)
+    assert go(again, anew=True).summary["images"] == 62
+
+
+def test_a_class_with_one_real_image_has_the_others_distances() -> None:
+    rows = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 1], [0, 1, 0], [0, 0.6, 0.8]], np.float32)
+    labels = np.array([0, 0, 1, 2, 2])
+    scorer = NeighbourScorer(lambda images: rows[images[:, 0, 0, 0]], images_of(5), labels)
+    apart = [np.sqrt(0.4), np.sqrt(0.8)]  # of the two images of class 0, and of class 2
+    found = scorer.distance(images_of(5), np.array([0, 1, 1, 1, 3]))
+    np.testing.assert_allclose(found[:4], [0, np.sqrt(2) / np.mean(apart), 0, np.sqrt(2) / np.mean(apart)], rtol=1e-6)
+    assert found[4] == np.inf  # a class without a real image
+    lone = NeighbourScorer(lambda images: rows[images[:, 0, 0, 0]], images_of(2), np.array([0, 1]))
+    np.testing.assert_allclose(lone.distance(images_of(2), np.array([1, 1])), [np.sqrt(0.4), 0], rtol=1e-6)
+
+
+def images_of(count: int) -> np.ndarray:
+    """Images that say their number."""
+    return np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, 1)
 
 
 def test_copies_of_training_images_are_rejected(go: Go, judged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

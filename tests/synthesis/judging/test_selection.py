@@ -16,16 +16,18 @@ GRID = [
     Rules(min_clip=0.5),
     Rules(reject_copies=True),
     Rules(reject_black=True),
-    Rules(0.2, 0.1, reject_copies=True, reject_black=True),
+    Rules(distances=(0.3, 0.7)),
+    Rules(0.2, 0.1, (0.1, 0.95), reject_copies=True, reject_black=True),
 ]
 
 
 def loop(labels: list[int], wanted: list[int], scores: dict[str, Any], rules: Rules, is_copy: Any) -> list[str]:
     """The reasons by the rules as they are documented, one candidate and one class at a time."""
-    confidence, clip, brightest = (scores[name] for name in ("confidence", "clip", "brightest"))
+    confidence, clip, brightest, distance = (scores[name] for name in ("confidence", "clip", "brightest", "distance"))
     reasons = ["kept"] * len(labels)
     used = [confidence] if rules.min_confidence is not None else []
     used += [clip] if rules.min_clip is not None else []
+    used += [distance] if rules.distances is not None else []
     for i in range(len(labels)):
         if rules.reject_black and brightest[i] == 0:
             reasons[i] = "blacked out by the safety checker"
@@ -35,6 +37,10 @@ def loop(labels: list[int], wanted: list[int], scores: dict[str, Any], rules: Ru
             reasons[i] = "low confidence"
         elif rules.min_clip is not None and clip[i] < np.float32(rules.min_clip):
             reasons[i] = "low CLIP similarity"
+        elif rules.distances is not None and distance[i] < np.float32(rules.distances[0]):
+            reasons[i] = "close to a real image of its class"
+        elif rules.distances is not None and distance[i] > np.float32(rules.distances[1]):
+            reasons[i] = "far from the real images of its class"
         elif rules.reject_copies and is_copy[i]:
             reasons[i] = "copy of a training image"
     for c in range(len(wanted)):
@@ -54,7 +60,7 @@ def test_a_plain_loop_decides_the_same(rules: Rules, seed: int) -> None:
     # Few distinct values, so that ties and scores on a bound occur; some that are no number.
     scores = {
         name: np.where(rng.random(n) < 0.05, np.nan, rng.integers(0, 21, n) / 20).astype(np.float32)
-        for name in ("confidence", "clip")
+        for name in ("confidence", "clip", "distance")
     }
     is_copy = rng.random(n) < 0.2
     scores["brightest"] = np.where(rng.random(n) < 0.2, 0, rng.integers(1, 256, n)).astype(np.float32)

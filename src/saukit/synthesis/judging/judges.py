@@ -20,8 +20,9 @@ from saukit.models.model_file import MODEL_NAME
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.generators.prompts import PromptBook
 from saukit.synthesis.judging.duplicates import CopyDetector
+from saukit.synthesis.judging.neighbours import NeighbourScorer
 from saukit.synthesis.judging.scorers import ClassifierScorer, ClipScorer, classifier_scorer
-from saukit.synthesis.judging.selection import BRIGHTEST, CLIP, CONFIDENCE, Rules
+from saukit.synthesis.judging.selection import BRIGHTEST, CLIP, CONFIDENCE, DISTANCE, Rules
 from saukit.training.config import TrainConfig
 from saukit.training.plan import TrainingPlan, plan_training
 from saukit.training.stage import fit
@@ -91,9 +92,12 @@ def open_judges(
         manifest = require(folder, kind="run", command=command)
         require_made_from(manifest, folder, split=split.manifest, command=command)
         scores.insert(0, Score(CONFIDENCE, sha256_file(folder / MODEL_NAME), classifier.confidence))
+    if "aid" in config.filters and classifier is not None:
+        near = NeighbourScorer(classifier.features, split.train.images, split.train.labels)
+        scores.append(Score(DISTANCE, f"{split.manifest.digest} {scores[0].digest}", near.distance))
     if config.audit or config.reject_copies:
         judge = classifier if classifier is not None and classifier.is_pretrained else None
-        features = None if judge is None else lambda images: judge.features_and_probabilities(images)[0]
+        features = None if judge is None else judge.features
         found = detector = CopyDetector(split.train.images, flip=split.flip, device=device, features=features)
         # The split's digest covers its `flip` too; the word sets these scores apart from those of a saukit that took a
         # mirrored image for a copy everywhere.
@@ -128,6 +132,7 @@ def rules_of(config: SynthConfig) -> Rules:
     return Rules(
         min_confidence=config.min_confidence if "classifier" in config.filters else None,
         min_clip=config.min_clip if "clip" in config.filters else None,
+        distances=(config.min_distance, config.max_distance) if "aid" in config.filters else None,
         reject_copies=config.reject_copies,
         reject_black=config.generator == "pipeline",
     )

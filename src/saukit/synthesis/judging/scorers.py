@@ -69,6 +69,10 @@ class ClassifierScorer:
 
     __call__ = features_and_probabilities
 
+    def features(self, images: ImageStore) -> Floats:
+        """The backbone's features [n, d]."""
+        return self.features_and_probabilities(images)[0]
+
     def confidence(self, images: Images, labels: Integers) -> Floats:
         """The probability of each image's own class. Shapes: labels [n]; returns [n]."""
         return _own(self.features_and_probabilities(images)[1], labels)

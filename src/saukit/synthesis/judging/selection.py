@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from saukit.data.types import Flags, Floats, Integers
 
-CONFIDENCE, CLIP, BRIGHTEST = "confidence", "clip", "brightest"  # names of scores
+CONFIDENCE, CLIP, BRIGHTEST, DISTANCE = "confidence", "clip", "brightest", "distance"  # names of scores
 # What becomes of a candidate, by its code; the first rule that a candidate breaks counts.
 REASONS = (
     "kept",
@@ -26,8 +26,10 @@ REASONS = (
     "copy of a training image",
     "surplus",
     "blacked out by the safety checker",
+    "close to a real image of its class",
+    "far from the real images of its class",
 )
-KEPT, NOT_A_NUMBER, LOW_CONFIDENCE, LOW_CLIP, COPY, SURPLUS, BLACKED_OUT = range(len(REASONS))
+KEPT, NOT_A_NUMBER, LOW_CONFIDENCE, LOW_CLIP, COPY, SURPLUS, BLACKED_OUT, CLOSE, FAR = range(len(REASONS))
 # A next round counts on at least this share being kept. A small first round of which nothing was kept says little;
 # taken at its word it would spend the whole cap at once.
 LEAST_ACCEPTANCE = Fraction(1, 10)
@@ -38,18 +40,21 @@ class Rules:
     """What a candidate has to be; None and False are "no such rule". A score equal to a bound passes.
 
     min_confidence: the classifier's probability of the candidate's own class. min_clip: its CLIP similarity.
-    reject_copies: of real training images. reject_black: what a pipeline's safety checker made black all over.
+    distances: least and
+    largest distance to the nearest real image of its class. reject_copies: of real training images. reject_black: what
+    a pipeline's safety checker made black all over.
     """
 
     min_confidence: float | None = None
     min_clip: float | None = None
+    distances: tuple[float, float] | None = None
     reject_copies: bool = False
     reject_black: bool = False
 
     @property
     def needed_scores(self) -> tuple[str, ...]:
         """The names of the scores that these rules look at."""
-        bounds = {CONFIDENCE: self.min_confidence, CLIP: self.min_clip}
+        bounds = {CONFIDENCE: self.min_confidence, CLIP: self.min_clip, DISTANCE: self.distances}
         return (*(name for name, bound in bounds.items() if bound is not None), *[BRIGHTEST] * self.reject_black)
 
 
@@ -77,8 +82,8 @@ def select(
     In each class candidates that break a rule are rejected; of the rest the first `wanted` are kept. A candidate whose
     needed score is NaN is never kept.
 
-    Shapes: labels [n]; wanted [K]; each score that the rules need [n], "confidence", "clip" and "brightest" (pixel
-    value) by name; is_copy [n].
+    Shapes: labels [n]; wanted [K]; each score that the rules need [n], "confidence", "clip", "distance" and
+    "brightest" (pixel value) by name; is_copy [n].
     """
     labels, wanted = np.asarray(labels, np.int64), np.asarray(wanted, np.int64)
     reasons = np.full(len(labels), KEPT, np.uint8)
@@ -94,6 +99,10 @@ def select(
         reject(scores[CONFIDENCE] < rules.min_confidence, LOW_CONFIDENCE)
     if rules.min_clip is not None:
         reject(scores[CLIP] < rules.min_clip, LOW_CLIP)
+    if rules.distances is not None:
+        least, largest = rules.distances
+        reject(scores[DISTANCE] < least, CLOSE)
+        reject(scores[DISTANCE] > largest, FAR)
     if rules.reject_copies and is_copy is not None:
         reject(is_copy, COPY)
     for label, want in enumerate(wanted.tolist()):
