@@ -68,9 +68,11 @@ def forked(name: str, work: Path, *, resume: bool = False, at: int | None = None
     return begun(name, work, resume=resume, at=at, fault=fault).wait()
 
 
-def begun(name: str, work: Path, *, resume: bool = False, at: int | None = None, fault: int = KILL) -> Process:
-    """Begin the command `name` of the table."""
-    arguments = [word.format(work=work) for word in COMMANDS[name][1]]
+def begun(
+    name: str, work: Path, *, resume: bool = False, at: int | None = None, fault: int = KILL, more: tuple[str, ...] = ()
+) -> Process:
+    """Begin the command `name` of the table, with `more` options."""
+    arguments = [*(word.format(work=work) for word in COMMANDS[name][1]), *more]
     if resume and name in RESUMED and (work / COMMANDS[name][2] / "config.yaml").exists():
         arguments.append("--resume")
     log, counted = (work.with_name(f"{work.name}.{kind}") for kind in ("err", "changes"))

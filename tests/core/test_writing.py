@@ -16,7 +16,7 @@ from saukit.core.writing import atomic_path, expected, intact, recover_folder, s
 def begun(tmp_path: Path) -> Path:
     """Unfinished work with a file of each kind, one of them in a folder."""
     write_json(tmp_path / "inputs.json", {})
-    for name in ("config.yaml", "plan.json", "shard-0.safetensors", "grid.png", "generator/unet/config.json"):
+    for name in ("config.yaml", "plan.json", "shard-0.safetensors", "samples.png", "generator/unet/config.json"):
         write_text(tmp_path / name, f"the content of {name}, which is long enough to be cut\n")
     write_text(tmp_path / "metrics.jsonl", "grows", hashed=False)
     return tmp_path
@@ -70,23 +70,23 @@ DAMAGES = [flip, zero_half, cut, empty, pipe, link_to_nothing, link_to_itself, f
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["config.yaml", "shard-0.safetensors", "grid.png", "generator/unet/config.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "shard-0.safetensors", "samples.png", "generator/unet/config.json"])
 def test_what_changed_is_removed_to_be_made_again(begun: Path, name: str, damage: Callable[[Path], None]) -> None:
-    assert sweep(begun, keep=()) == []
+    assert sweep(begun, kind="synth", keep=()) == []
     damage(begun / name)
     assert not intact(begun / name)
-    assert sweep(begun, keep=("plan.json",))[0] == name
-    assert not os.path.lexists(begun / name) and sweep(begun, keep=()) == []
+    assert sweep(begun, kind="synth", keep=("plan.json",))[0] == name
+    assert not os.path.lexists(begun / name) and sweep(begun, kind="synth", keep=()) == []
     assert (begun / "metrics.jsonl").read_text() == "grows"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_cannot_be_made_again_is_named_and_nothing_is_removed(begun: Path, damage: Callable[[Path], None]) -> None:
     damage(begun / "plan.json")
-    damage(begun / "grid.png")
+    damage(begun / "samples.png")
     with pytest.raises(CorruptArtifactError, match=r"plan\.json was changed after it was written: start over with --f"):
-        sweep(begun, keep=("plan.json",))
-    assert os.path.lexists(begun / "grid.png")
+        sweep(begun, kind="synth", keep=("plan.json",))
+    assert os.path.lexists(begun / "samples.png")
 
 
 def test_two_files_in_each_others_place_are_both_found(begun: Path) -> None:
@@ -95,7 +95,7 @@ def test_two_files_in_each_others_place_are_both_found(begun: Path) -> None:
     one.rename(begun / "x")
     other.rename(one)
     (begun / "x").rename(other)
-    assert sweep(begun, keep=()) == [one.name, other.name]
+    assert sweep(begun, kind="synth", keep=()) == [one.name, other.name]
 
 
 @pytest.mark.parametrize("at", ["expect", "replace", "after"])
@@ -119,7 +119,7 @@ def test_a_kill_while_a_file_is_replaced_leaves_one_that_fits(
             patch.setattr(Path, "replace", killed)
             write_text(path, f"attempt {attempt}")
     if (at, times) != ("replace", 12):  # so many kills in the same place cost the file
-        assert intact(path) and sweep(begun, keep=("plan.json",)) == []
+        assert intact(path) and sweep(begun, kind="synth", keep=("plan.json",)) == []
     write_text(path, "whole")
     assert expected(path)[-1] == sha256_file(path) and intact(path)
 

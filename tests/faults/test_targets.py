@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from injection import CACHE, RUN
+from injection import CACHE, KILL, RUN
+from injection import begun as begin
 from support import Cli, tree
+
+from saukit.core.writing import recover_folder, strangers
 
 EXPORT = ("export", "ce", "--format", "hub", "-w", "{work}", "--to", "{at}")
 REPORT = ("report", "-w", "{work}", "--out", "{at}")
@@ -290,3 +293,134 @@ def test_another_artefact_is_no_damaged_run(cli: Cli, work: Path, command: tuple
     outcome = cli(*words(command, work, work / "runs/ce"), "-w", work)
     told = f"describes a '{kind}' artefact where a 'run' one belongs; move it away, or give another folder"
     assert outcome.code == 4 and told in outcome.error and "--force" not in outcome.error
+
+
+# --- what is a user's own in saukit's folders ----------------------------------------------------------------------
+
+
+MINE = {
+    "notes.txt": "years of work",
+    "notes.md": "# why this run",
+    "table.csv": "a,b",
+    "my.png": "a picture",
+    "weights.safetensors": "of another program",
+    ".DS_Store": "of a Mac",
+    "samples/notes.json": "{}",
+    "generator/notes.yaml": "theirs: 1",
+}
+AGAIN = {
+    "split": ("make-lt", "--imb", "20"),
+    "synth": (*CACHE, "--seed", "1"),
+    "runs/ce": ("train", "--name", "ce", "--method", "ce", "--no-synthetic", *RUN, "--seed", "1"),
+    "comparisons/main": ("compare", "--methods", "ce", "--seeds", "1", "--jobs", "1", *RUN),
+}
+
+
+def put(folder: Path, outside: Path) -> dict[str, str]:
+    """A user's files, folders of them, and links to `outside`, which holds one; what is to stay of them."""
+    outside.mkdir()
+    (outside / "thesis.tex").write_text("precious")
+    before = {*tree(folder)}
+    for name, text in MINE.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "best").symlink_to(outside)
+    (folder / "gone.png").symlink_to("nowhere")
+    return {name: what for name, what in tree(folder).items() if name not in before}
+
+
+def stays(folder: Path, mine: dict[str, str], outside: Path) -> None:
+    there = tree(folder)
+    assert {name: there.get(name) for name in mine} == mine
+    assert str((folder / "gone.png").readlink()) == "nowhere" and (outside / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("place", AGAIN)
+def test_force_leaves_what_saukit_did_not_write(
+    cli: Cli, work: Path, tmp_path: Path, place: str, damaged: bool, without_pictures: None
+) -> None:
+    if place.startswith("comparisons"):
+        assert cli(*AGAIN[place], "-w", work, "-q").code == 0
+    mine = put(work / place, tmp_path / "outside")
+    if damaged:
+        (work / place / "manifest.json").write_text("{")
+    outcome = cli(*AGAIN[place], "--force", "-w", work, "-q")
+    assert outcome.code == 0, outcome
+    stays(work / place, mine, tmp_path / "outside")
+    made = {*tree(work / place)} - {*mine}
+    shutil.rmtree(work / place)
+    assert cli(*AGAIN[place], "-w", work, "-q").code == 0
+    assert made == {*tree(work / place)}  # nothing of the earlier one is left
+    assert not strangers(work / place, {"split": "split", "synth": "synth"}.get(place, place.split("s/")[0]))
+
+
+@pytest.mark.parametrize("at", range(1, 30, 4))
+@pytest.mark.parametrize("name", ["make-lt again", "train"])
+def test_a_kill_while_it_is_replaced_loses_none_of_it(shared_work: Path, tmp_path: Path, name: str, at: int) -> None:
+    work, place = tmp_path / "work", "split" if name == "make-lt again" else "runs/new"
+    for part in ("split",):
+        shutil.copytree(shared_work / part, work / part)
+    if name == "train":
+        shutil.copytree(shared_work / "runs/ce", work / place)
+    mine = put(work / place, tmp_path / "outside")
+    force = () if "again" in name else ("--force",)
+    assert begin(name, work, at=at, fault=KILL, more=force).wait().code in (0, -9)
+    left = work / place if (work / place).exists() else work / ".split.old"
+    stays(left, mine, tmp_path / "outside")
+    assert begin(name, work, more=force).wait().code == 0
+    stays(work / place, mine, tmp_path / "outside")
+
+
+def test_resume_leaves_them(cli: Cli, shared_work: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(shared_work / "split", work / "split")
+    assert begin("synth", work, at=40, fault=KILL).wait().code == -9
+    mine = put(work / "synth", tmp_path / "outside")
+    (work / "synth/samples.png").write_text("no note says that saukit wrote it")
+    outcome = cli(*CACHE, "--resume", "-w", work, "-q")
+    assert outcome.code == 0, outcome
+    stays(work / "synth", mine, tmp_path / "outside")
+    assert (work / "synth/samples.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_kill_between_the_renames(tmp_path: Path) -> None:
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split/train.safetensors").write_text("new")
+    (tmp_path / ".split.old/sub").mkdir(parents=True)
+    for name in ("train.safetensors", "notes.txt", "sub/notes.txt"):
+        (tmp_path / ".split.old" / name).write_text("old")
+    recover_folder(tmp_path / "split", kind="split")
+    assert {path.name: path.read_text() for path in (tmp_path / "split").glob("*.*")} == {
+        "train.safetensors": "new", "notes.txt": "old",
+    }  # fmt: skip
+    assert (tmp_path / "split/sub/notes.txt").read_text() == "old" and not (tmp_path / ".split.old").exists()
+
+
+@pytest.mark.parametrize("name", ["transformers/notes.txt", "README.md", "extra.md"])
+def test_an_export_with_a_users_file_is_not_replaced(cli: Cli, shared_work: Path, tmp_path: Path, name: str) -> None:
+    """Beside a README.md that saukit did not write, and one that somebody wrote into."""
+    at = tmp_path / "at"
+    assert cli("export", "ce", "--format", "hub", "-w", shared_work, "--to", at, "-q").code == 0
+    (at / name).parent.mkdir(exist_ok=True)
+    (at / name).write_text("mine")
+    before = tree(at)
+    outcome = cli("export", "ce", "--format", "hub", "-w", shared_work, "--to", at, "--force")
+    assert outcome.code == 2 and f"did not write: move {name} away, or give another folder as --to" in outcome.error
+    assert tree(at) == before
+
+
+@pytest.mark.parametrize("out", ["{work}/runs/ce/results.json", "{work}/split/config.yaml", "{work}/synth/plan.json"])
+def test_out_is_no_file_of_an_artefact(cli: Cli, work: Path, out: str) -> None:
+    before, out = tree(work), out.format(work=work)
+    for command in (("report", "--force"), ("predict", "ce", work / "split/counts.png", "--format", "json")):
+        outcome = cli(*command, "-w", work, "--out", out)
+        assert outcome.code == 2 and f"{out} lies in " in outcome.error and "give another --out" in outcome.error
+    assert tree(work) == before
+
+
+def test_out_is_none_of_the_images(cli: Cli, work: Path, tmp_path: Path) -> None:
+    image = shutil.copy(work / "split/counts.png", tmp_path / "photo.png")
+    outcome = cli("predict", "ce", image, "--format", "csv", "-w", work, "--out", image)
+    assert outcome.code == 2 and f"--out {image} is one of the images, and would be replaced" in outcome.error
+    assert Path(image).read_bytes() == (work / "split/counts.png").read_bytes()

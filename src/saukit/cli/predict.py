@@ -47,6 +47,8 @@ def command(
       saukit predict ce pictures/ --min-accuracy 0.95
     """
     as_json = _format(format, out, json=call.json) == "json"
+    if out is not None and out.exists() and any(path.exists() and out.samefile(path) for path in images):
+        raise UsageError(f"--out {out} is one of the images, and would be replaced: give another file")
 
     from saukit.cli.show import show_predictions
     from saukit.core.artifacts import write_json, write_text

@@ -14,6 +14,7 @@ from saukit.core.errors import DataError, EnvironmentFault, SaukitError, UsageEr
 from saukit.core.words import first_line, format_bytes, shown
 
 MOST_JSON_BYTES = 64 << 20
+_OF_AN_ARTEFACT = ("manifest.json", "inputs.json")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -128,13 +129,17 @@ def _reason(path: Path, error: OSError) -> str:
 def check_out(out: Path) -> None:
     """See that `out`, which a user names, is absent or a file: a rename would put one in the place of anything else.
 
-    Raises: UsageError for a link, a device, a pipe or a socket, such as /dev/stdout, which root would replace.
+    Raises: UsageError for a link, a device, a pipe or a socket, such as /dev/stdout, which root would replace; and for
+    a file of a split, cache, run or comparison.
     """
     if (target := link_target(out)) is not None:
         raise UsageError(f"{out} is a link to {target}, and would be replaced: give a file as --out")
     if out.exists() and not out.is_file():
         kind = next((name for test, name in _KINDS if test(out.stat().st_mode)), "something else")
         raise UsageError(f"{out} is {kind}, and would be replaced: give a file as --out")
+    for folder in [*Path(os.path.realpath(out)).parents][:3] if out.exists() else ():
+        if (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in _OF_AN_ARTEFACT):
+            raise UsageError(f"{out} lies in {folder}, which saukit wrote, and would be replaced: give another --out")
 
 
 def link_target(path: Path) -> str | None:

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from saukit.core.artifacts import CONFIG_NAME, MANIFEST_NAME, Manifest, read_manifest, write_json
 from saukit.core.config import differences, load_config, load_saved, to_yaml
 from saukit.core.documents import START_OVER, read_json
-from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, UsageError
+from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault, SaukitError, UsageError
 from saukit.core.files import link_target
 from saukit.core.locks import hold
 from saukit.core.words import DEFAULT_WORKSPACE, is_text, name_problem, one_line
@@ -26,6 +26,7 @@ from saukit.core.writing import (
     is_hash,
     is_temporary,
     remove_temporaries,
+    strangers,
     sweep,
     write_text,
 )
@@ -127,20 +128,22 @@ def prepare(
     """Apply the rule for running a command again, and leave `folder` ready; call it under the artefact's lock.
 
     complete, same config: "complete", nothing to do. Interrupted, same config, `resume`: "partial", go on from there.
-    Nothing there, or `force`: the folder is emptied, config.yaml is written, "new". `another` names the other way on
-    in the error (such as "another --name"); `inputs` maps the artefacts it is made from to their digests. Files of
-    interrupted work that are not as they were written are removed, to be made again; those called `keep` cannot be.
+    Nothing there, or `force`: what saukit wrote is removed, config.yaml is written, "new"; files of others stay.
+    `another` names the other way on in the error (such as "another --name"); `inputs` maps the artefacts it is made
+    from to their digests. Files of interrupted work that are not as they were written are removed, to be made again;
+    those called `keep` cannot be.
     Raises: UsageError for another config (it lists the fields), or for an interrupted artefact without `resume`;
     CorruptArtifactError for a damaged file that cannot be made again.
     """
+    state: State = "new"
     if force:
         claim(folder, type(config), kind=kind, another=another)
-        _remove_artifact(folder)
-    state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
+    if not (force and _remove_artifact(folder, kind)):
+        state = existing_state(folder, config, kind=kind, another=another, inputs=inputs)
     if state == "partial" and not resume:
         raise UsageError(f"{folder} holds an interrupted {kind}: continue it with --resume, or start over with --force")
     if state == "partial":
-        sweep(folder, keep=keep)
+        sweep(folder, kind=kind, keep=keep)
     if state == "new":
         write_json(folder / INPUTS_NAME, dict(inputs or {}))
         write_text(folder / CONFIG_NAME, to_yaml(config))
@@ -232,21 +235,31 @@ def _kind_there(folder: Path) -> str | None:
     return one_line(document["kind"]) if is_manifest else None
 
 
-def _remove_artifact(folder: Path) -> None:
-    """Remove what saukit wrote; a folder that it did not write stays, for `existing_state` to complain of.
+def _remove_artifact(folder: Path, kind: str) -> bool:
+    """Remove what saukit wrote, and say whether others' files, which stay, keep the folder there. A folder that it did
+    not write stays too, for `existing_state` to complain of.
 
-    What vouches for it goes first and config.yaml last: a kill in between leaves remains, not a wrong artefact.
+    What vouches for it goes first and config.yaml last, or it stays beside others' files until the next one takes its
+    place: a kill in between leaves remains, not a wrong artefact.
     """
     if not ((folder / CONFIG_NAME).exists() or (folder / MANIFEST_NAME).exists() or intact(folder / INPUTS_NAME)):
-        return
+        return False
+    recorded: dict[str, Any] = {}
+    with contextlib.suppress(SaukitError, TypeError, ValueError):
+        recorded = dict(read_json(folder / MANIFEST_NAME).get("files", {}))
+    kept = {parent for path in strangers(folder, kind, recorded) for parent in (path, *path.parents)}
     for name in (MANIFEST_NAME, INPUTS_NAME):
         (folder / name).unlink(missing_ok=True)
-    for path in folder.iterdir():
+    for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what is in it
+        if path in kept or path == folder / CONFIG_NAME:
+            continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != CONFIG_NAME:
+            path.rmdir()
+        else:
             path.unlink()
-    shutil.rmtree(folder)
+    if not kept:
+        shutil.rmtree(folder)
+    return bool(kept)
 
 
 def _inputs_in_the_making(folder: Path, kind: str) -> dict[str, str]:

@@ -26,6 +26,16 @@ from saukit.core.files import open_regular, write_fault
 
 INPUTS_NAME = "inputs.json"  # what an artefact in the making is made from; then the manifest says it
 HASHED_SUFFIXES = (".safetensors", ".yaml", ".json", ".png", ".csv", ".md")
+# What an artefact of a kind may hold beside what its manifest or a hash names, and what is hidden.
+_COMMON = r"config\.yaml|manifest\.json|inputs\.json"
+_NAMES = {
+    "split": r"(train|test|val)(-\d+)?\.safetensors|counts\.png|(files|duplicates)\.csv",
+    "synth": r"shard-\d+\.safetensors|(plan|source|preflight|audit)\.json|selection\.safetensors|(samples|closest)\.png"
+    r"|generator/(checkpoint(\.previous)?\.pt|(unet|scheduler)/\w+\.(json|safetensors))",
+    "run": r"checkpoint(\.previous)?\.pt|metrics\.jsonl|model\.safetensors|results\.json|(errors|suspects)\.csv"
+    r"|(per_class|confusion|errors)\.png",
+    "comparison": r"compare\.(json|csv|md|png)",
+}
 _DEPTH = 3  # of an artefact's folders
 _NOTED = 8  # hashes: the file's own is the last, or, after a kill, one before it
 _TEMPORARY = re.compile(r"^\..+\.\d+\.partial$")
@@ -59,13 +69,14 @@ def atomic_path(path: Path, *, hashed: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path, *, kind: str | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; it takes the place of `folder` if the block succeeds, else it is removed.
 
-    The earlier folder goes once the new one is in its place. Call it under the artefact's lock.
+    The earlier folder goes once the new one is in its place; of an artefact of `kind`, what saukit did not write moves
+    into the new one. Call it under the artefact's lock.
     Raises: EnvironmentFault if the disk is full or a folder cannot be written to; `folder` is then as it was.
     """
-    recover_folder(folder)
+    recover_folder(folder, kind=kind)
     new, old = _beside(folder)
     try:
         new.mkdir(parents=True)
@@ -80,14 +91,18 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_fault(folder, error) from error
     finally:
-        recover_folder(folder)
+        recover_folder(folder, kind=kind)
 
 
-def recover_folder(folder: Path) -> None:
-    """Undo what a process left that was killed in `staged_folder`: call it only under the artefact's lock."""
+def recover_folder(folder: Path, *, kind: str | None = None) -> None:
+    """Undo, or finish, what a process left that was killed in `staged_folder`: call it only under its lock."""
     new, old = _beside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
+    for path in strangers(old, kind) if kind is not None and not old.is_symlink() else ():
+        there = folder / path.relative_to(old)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(there)
     for remains in (old, new):
         if remains.is_symlink():
             remains.unlink()
@@ -149,15 +164,30 @@ def intact(path: Path) -> bool:
     return digest in expected(path)
 
 
-def sweep(folder: Path, *, keep: Collection[str]) -> list[str]:
-    """Remove the files of unfinished work that are not as they were written, so that they are made again; their names.
+def strangers(folder: Path, kind: str, recorded: Collection[str] = ()) -> list[Path]:
+    """What lies in an artefact of `kind` and is not saukit's by its name, its hash or as one of `recorded`: such as a
+    user's notes, which no command removes."""
+
+    def is_own(path: Path) -> bool:
+        names = [path.relative_to(folder), *path.relative_to(folder).parents][:-1]
+        known = any(name.as_posix() in recorded or own.fullmatch(name.as_posix()) for name in names)
+        return known or is_temporary(path) or is_hash(path) or path.name == ".verified.json" or bool(expected(path))
+
+    own = re.compile(f"{_COMMON}|{_NAMES[kind]}")
+    return [path for path in folder.rglob("*") if (path.is_symlink() or not path.is_dir()) and not is_own(path)]
+
+
+def sweep(folder: Path, *, kind: str, keep: Collection[str]) -> list[str]:
+    """Remove the files of unfinished work of `kind` that are not as they were written, so that they are made again;
+    their names.
 
     Raises: CorruptArtifactError for one of those called `keep`, which cannot be made again.
     """
-    damaged = []
-    for path in sorted(folder.rglob("[!.]*")):
+    damaged, others = [], {*strangers(folder, kind)}
+    for path in sorted({*folder.rglob("[!.]*")} - others):
         if path.is_dir() and not path.is_symlink():
-            if path.suffix not in (*HASHED_SUFFIXES, ".pt"):  # else it lies where a file belongs
+            # Else it lies where a file belongs.
+            if path.suffix not in (*HASHED_SUFFIXES, ".pt") or any(path in other.parents for other in others):
                 continue
         elif path.suffix not in HASHED_SUFFIXES or intact(path):
             continue

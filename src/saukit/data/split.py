@@ -168,7 +168,7 @@ def make_split(
     """
     config = settled(config)
     with workspace.lock(workspace.split):
-        recover_folder(workspace.split)
+        recover_folder(workspace.split, kind=KIND)
         claim(workspace.split, ResolvedSplitConfig, kind=KIND, another="another --workspace")
         if not force and (ready := _same_without_looking(config, workspace, root)) is not None:
             return ready

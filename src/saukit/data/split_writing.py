@@ -38,7 +38,7 @@ def write_split(
     config, choice, source, row = plan.config, plan.choice, plan.source, TABLE[plan.config.dataset]
     size, encoded = config.image_size, config.image_size > RAW_UP_TO
     parts = {"train": choice.train, "test": choice.test, "val": choice.val}
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, kind=KIND) as staging:
         mean, std = row.mean, row.std
         for name, positions in parts.items():
             if name == "val" and not len(positions):

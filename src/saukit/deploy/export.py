@@ -36,7 +36,7 @@ from saukit.core.extras import require_extra
 from saukit.core.locks import hold
 from saukit.core.options import check
 from saukit.core.version import __version__
-from saukit.core.words import is_text
+from saukit.core.words import is_text, shortened
 from saukit.core.workspace import Workspace
 from saukit.core.writing import sha256_file, staged_folder
 from saukit.data.images import JPEG, RAW_UP_TO
@@ -269,19 +269,31 @@ def _check_target(folder: Path, *, force: bool) -> None:
         raise UsageError(f"{folder} is the working folder, or holds it: give another folder as --to")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not _is_export(folder):
-        raise UsageError(f"{folder} holds what `saukit export` did not write: give another folder as --to")
+    try:
+        document = read_json(folder / CLASSES_NAME)
+    except SaukitError:
+        document = {}
+    foreign = f"{folder} holds what `saukit export` did not write"
+    if "saukit" not in document:
+        raise UsageError(f"{foreign}: give another folder as --to")
+    if mine := [name for name in _names(folder) if not _is_own(folder, name, document.get("hashes"))]:
+        raise UsageError(f"{foreign}: move {shortened(mine)} away, or give another folder as --to")
     if not force:
         raise UsageError(f"{folder} holds an export already: replace it with --force, or give another folder as --to")
 
 
-def _is_export(folder: Path) -> bool:
-    """Whether saukit wrote all that is in `folder`, so that it may be replaced."""
-    try:
-        document = read_json(folder / CLASSES_NAME)
-        return "saukit" in document and WRITTEN.issuperset(entry.name for entry in folder.iterdir())
-    except (OSError, SaukitError):
-        return False
+def _names(folder: Path) -> list[str]:
+    """What is in `folder` and below but folders."""
+    there = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path.relative_to(folder).as_posix() for path in there)
+
+
+def _is_own(folder: Path, name: str, hashes: Any) -> bool:
+    """Whether an export with these hashes has the file `name`, which then may be replaced: a README.md with its text
+    alone, since people write into theirs. Exports of earlier versions have no hashes."""
+    if name == CLASSES_NAME or not isinstance(hashes, dict):
+        return name == CLASSES_NAME or name.split("/")[0] in WRITTEN
+    return name in hashes and (name != README_NAME or sha256_file(folder / name) == hashes[name])
 
 
 @contextlib.contextmanager

@@ -257,7 +257,7 @@ def refilter(config: SynthConfig, workspace: Workspace, *, device: torch.device,
                 if not differences(old, plan.config):
                     return SynthesisResult("complete", plan, manifest, folder)
             if manifest is None:
-                sweep(folder, keep=(CONFIG_NAME, PLAN_NAME))
+                sweep(folder, kind=KIND, keep=(CONFIG_NAME, PLAN_NAME))
             missing = [i for i in range(plan.shard_count) if not shard_path(folder, i).is_file()]
             if missing:
                 command = workspace.command(f"{COMMAND} --resume")
