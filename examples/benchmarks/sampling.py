@@ -42,8 +42,8 @@ from saukit.synthesis.audit.distances import frechet_distance
 from saukit.synthesis.config import PresetName, Sampler, SynthConfig
 from saukit.synthesis.generators.diffusion_model import GUIDANCE_INTERVAL, is_guided, solver_times
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
-from saukit.synthesis.generators.grey import without_colour
 from saukit.synthesis.generators.presets import DiffusionConfig, preset_values
+from saukit.synthesis.generators.protocol import without_colour
 from saukit.synthesis.plan import resolve
 from saukit.training.config import TrainConfig
 from saukit.training.stage import fit

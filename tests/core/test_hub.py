@@ -11,8 +11,8 @@ import huggingface_hub.utils
 import pytest
 from huggingface_hub import constants
 
-from saukit.core import hub
-from saukit.core.hub import fetching
+from saukit.core import extras as hub
+from saukit.core.extras import fetching
 
 
 class Session:

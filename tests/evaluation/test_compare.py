@@ -503,7 +503,7 @@ def test_the_example_sweep_can_be_planned(work: Path) -> None:
     assert by_label["balanced-softmax-twice-as-long"].config.synthetic is False
 
 
-def test_the_time_of_runs_to_come_is_that_of_finished_ones_or_goes_with_the_views(work: Path) -> None:
+def test_the_time_of_runs_to_come_goes_with_the_views(work: Path) -> None:
     config = load_config(CompareConfig, SWEEPS / "digits.yaml")
     plan = plan_comparison(config, Workspace(work), device=CPU)
     wanted = ("ce", "sau+synth", "balanced-softmax-twice-as-long")
@@ -512,9 +512,6 @@ def test_the_time_of_runs_to_come_is_that_of_finished_ones_or_goes_with_the_view
     def never(contender: Contender) -> float:
         raise AssertionError(contender.label)
 
-    assert replace(plan, seconds={"ce": [9.0, 11.0]}).expected_seconds(never) == pytest.approx(10 + 4 * 10 + 2 * 10)
-    known = {"ce": [10.0], "sau+synth": [25.0]}
-    assert replace(plan, seconds=known).expected_seconds(never) == pytest.approx(10 + 25 + 2 * 10)
     measured: list[str] = []
 
     def measure(contender: Contender) -> float:

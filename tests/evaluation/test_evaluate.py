@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from support import tiny, tree
 from torchmetrics.classification import MulticlassCalibrationError
 
-from saukit.core.artifacts import added_files, write_manifest
+from saukit.core.artifacts import write_manifest
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError
 from saukit.core.workspace import Workspace
@@ -150,16 +150,6 @@ def test_an_evaluation_is_read_back_and_vouched_for(work: Path) -> None:
     path.write_text(path.read_text().replace('"top1"', '"top2"', 1))
     with pytest.raises(CorruptArtifactError, match=r"results\.json was changed after it was written"):
         evaluated(work, run="sau")
-
-
-def test_results_of_an_earlier_version_are_computed_again(work: Path) -> None:
-    first = evaluated(work, run="ce").document
-    with added_files(work / "runs" / "ce", kind="run", files=["results.json"]):
-        path = work / "runs" / "ce" / "results.json"
-        path.write_text(json.dumps({name: value for name, value in first.items() if name != "macro_f1"}))
-    again = evaluated(work, run="ce")
-    assert again.computed and again.document == first
-    assert not evaluated(work, run="ce").computed
 
 
 def test_a_failure_on_the_way_leaves_the_run_as_it_was(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,13 @@ from torchmetrics.functional.classification import (
 
 from saukit.evaluation.metrics import (
     calibration_bins,
-    class_mean,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
     precision_recall_f1,
     top_k_accuracy,
 )
+from saukit.evaluation.statistics import mean
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -153,7 +153,7 @@ def test_confusion_and_accuracies_against_torchmetrics_and_sklearn(classes: int,
     accuracies = recalls(confusion)
     oracle = multiclass_accuracy(predicted, truth, num_classes=classes, average=None)
     np.testing.assert_allclose(np.array(accuracies, float), oracle.numpy(), atol=1e-6)
-    assert class_mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
+    assert mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -166,13 +166,13 @@ def test_classes_without_test_images_are_absent_not_zero() -> None:
     assert confusion[[1, 5]].sum() == 0 < confusion[:, [1, 5]].sum()  # never true, yet predicted
     accuracies = recalls(confusion)
     assert [c for c, accuracy in enumerate(accuracies) if accuracy is None] == [1, 5]
-    assert class_mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
+    assert mean(accuracies) == pytest.approx(balanced_accuracy_score(labels, probabilities.argmax(1)))
 
 
 def test_a_class_never_recognised_is_zero_not_absent() -> None:
     confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]])
     assert recalls(confusion) == [0.75, 0.0, None]
-    assert class_mean([0.75, 0.0, None]) == 0.375
+    assert mean([0.75, 0.0, None]) == 0.375
 
 
 @pytest.mark.parametrize(("classes", "seed", "spread"), CASES)
@@ -194,7 +194,7 @@ def test_precision_recall_and_f1_against_sklearn(classes: int, seed: int, spread
         assert np.isnan(mine[~there]).all()
     there = np.unique(labels)
     macro = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=there, average="macro")
-    assert class_mean([score["f1"] for score in scores]) == pytest.approx(macro[2])
+    assert mean([score["f1"] for score in scores]) == pytest.approx(macro[2])
     if classes > 3:
         assert scores[1]["precision"] is None and (scores[1]["recall"], scores[1]["f1"]) == (0, 0)
         assert scores[2]["recall"] is None and scores[2]["f1"] is None

@@ -25,6 +25,8 @@ def method(label: str, *accuracies: float, synthetic: bool = False, steps: int =
         "synthetic_images": 10 if synthetic else 0,
         "steps": steps,
         "batch_size": 64,
+        "counts_nothing": False,
+        "trusted_share": None,
     }
 
 

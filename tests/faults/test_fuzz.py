@@ -17,7 +17,7 @@ from saukit.core.documents import read_json, read_json_lines, read_yaml
 from saukit.core.errors import SaukitError
 from saukit.core.state import load_state
 from saukit.data.config import SplitConfig
-from saukit.data.images import EncodedImages, stored_rows
+from saukit.data.images import EncodedImages, mapped
 from saukit.data.part_files import read_part_files
 from saukit.data.synthetic import load_shard
 from saukit.evaluation.config import CompareConfig
@@ -45,7 +45,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "compare": ("config.yaml", lambda path: load_config(CompareConfig, path)),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent, kind="run")),
     "tensors": ("x.safetensors", load_tensors),
-    "rows": ("x.safetensors", lambda path: stored_rows(path, "bytes", "<i8", slice(None))),
+    "rows": ("x.safetensors", lambda path: mapped(path, "bytes", "I64")),
     "shard": ("x.safetensors", lambda path: load_shard(path, (8, 8))),
     "images": ("x.safetensors", lambda path: EncodedImages([path], (8, 8))[:]),
     "model": ("x.safetensors", load_model),

@@ -22,16 +22,13 @@ from report_page import Page
 from scipy.stats import ttest_rel
 from support import resealed, tiny, tree
 
-from saukit.core.artifacts import added_files
 from saukit.core.console import Reporter
 from saukit.core.errors import CorruptArtifactError, DataError, UsageError
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, make_split
 from saukit.data.synthetic import load_cache
-from saukit.evaluation.compare import compare
-from saukit.evaluation.comparison_files import mean_rows
-from saukit.evaluation.config import CompareConfig, EvalConfig
+from saukit.evaluation.config import EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.evaluation.summary import MEASURES as TITLES
 from saukit.report import sections
@@ -223,7 +220,7 @@ def test_the_first_methods_have_their_most_confident_mistakes(
 
 
 def test_photos_of_mistakes_travel_as_jpeg(tmp_path: Path) -> None:
-    from saukit.report.pictures import framed
+    from saukit.report.sections import framed
 
     noise = np.random.default_rng(0).integers(0, 255, (400, 600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "errors.png")
@@ -349,7 +346,7 @@ def test_samples_are_the_first_images_of_each_class_pixel_by_pixel(page: Page, r
 
 
 def test_large_images_are_made_smaller(tmp_path: Path) -> None:
-    from saukit.report.pictures import strip
+    from saukit.report.sections import strip
 
     large = np.random.default_rng(0).integers(0, 255, (3, 3, 100, 200), dtype=np.uint8)
     picture = strip(large)
@@ -471,46 +468,6 @@ def test_without_a_comparison_there_is_no_verdict(work: Path) -> None:
 def test_a_run_that_is_not_evaluated_must_be(work: Path) -> None:
     with pytest.raises(DataError, match="run sau is not evaluated: saukit eval --run sau"):
         written(work, runs=("sau",))
-
-
-def test_a_comparison_of_an_earlier_saukit_must_be_made_again(report_work: Path, tmp_path: Path) -> None:
-    work = shutil.copytree(report_work, tmp_path / "work")
-    folder = work / "comparisons" / "main"
-    document = json.loads((folder / "compare.json").read_text())
-    del document["verdict"]
-    with added_files(folder, kind="comparison", files=["compare.json"]):
-        (folder / "compare.json").write_text(json.dumps(document))
-    text = written(work).text
-    assert f"main: comparison of an earlier saukit: saukit compare --force --config {folder}/config.yaml" in text
-    with pytest.raises(DataError, match="no complete comparison 'main'"):
-        written(work, comparison="main")
-
-
-def without(document: Any, names: set[str]) -> Any:
-    """A JSON document as a version that did not know these names wrote it."""
-    if isinstance(document, dict):
-        return {name: without(value, names) for name, value in document.items() if name not in names}
-    return [without(value, names) for value in document] if isinstance(document, list) else document
-
-
-def test_results_of_an_earlier_saukit_have_dashes_or_name_the_command(report_work: Path, tmp_path: Path) -> None:
-    work = shutil.copytree(report_work, tmp_path / "work")
-    paths = [*(work / "runs").glob("*/results.json"), work / "comparisons" / "main" / "compare.json"]
-    for path in paths:
-        kind, lost = "run" if path.name == "results.json" else "comparison", {"macro_f1", "precision", "recall", "f1"}
-        lost |= {"calibration"} if path.parent.name == "extra" else set()
-        with added_files(path.parent, kind=kind, files=[path.name]):
-            path.write_text(json.dumps(without(json.loads(path.read_text()), lost)))
-    page = written(work)
-    assert set(page.tables["Accuracy of each method"].column("macro F1").values()) == {"-"}
-    assert set(page.tables["Precision, recall and F1 of ce"].column("F1").values()) == {"-"}
-    message = "results of run extra are an earlier saukit's, without calibration: re-run `saukit eval --run extra`"
-    assert message in page.text
-    with pytest.raises(DataError, match=message):
-        written(work, runs=("extra",))
-    config = CompareConfig(methods=("ce", "sau+synth"), seeds=3, train={"steps": 4, "batch_size": 16, "amp": "off"})
-    again = compare(config, Workspace(work), name="main", devices=["cpu"], force=False, reporter=QUIET)
-    assert again.state == "complete" and mean_rows(again.document)[0][3] == "-"
 
 
 def test_an_absent_group_is_a_dash(tmp_path: Path) -> None:

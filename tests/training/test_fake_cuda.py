@@ -30,7 +30,7 @@ from saukit.synthesis.generators.diffusion_model import guided_velocity, solve
 from saukit.synthesis.generators.diffusion_training import GeneratorTrainer
 from saukit.synthesis.generators.presets import PRESETS, DiffusionConfig
 from saukit.synthesis.plan import resolve
-from saukit.training import autoaugment, blur, losses, pixel_operations
+from saukit.training import autoaugment, crops, losses, pixel_operations
 from saukit.training.context import StepContext, class_prototypes
 from saukit.training.losses import NOISE_STRATEGIES
 from saukit.training.methods import METHODS, MethodEntry
@@ -68,7 +68,7 @@ class NothingOnTheHost(TorchDispatchMode):
         return result
 
 
-TABLES = {autoaugment: ("_policy_tables", "_magnitude_tables"), blur: ("_border_taps",)}
+TABLES = {autoaugment: ("_policy_tables", "_magnitude_tables"), crops: ("_border_taps",)}
 
 
 def on_the_host(make: Callable[..., Any]) -> Callable[..., Any]:

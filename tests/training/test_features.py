@@ -335,7 +335,7 @@ def test_weights_out_of_reach_leave_everything_as_it_was(
         return original(*arguments, **options)
 
     monkeypatch.setattr("timm.create_model", offline)
-    monkeypatch.setattr("saukit.core.hub._answers", lambda: True)
+    monkeypatch.setattr("saukit.core.extras._answers", lambda: True)
     config = tiny(backbone="timm/test_efficientnet", tune="head")
     with pytest.raises(EnvironmentFault, match=r"cannot be loaded \(no network\).*--weights FILE.safetensors"):
         fit(config, Workspace(work), name="run", device=CPU, force=force, resume=False, reporter=QUIET)

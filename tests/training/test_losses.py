@@ -662,14 +662,10 @@ def test_nothing_makes_the_host_wait() -> None:
 def test_bad_input_is_named() -> None:
     z, labels = unit_vectors(4, 8, seed=0), torch.zeros(4, dtype=torch.int64)
     synthetic, prototypes = labels == 0, unit_vectors(3, 8, seed=1)
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        supervised_contrastive_loss(z, labels, temperature=0)
     with pytest.raises(ValueError, match=r"labels must be \[n\] = \[4\], got \[3\]"):
         supervised_contrastive_loss(z, labels[:3], temperature=0.1)
     with pytest.raises(ValueError, match=r"present must be \[n\] = \[4\], got \[4, 1\]"):
         supervised_contrastive_loss(z, labels, temperature=0.1, present=synthetic[:, None])
-    with pytest.raises(ValueError, match="strategy must be one of pos_neg, neg_only, drop, got 'keep'"):
-        synthetic_aware_loss(z, z, labels, synthetic, prototypes, prototypes, temperature=0.1, strategy="keep")  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"labels must be \[4\], got \[2\]; prototypes3 must be \[3, 8\], got \[2, 8\]"
     ):
@@ -743,19 +739,18 @@ def test_balanced_contrastive_loss_of_half_precision_is_computed_in_float32_and_
 
 
 @pytest.mark.parametrize(
-    ("labels", "prototypes", "temperature", "message"),
+    ("labels", "prototypes", "message"),
     [
-        (3, (2, 4), 0.1, r"labels must be \[n\] = \[5\] and prototypes \[K, d\] with d = 4, got \[3\] and \[2, 4\]"),
-        (5, (2, 3), 0.1, r"labels must be \[n\] = \[5\] .* got \[5\] and \[2, 3\]"),
-        (5, (2, 4), 0.0, "temperature must be above 0, got 0.0"),
+        (3, (2, 4), r"labels must be \[n\] = \[5\] and prototypes \[K, d\] with d = 4, got \[3\] and \[2, 4\]"),
+        (5, (2, 3), r"labels must be \[n\] = \[5\] .* got \[5\] and \[2, 3\]"),
     ],
 )
 def test_balanced_contrastive_loss_refuses_what_does_not_fit(
-    labels: int, prototypes: tuple[int, int], temperature: float, message: str
+    labels: int, prototypes: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         balanced_contrastive_loss(
-            torch.zeros(5, 4), torch.zeros(labels).long(), torch.zeros(prototypes), temperature=temperature
+            torch.zeros(5, 4), torch.zeros(labels).long(), torch.zeros(prototypes), temperature=0.1
         )
 
 
@@ -773,12 +768,6 @@ def test_class_balanced_weights_are_those_of_the_effective_number(counts: list[f
     found = class_balanced_weights(torch.tensor(counts), beta=beta)
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([float(weight / mean) for weight in effective], rel=1e-5)
-
-
-@pytest.mark.parametrize("beta", [1.0, -0.1])
-def test_class_balanced_weights_refuse_a_beta_out_of_range(beta: float) -> None:
-    with pytest.raises(ValueError, match="beta must be at least 0 and below 1"):
-        class_balanced_weights(torch.tensor([1.0, 2.0]), beta=beta)
 
 
 def test_ldam_margins_grow_with_the_fourth_root() -> None:

@@ -636,11 +636,6 @@ def test_a_step_waits_for_backward_before_the_next_forward_pass() -> None:
     assert [(next(losses)[0], len(passes)) for _ in range(3)] == [("mixup", 1), ("cutmix", 2), ("contrastive", 4)]
 
 
-def test_sau_without_prototypes_is_a_bug() -> None:
-    with pytest.raises(RuntimeError, match="SAU needs prototypes"):
-        list(METHODS["sau"].step(batch(0), context_of(network(0), 0, prototypes=None)))
-
-
 def test_a_step_leaves_the_statistics_of_four_separate_passes() -> None:
     """BatchNorm of each view on its own; one pass over all four views together would leave others."""
     net, data = network(4), batch(4)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from saukit.training import autoaugment, blur, crops
-from saukit.training import side_by_side as room
+from saukit.training import autoaugment, crops
+from saukit.training import photos as room
 from saukit.training import views as module
 from saukit.training.distributed import Share
 from saukit.training.photo_operations import autoaugmented
@@ -85,7 +85,7 @@ def test_photos_one_by_one_are_as_a_batch(kind: type[Views], name: str, monkeypa
     found, _ = made(views, name, images, 1)
     other, _ = made(views, name, images.contiguous(memory_format=torch.channels_last), 1)
     torch.testing.assert_close(other, found, rtol=0, atol=1e-6)
-    for file in (room, module, blur, crops, autoaugment):
+    for file in (room, module, crops, autoaugment):
         monkeypatch.setattr(file, "are_photos", lambda images: False)
     torch.testing.assert_close(found, made(views, name, images, 1)[0], rtol=0, atol=1e-5)
 

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandAugment, RandomResized
 from torchvision.transforms import functional as TF
 from torchvision.transforms.autoaugment import _apply_op
 
-from saukit.training import autoaugment, blur, crops, pixel_operations
+from saukit.training import autoaugment, crops, pixel_operations
 from saukit.training import views as augment
 from saukit.training.mixup import cutmix, draw_beta_one_one, draw_cutmix_box, mixup
 from saukit.training.views import PhotoViews, Views
@@ -259,9 +259,9 @@ def test_grayscale_equals_torchvision() -> None:
     ("height", "width", "kernel"), [(8, 8, 3), (32, 32, 3), (50, 50, 5), (40, 96, 5), (224, 224, 23)]
 )
 def test_gaussian_blur_equals_torchvision(height: int, width: int, kernel: int) -> None:
-    assert blur.blur_kernel_size(height, width) == kernel
+    assert crops.blur_kernel_size(height, width) == kernel
     images, sigma = as_float(photographs(height, width, 4)), torch.tensor([0.1, 0.5, 1.3, 2.0])
-    result = blur.gaussian_blur(images, sigma)
+    result = crops.gaussian_blur(images, sigma)
     for i in range(4):
         expected = TF.gaussian_blur(images[i], [kernel, kernel], [float(sigma[i])] * 2)
         torch.testing.assert_close(result[i], expected, rtol=0, atol=1e-5)
@@ -272,7 +272,7 @@ def test_the_published_blur_is_pils(height: int, width: int) -> None:
     """PIL rounds to whole levels in each of its six passes, three per axis; ours does not."""
     images = photographs(height, width)
     for radius in (0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0):
-        found = 255 * blur.pil_gaussian_blur(as_float(images), torch.full((len(images),), radius))
+        found = 255 * crops.pil_gaussian_blur(as_float(images), torch.full((len(images),), radius))
         expected = on_pil(lambda image: image.filter(ImageFilter.GaussianBlur(radius)), images)  # noqa: B023
         assert (found - expected).abs().max() < 6 * 0.5, radius
 
@@ -315,7 +315,7 @@ def test_crop_grey_and_blur_lie_within_a_level_of_torchvision_on_pil() -> None:
     grey = 255 * augment.grayscale(as_float(images)) - on_pil(TF.rgb_to_grayscale, images, 3)
     assert grey.abs().max() < 0.6
     for sigma in (0.1, 0.7, 2.0):
-        blurred = 255 * blur.gaussian_blur(as_float(images), torch.full((24,), sigma))
+        blurred = 255 * crops.gaussian_blur(as_float(images), torch.full((24,), sigma))
         # torchvision rounds a blurred PIL image to the nearest level.
         assert (blurred - on_pil(TF.gaussian_blur, images, [3, 3], [sigma, sigma])).abs().max() < 0.51
 

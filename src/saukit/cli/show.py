@@ -115,7 +115,7 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
         reporter.table(
             f"{name} on {document['test_images']:,} test images",
             ["top-1", "top-5", "balanced accuracy", "macro F1", "calibration error"],
-            [[format_share(document.get(name)) for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")]],
+            [[format_share(document[name]) for name in ("top1", "top5", "balanced_accuracy", "macro_f1", "ece")]],
             text_columns=0,
         )
     chosen = GROUP_NAMES if selection == "all" else (selection,)
@@ -131,7 +131,7 @@ def show_evaluation(result: EvalResult, selection: Selection, reporter: Reporter
         [
             [
                 *(reporter.cut(row["class"]), row["group"], f"{row['train_images']:,}", f"{row['test_images']:,}"),
-                *(format_share(row.get(score)) for score in ("precision", "recall", "f1")),
+                *(format_share(row[score]) for score in ("precision", "recall", "f1")),
             ]
             for row in document["per_class"]
             if row["group"] in chosen

@@ -31,10 +31,10 @@ from saukit.data.images import (
     Encoded,
     EncodedImages,
     chunks,
+    mapped,
     moments_of,
     save_shard,
     stored_bytes,
-    stored_rows,
 )
 from saukit.data.source import Channels, Originals, Pixels
 from saukit.data.types import Images, Integers
@@ -136,7 +136,7 @@ class StoredFiles:
         shards = rows // FILES_PER_SHARD
         for shard in np.unique(shards).tolist():
             mine = np.flatnonzero(shards == shard)
-            images[mine] = stored_rows(self._paths[shard], "small", "u1", rows[mine] - shard * FILES_PER_SHARD)
+            images[mine] = mapped(self._paths[shard], "small")[rows[mine] - shard * FILES_PER_SHARD]
         return images, self._hashes[rows]
 
     def _one(self, row: int) -> Kept | str:

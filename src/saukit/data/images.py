@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 RAW_UP_TO = 64
 JPEG = {"quality": 95, "subsampling": 0}  # as Pillow's save takes it; all colours at full size
 SHARD_BYTES = 64 << 20  # of encoded images; three times as much is held while a shard is written
+KINDS: dict[str, Any] = {"U8": np.uint8, "I64": np.dtype("<i8")}  # of arrays in a safetensors file
 READ_CHUNK = 4  # images that a thread decodes at once
 CHUNK = 512  # images that work on a whole part holds at a time
 BYTES_PER_PIXEL = 0.5  # of an encoded photo, for estimates: 0.47 on average on the photos of the docs
@@ -91,13 +91,10 @@ class EncodedImages:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, rows: Any, /) -> Images:
-        return self.take(rows)
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return self.take(slice(None)).astype(dtype or np.uint8, copy=False)
+        return self[:].astype(dtype or np.uint8, copy=False)
 
-    def take(self, rows: Any) -> Images:
+    def __getitem__(self, rows: Any, /) -> Images:
         """The images of `rows` (a slice, positions, flags, or one position as an array has them), uint8.
 
         The colours of a pixel lie beside each other, as decoders have them: [..., 3, H, W] is a view.
@@ -214,10 +211,10 @@ class Shard:
     @classmethod
     def of(cls, path: Path) -> Shard:
         """The shard at `path`. Raises: CorruptArtifactError."""
-        offsets = stored_rows(path, "offsets", "<i8", slice(None)).astype(np.int64)
+        offsets = mapped(path, "offsets", "I64").astype(np.int64)
         if offsets.ndim != 1 or not len(offsets) or offsets[0] < 0 or (np.diff(offsets) < 0).any():
             raise CorruptArtifactError(f"{path} is not a shard of images: its offsets do not rise")
-        return cls(path, _place(path, "bytes")[0], offsets)
+        return cls(path, _place(path, "bytes", "U8")[0], offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -230,46 +227,28 @@ class Shard:
             return file.read(end - begin)
 
 
-def stored_rows(path: Path, name: str, dtype: str, rows: Any) -> np.ndarray[Any, Any]:
-    """Some rows of an array of a shard, read without the others. Raises: CorruptArtifactError."""
-    start, shape = _place(path, name)
-    each = np.dtype(dtype).itemsize * math.prod(shape[1:])
-    try:
-        with open_regular(path) as file:
-            if start + shape[0] * each > os.fstat(file.fileno()).st_size:
-                raise ValueError("its end is missing")
-            chosen, content = np.arange(shape[0])[rows], bytearray()
-            edges = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # where rows that lie side by side begin
-            for first, last in zip(edges.tolist(), [*edges[1:].tolist(), len(chosen)], strict=False):
-                file.seek(start + int(chosen[first]) * each)
-                content += file.read((last - first) * each)
-        return np.frombuffer(bytes(content), dtype).reshape(-1, *shape[1:])
-    except (OSError, ValueError, LookupError, MemoryError, OverflowError) as error:
-        raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
+def mapped(path: Path, name: str, kind: Literal["U8", "I64"] = "U8") -> np.ndarray[Any, Any]:
+    """An array of a file, in memory that all processes of a machine share: it is read when it is looked at.
 
-
-def mapped(path: Path, name: str) -> Images:
-    """An array uint8 of a file, in memory that all processes of a machine share: it is read when it is looked at.
-
-    Raises: CorruptArtifactError.
+    Raises: CorruptArtifactError, also for one of another `kind`.
     """
-    start, shape = _place(path, name, kind="U8")
+    start, shape = _place(path, name, kind)
     try:
-        # Copied where it is written to, which nobody does: torch warns of an array that cannot be written to.
         if not math.prod(shape):  # which cannot be mapped
-            return np.zeros(shape, np.uint8)
-        return np.asarray(np.memmap(path, np.uint8, "c", start, tuple(shape)))
-    except (OSError, ValueError) as error:
+            return np.zeros(shape, KINDS[kind])
+        # Copied where it is written to, which nobody does: torch warns of an array that cannot be written to.
+        return np.asarray(np.memmap(path, KINDS[kind], "c", start, tuple(shape)))
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
         raise CorruptArtifactError(f"{path} is not a shard of images: {error}") from None
 
 
-def _place(path: Path, name: str, *, kind: str | None = None) -> tuple[int, list[int]]:
+def _place(path: Path, name: str, kind: str) -> tuple[int, list[int]]:
     """Where an array of a shard begins in its file and its shape, as the header says; `kind`: its only right type."""
     try:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(min(length, MIB)).decode(), where="its header")
-            if kind not in (None, header[name]["dtype"]):
+            if kind != header[name]["dtype"]:
                 raise ValueError(f"its {name} are {shown(header[name]['dtype'])}, not {kind}")
             shape = [int(side) for side in header[name]["shape"]]
             return 8 + length + int(header[name]["data_offsets"][0]), shape

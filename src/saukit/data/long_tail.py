@@ -33,11 +33,9 @@ def profile_counts(profile: str, n_max: int, imb: float, num_classes: int) -> In
         counts = n_max * (1 / imb) ** position
     elif profile == "step":
         counts = np.where(np.arange(num_classes) < num_classes // 2, float(n_max), n_max * (1 / imb))
-    elif profile == "pareto":
+    else:
         power = PARETO_ALPHA + 1
         counts = n_max * (1 + position * (imb ** (1 / power) - 1)) ** -power
-    else:
-        raise ValueError(f"no formula for profile {profile!r}")
     return (counts + ROUNDING).astype(np.int64)
 
 

@@ -62,7 +62,6 @@ def _front_matter(name: str, results: Mapping[str, Any] | None) -> ModelCardData
                 ("balanced_accuracy", "balanced_accuracy", "balanced accuracy"),
                 ("macro_f1", "f1", "macro F1"),
             )
-            if field in results
         ]
     return ModelCardData(
         library_name="saukit",
@@ -113,7 +112,7 @@ def _accuracy(results: Mapping[str, Any] | None) -> str:
     rows = [
         ("top-1", results["top1"], f"{results['test_images']:,}"),
         ("balanced", results["balanced_accuracy"], f"{results['test_images']:,}"),
-        ("macro F1", results.get("macro_f1"), f"{results['test_images']:,}"),
+        ("macro F1", results["macro_f1"], f"{results['test_images']:,}"),
     ]
     for name in GROUP_NAMES:
         group = results["groups"][name]

@@ -24,7 +24,6 @@ from saukit.core.artifacts import (
 from saukit.core.config import to_mapping
 from saukit.core.console import Reporter
 from saukit.core.documents import read_json
-from saukit.core.errors import CorruptArtifactError
 from saukit.core.plots import save_figure
 from saukit.core.words import format_duration, format_share
 from saukit.core.workspace import State, Workspace, claim, command_for, existing_state, prepare
@@ -47,7 +46,6 @@ from saukit.evaluation.summary import (
     method_entry,
     unknown_labels,
     verdict,
-    with_every_measure,
 )
 from saukit.synthesis.outcome import AUDIT, read_audit
 from saukit.training.distributed import first_before_others, from_first, require_same
@@ -108,10 +106,7 @@ def _written(
             folder, plan.config, kind=KIND, force=force, resume=True, another="another --name", inputs=inputs
         )
         if state == "complete":
-            document = read_comparison(folder, plan.split.classes)
-            if document is None:
-                raise CorruptArtifactError(f"{folder / DOCUMENT_NAME} has no verdict: {again(folder)}")
-            return ComparisonResult(state, folder, document)
+            return ComparisonResult(state, folder, read_comparison(folder, plan.split.classes))
         document = comparison_document(plan, finished, name=name, judged=judged)
         write_json(folder / DOCUMENT_NAME, document)
         write_tables(folder, document)
@@ -127,22 +122,13 @@ def _written(
     return ComparisonResult(state, folder, document)
 
 
-def again(folder: Path) -> str:
-    """The command that makes the comparison in `folder` again."""
-    return command_for(folder, f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}")
-
-
-def read_comparison(folder: Path, classes: Sequence[str]) -> dict[str, Any] | None:
-    """The compare.json in `folder`; None for one of an earlier saukit, without a verdict.
-
-    Raises: CorruptArtifactError for what `comparison_document` does not make.
-    """
-    path, remedy = folder / DOCUMENT_NAME, f"make it again: `{again(folder)}`"
-    document = read_json(path, remedy=remedy)
-    if "verdict" not in document:
-        return None
+def read_comparison(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """The compare.json in `folder`. Raises: CorruptArtifactError for what `comparison_document` does not make."""
+    again = f"saukit compare --force --config {folder / CONFIG_NAME} --name {folder.name}"
+    path, remedy = folder / DOCUMENT_NAME, f"make it again: `{command_for(folder, again)}`"
+    document: dict[str, Any] = read_json(path, remedy=remedy)
     check_document(document, SHAPE, path, remedy=remedy, known={"K": classes}, also=unknown_labels)
-    return with_every_measure(document)
+    return document
 
 
 def comparison_document(

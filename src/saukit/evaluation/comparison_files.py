@@ -46,7 +46,7 @@ def answer(document: dict[str, Any]) -> Answer | None:
     changes = {rival["label"]: rival["difference"]["balanced_accuracy"] for rival in found["rivals"]}
     first, few = changes[found["theirs"]], found["rivals"][0]["difference"]["few"]
     gain = f"{points(first['mean'])} points of balanced accuracy at {budget(document['methods'])}"
-    left_out = found.get("left_out")
+    left_out = found["left_out"]
     tone: Tone = "unclear"
     if unrecognised := _unrecognised(document["judged"], len(document["split"]["classes"])):
         tone, headline = "worse", unrecognised
@@ -131,13 +131,13 @@ def mean_rows(document: dict[str, Any], *, bold: str = "") -> list[list[str]]:
             centre, spread = method["mean"][measure], method["std"][measure]
             text = format_share(centre) + ("" if spread is None else f" ± {format_share(spread)}")
             cells.append(f"{bold}{text}{bold}" if centre is not None and centre == best[measure] else text)
-        rows.append([method["label"] + (MARK if method.get("counts_nothing") else ""), *cells])
+        rows.append([method["label"] + (MARK if method["counts_nothing"] else ""), *cells])
     return rows
 
 
 def footnotes(document: dict[str, Any]) -> list[str]:
     """What the marked rows of `mean_rows` are."""
-    if not any(method.get("counts_nothing") for method in document["methods"]):
+    if not any(method["counts_nothing"] for method in document["methods"]):
         return []
     return [
         f"{MARK.strip()} counts the training set, which synthetic images have filled to classes of one size: this is "
@@ -166,7 +166,7 @@ def chosen_by(document: dict[str, Any]) -> str:
 
 def trust(document: dict[str, Any]) -> list[str]:
     """How many of the synthetic images the label check trusts at the end, by method."""
-    shares = {method["label"]: method.get("trusted_share") for method in document["methods"]}
+    shares = {method["label"]: method["trusted_share"] for method in document["methods"]}
     found = [f"{label} {format_share(share)} %" for label, share in shares.items() if share is not None]
     return [f"synthetic images whose label was trusted at the end: {', '.join(found)}"] if found else []
 

@@ -12,13 +12,11 @@ import torch
 
 from saukit.core.artifacts import CONFIG_NAME, read_manifest
 from saukit.core.config import from_mapping, load_saved, read_fields, to_mapping
-from saukit.core.device import describe_device, suited_threads, using_threads
 from saukit.core.errors import CorruptArtifactError, SaukitError, UsageError
 from saukit.core.options import check, without_effect
 from saukit.core.workspace import State, Workspace, existing_state
 from saukit.data.split import Split, load_split
 from saukit.evaluation.config import GRAMMAR, IN_A_SPEC, CompareConfig, overlay, parse_method
-from saukit.evaluation.statistics import mean
 from saukit.training.config import ResolvedTrainConfig, TrainConfig, default_run_name
 from saukit.training.methods import METHODS
 from saukit.training.plan import plan_training
@@ -68,13 +66,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """All that is known before the first step. `seconds` holds what finished runs took on this device, by label."""
+    """All that is known before the first step."""
 
     config: CompareConfig
     split: Split
     contenders: list[Contender]
     runs: list[PlannedRun]
-    seconds: dict[str, list[float]]
 
     @property
     def baseline(self) -> str:
@@ -93,23 +90,13 @@ class ComparisonPlan:
         return [run for run in self.runs if run.state != "complete"]
 
     def expected_seconds(self, measure: Callable[[Contender], float]) -> float:
-        """What the runs to come take one after another, from what finished runs of the same label took.
-
-        Without any, from the pace per image and view of another label with the same backbone; `measure` gives the
-        seconds of a run where there is none either.
-        """
-        took = {label: mean(seconds) for label, seconds in self.seconds.items()}
+        """What the runs to come take one after another: `measure` gives the seconds of one run with each backbone, and
+        the others go with their images and views."""
         paces: dict[str, float] = {}
-        for contender in self.contenders:
-            if seconds := took.get(contender.label):
-                paces.setdefault(contender.config.backbone, seconds / contender.images_seen)
-        total = 0.0
         for contender in (run.contender for run in self.to_come):
-            backbone = contender.config.backbone
-            if contender.label not in took and backbone not in paces:
-                paces[backbone] = measure(contender) / contender.images_seen
-            total += took.get(contender.label) or paces[backbone] * contender.images_seen
-        return total
+            if contender.config.backbone not in paces:
+                paces[contender.config.backbone] = measure(contender) / contender.images_seen
+        return sum(paces[run.contender.config.backbone] * run.contender.images_seen for run in self.to_come)
 
 
 def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torch.device) -> ComparisonPlan:
@@ -153,7 +140,7 @@ def plan_comparison(config: CompareConfig, workspace: Workspace, *, device: torc
             name, state = locate(contender, seed, workspace, catalogue=catalogue, claimed=claimed)
             claimed[name] = contender.seeded(seed)
             runs.append(PlannedRun(contender, seed, name, state))
-    return ComparisonPlan(resolved, split, contenders, runs, _seconds(runs, workspace, split, device))
+    return ComparisonPlan(resolved, split, contenders, runs)
 
 
 def locate(
@@ -273,16 +260,3 @@ def _pinned(
             if open_ones:
                 values[name] = getattr(open_ones[0].config, name)
     return values
-
-
-def _seconds(
-    runs: Sequence[PlannedRun], workspace: Workspace, split: Split, device: torch.device
-) -> dict[str, list[float]]:
-    with using_threads(suited_threads(split.image_size, device)):
-        here = describe_device(device)
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        manifest = read_manifest(workspace.run(run.name), kind="run", verify=False)
-        if run.state == "complete" and manifest is not None and manifest.device == here:
-            found.setdefault(run.contender.label, []).append(manifest.summary["seconds"])
-    return found

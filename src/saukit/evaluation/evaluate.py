@@ -37,13 +37,13 @@ from saukit.evaluation.errors import ERRORS_NAME, ERRORS_PICTURE, mistakes, save
 from saukit.evaluation.metrics import (
     ECE_BINS,
     calibration_bins,
-    class_mean,
     confusion_matrix,
     expected_calibration_error,
     group_accuracy,
     precision_recall_f1,
     top_k_accuracy,
 )
+from saukit.evaluation.statistics import mean
 from saukit.evaluation.suspects import Suspects, find_suspects
 from saukit.models.model_file import MODEL_NAME, load_model
 from saukit.training.config import TrainConfig
@@ -54,18 +54,16 @@ RESULTS_NAME = "results.json"
 PER_CLASS_NAME = "per_class.png"
 CONFUSION_NAME = "confusion.png"
 FILES = (RESULTS_NAME, PER_CLASS_NAME, CONFUSION_NAME, ERRORS_NAME, ERRORS_PICTURE)
-# What a results.json of this version has and earlier ones did not.
-NEEDED = ("calibration", "confusion", "macro_f1")
 _GROUP = {"classes": [str], "images": SOME, "train_images": COUNT, "top1": SHARE}
 _CLASS = all_of("class group", str) | all_of("train_images test_images", COUNT)
 _BIN = {"low": SHARE, "high": SHARE, "images": COUNT, "confidence": Maybe(SHARE), "accuracy": Maybe(SHARE)}
 # What of results.json somebody reads.
 SHAPE: Shape = (
     {"format_version": COUNT, "groups_rule": str, "split": {"source": str}, "run": {"name": str}, "test_images": SOME}
-    | all_of("top1 balanced_accuracy ece macro_f1?", SHARE)
-    | {"top5?": Maybe(SHARE), "groups": all_of(" ".join(GROUP_NAMES), Maybe(_GROUP))}
-    | {"per_class": Rows("K", _CLASS | all_of("top1 precision? recall? f1?", Maybe(SHARE)))}
-    | {"confusion?": Rows("K", Rows("K", COUNT)), "calibration?": Rows("bins", _BIN)}
+    | all_of("top1 balanced_accuracy ece macro_f1", SHARE)
+    | {"top5": Maybe(SHARE), "groups": all_of(" ".join(GROUP_NAMES), Maybe(_GROUP))}
+    | {"per_class": Rows("K", _CLASS | all_of("top1 precision recall f1", Maybe(SHARE)))}
+    | {"confusion": Rows("K", Rows("K", COUNT)), "calibration": Rows("bins", _BIN)}
 )
 
 
@@ -120,12 +118,7 @@ def _evaluate(
     """The evaluation that is there, or a new one."""
     folder = workspace.run(name)
     if run.files.keys() >= set(FILES) and not force:
-        document = read_results(folder, split.classes)
-        if document.keys() >= set(NEEDED):
-            return EvalResult(document, folder, computed=False)
-    if RESULTS_NAME in run.files and not force:
-        reporter.say(f"the results of {name} are an earlier saukit's: evaluating again")
-
+        return EvalResult(read_results(folder, split.classes), folder, computed=False)
     network, spec = load_model(folder / MODEL_NAME)
     if spec.classes != split.classes:
         raise DataError(
@@ -167,10 +160,7 @@ def _evaluate(
 
 
 def read_results(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
-    """The results.json of a run on `classes`; an earlier saukit's lacks some of `NEEDED`.
-
-    Raises: CorruptArtifactError for what `result_document` does not make.
-    """
+    """The results.json of a run on `classes`. Raises: CorruptArtifactError for what `result_document` does not make."""
     path = folder / RESULTS_NAME
     remedy = f"evaluate again with `{command_for(folder, f'saukit eval --force --run {folder.name}')}`"
     document: dict[str, Any] = read_json(path, remedy=remedy)
@@ -180,8 +170,8 @@ def read_results(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _uncounted(document: dict[str, Any]) -> Iterator[str]:
-    bins, images = document.get("calibration"), document["test_images"]
-    if bins is not None and images != sum(row["images"] for row in bins if None not in row.values()):
+    images = document["test_images"]
+    if images != sum(row["images"] for row in document["calibration"] if None not in row.values()):
         yield f"calibration is not that of {images} test images"
 
 
@@ -201,6 +191,7 @@ def choose_run(workspace: Workspace, name: str | None) -> str:
 def result_document(probabilities: Floats, test: Part, split: Split) -> dict[str, Any]:
     """The figures of results.json, all shares in [0, 1]; a group without classes is null.
 
+    Balanced accuracy and macro F1 are means over the classes that have test images.
     Shapes: probabilities [n, K], in the order of the test part.
     """
     confusion = confusion_matrix(probabilities, test.labels)
@@ -215,8 +206,8 @@ def result_document(probabilities: Floats, test: Part, split: Split) -> dict[str
         "format_version": FORMAT_VERSION,
         "top1": float(np.mean(probabilities.argmax(1) == test.labels)),
         "top5": top_k_accuracy(probabilities, test.labels, 5),
-        "balanced_accuracy": class_mean([score["recall"] for score in scores]),
-        "macro_f1": class_mean([score["f1"] for score in scores]),
+        "balanced_accuracy": mean([score["recall"] for score in scores]),
+        "macro_f1": mean([score["f1"] for score in scores]),
         "ece": expected_calibration_error(probabilities, test.labels),
         "calibration": calibration_bins(probabilities, test.labels),
         "test_images": len(test.labels),

@@ -38,11 +38,6 @@ def confusion_matrix(probabilities: Probabilities, labels: Integers) -> Integers
     return matrix
 
 
-def class_mean(values: Sequence[float | None]) -> float:
-    """The mean over the classes that have test images: of accuracies the balanced accuracy, of F1 the macro F1."""
-    return float(np.mean([value for value in values if value is not None]))
-
-
 def precision_recall_f1(confusion: Integers) -> list[dict[str, float | None]]:
     """Precision, recall and F1 of each class; recall is its accuracy.
 

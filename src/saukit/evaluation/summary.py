@@ -25,16 +25,16 @@ _COST = ("real_images", "synthetic_images", "steps", "batch_size", "views_per_st
 
 Document = dict[str, Any]
 _DIFFERENCE = Maybe({"mean": NUMBER, "clear": bool, "seeds": COUNT} | all_of("low high", Maybe(NUMBER)))
-_VALUES, _CHANGES = (all_of(" ".join(f"{name}?" for name in MEASURES), of) for of in (Maybe(SHARE), _DIFFERENCE))
+_VALUES, _CHANGES = (all_of(" ".join(MEASURES), of) for of in (Maybe(SHARE), _DIFFERENCE))
 _METHOD = (
     all_of("label method device", str)
     | all_of(" ".join(["images_seen", *_COST]), COUNT)
-    | {"config": {str: ANY}, "seconds": AMOUNT, "counts_nothing?": bool, "trusted_share?": Maybe(SHARE)}
+    | {"config": {str: ANY}, "seconds": AMOUNT, "counts_nothing": bool, "trusted_share": Maybe(SHARE)}
     | {"runs": Rows("seeds", {"name": str, "seed": COUNT, "chosen_by": str} | _VALUES), "difference": Maybe(_CHANGES)}
     | {"mean": _VALUES, "std": _VALUES, "per_class": Rows("K", Maybe(SHARE))}
 )
 _VERDICT = {
-    **{"ours": str, "theirs": str, "tests": COUNT, "left_out?": _DIFFERENCE},
+    **{"ours": str, "theirs": str, "tests": COUNT, "left_out": _DIFFERENCE},
     "rivals": Rows("rivals", {"label": str, "difference": _CHANGES}),
     "pairs": [{"with": str, "without": str, "difference": _CHANGES}],
 }
@@ -59,21 +59,9 @@ class EvaluatedRun:
 
 
 def measures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a results.json, shares in [0, 1]; None for a group without classes, and for what an earlier
-    saukit did not measure."""
+    """The measures of a results.json, shares in [0, 1]; None for a group without classes."""
     groups = {name: (results["groups"][name] or {}).get("top1") for name in GROUP_NAMES}
-    return {name: groups[name] if name in groups else results.get(name) for name in MEASURES}
-
-
-def with_every_measure(document: Document) -> Document:
-    """compare.json as read from a file, with None for what an earlier saukit did not measure."""
-    methods, found = document["methods"], document["verdict"] or {"rivals": (), "pairs": ()}
-    columns = [of for method in methods for of in (method["mean"], method["std"], *method["runs"])]
-    columns += [change for method in methods if (change := method["difference"]) is not None]
-    columns += [entry["difference"] for entry in (*found["rivals"], *found["pairs"])]
-    for column in columns:
-        column.update({name: column.get(name) for name in MEASURES})
-    return document
+    return {name: groups[name] if name in groups else results[name] for name in MEASURES}
 
 
 def unknown_labels(document: Document) -> Iterator[str]:
@@ -81,7 +69,7 @@ def unknown_labels(document: Document) -> Iterator[str]:
     labels, found = {method["label"] for method in document["methods"]}, document["verdict"]
     named = {"baseline": document["baseline"], **({} if found is None else {"ours": found["ours"]})}
     if found is not None:
-        rivals = {rival["label"]: rival["difference"].get("balanced_accuracy") for rival in found["rivals"]}
+        rivals = {rival["label"]: rival["difference"]["balanced_accuracy"] for rival in found["rivals"]}
         if None in rivals.values() or found["theirs"] not in rivals:
             yield f"verdict.rivals lack a difference to {shown(found['theirs'])}"
         named["theirs"] = found["theirs"]

@@ -132,8 +132,7 @@ class DualBranchNet(nn.Module):
         The projection's wide matrices meet all views in one product, so that a gradient of four million numbers is
         made, converted and added up once.
         """
-        if self.projection is None:
-            raise RuntimeError("this network was built without a projection")
+        assert self.projection is not None
         features = torch.cat([self.features(view) for view in views])
         for layer in self.projection:
             if isinstance(layer, nn.BatchNorm1d):
@@ -147,8 +146,7 @@ class DualBranchNet(nn.Module):
 
         L2-normalised; the gradient reaches the classifier.
         """
-        if self.class_projection is None:
-            raise RuntimeError("this network was built without a projection of its classes")
+        assert self.class_projection is not None
         embeddings: Tensor = self.class_projection(self.classifier.weight)
         return F.normalize(embeddings.float(), dim=1)
 
@@ -158,8 +156,7 @@ class DualBranchNet(nn.Module):
         Logits [b, K] of the classifier that is for training alone, and of the one that predicts; projection and
         prediction [b, 128], L2-normalised.
         """
-        if self.consistency is None:
-            raise RuntimeError("this network was built without heads for the consistency of mixtures")
+        assert self.consistency is not None
         features = self.features(images)
         logits, projected = self.consistency["classifier"](features), self.consistency["projection"](features)
         predicted = self.consistency["prediction"](projected)

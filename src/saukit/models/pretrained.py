@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
-from saukit.core.extras import TIMM
+from saukit.core.extras import TIMM, fetching
 from saukit.core.files import check_regular
-from saukit.core.hub import fetching
 from saukit.core.words import shortened
 from saukit.models.backbones import TimmNetwork
 from saukit.models.model_file import MODEL_NAME, load_model

@@ -17,7 +17,7 @@ from saukit.data.part_files import encodable
 from saukit.data.split import Split, load_split
 from saukit.data.synthetic import SyntheticImages, load_cache
 from saukit.evaluation.compare import KIND as COMPARISON_KIND
-from saukit.evaluation.compare import again, read_comparison
+from saukit.evaluation.compare import read_comparison
 from saukit.evaluation.errors import ERRORS_PICTURE
 from saukit.evaluation.evaluate import RESULTS_NAME, read_results
 from saukit.evaluation.summary import Document, EvaluatedRun, method_entry
@@ -27,8 +27,6 @@ from saukit.synthesis.outcome import AUDIT, CLOSEST, read_audit
 from saukit.training.config import TrainConfig
 from saukit.training.metrics_log import read_log
 from saukit.training.trainer import METRICS_NAME
-
-SHOWN = ("confusion", "calibration")  # of results.json, that an earlier saukit did not write
 
 
 @dataclass(frozen=True)
@@ -152,19 +150,14 @@ def _comparison(config: ReportConfig, workspace: Workspace, split: Split, left_o
             manifest = read_manifest(folder, kind=COMPARISON_KIND)
             if manifest is None:
                 continue
-            own = manifest.inputs.get("split") == split.manifest.digest
-            document = read_comparison(folder, split.classes) if own else None
+            if manifest.inputs.get("split") != split.manifest.digest:
+                left_out.append(LeftOut(folder.name, "comparison of another split than the one in this workspace"))
+                continue
+            found[folder.name] = Comparison(folder.name, manifest, read_comparison(folder, split.classes))
         except (CorruptArtifactError, DataError) as error:
             if folder.name == config.comparison:
                 raise
             left_out.append(LeftOut(folder.name, f"comparison is damaged: {error}"))
-            continue
-        if not own:
-            left_out.append(LeftOut(folder.name, "comparison of another split than the one in this workspace"))
-        elif document is None:
-            left_out.append(LeftOut(folder.name, f"comparison of an earlier saukit: {again(folder)}"))
-        else:
-            found[folder.name] = Comparison(folder.name, manifest, document)
     if config.comparison is None:
         return max(found.values(), key=lambda entry: entry.manifest.created, default=None)
     if config.comparison not in found:
@@ -207,11 +200,6 @@ def _read_run(workspace: Workspace, name: str, split: Split) -> Run:
         raise DataError(f"run {name} is not evaluated: saukit eval --run {name}")
     log = read_log(folder / METRICS_NAME)
     results = read_results(folder, split.classes)
-    if missing := [key for key in SHOWN if key not in results]:
-        raise DataError(
-            f"the results of run {name} are an earlier saukit's, without {', '.join(missing)}: "
-            f"re-run `saukit eval --run {name}`"
-        )
     mistakes = folder / ERRORS_PICTURE if ERRORS_PICTURE in manifest.files else None
     suspects = read_suspects(folder / SUSPECTS_NAME) if SUSPECTS_NAME in manifest.files else None
     settings = to_mapping(load_saved(TrainConfig, folder / CONFIG_NAME))

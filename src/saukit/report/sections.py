@@ -1,18 +1,27 @@
-"""What the sections of the page show, ready for the template; None where there is nothing."""
+"""What the sections of the page show, ready for the template; None where there is nothing. Pictures are data URIs."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
+from saukit.core.documents import REMAKE
+from saukit.core.errors import CorruptArtifactError
+from saukit.core.files import reading
 from saukit.core.plots import numbered, svg
 from saukit.core.words import format_share
 from saukit.data.charts import by_falling_count, counts_figure
 from saukit.data.long_tail import class_counts
 from saukit.data.shots import GROUP_NAMES
+from saukit.data.types import Images
 from saukit.evaluation.charts import (
     Row,
     calibration_figure,
@@ -26,7 +35,6 @@ from saukit.evaluation.comparison_files import difference_text, points, tone
 from saukit.evaluation.statistics import mean
 from saukit.evaluation.summary import LESS_IS_BETTER, MEASURES
 from saukit.report.collect import Contents, Document, Method
-from saukit.report.pictures import framed, strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +47,9 @@ MOST_SUSPECTS = 20  # rows of a table of label suspects
 SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 MOST_DOTS = 3  # methods of the figure of accuracies per class
 SHOWN = {"balanced_accuracy": "Balanced accuracy", "few": "Few-shot accuracy"}
+TILE = 44  # pixels of the page that an image is shown at, at least about this
+LARGEST = 48  # pixels of a side above which an image is made smaller, so that the page stays small
+LARGEST_PNG = 256 << 10  # bytes; a larger one holds photos, which JPEG makes a tenth as large
 
 
 def split_section(contents: Contents) -> Document:
@@ -241,7 +252,7 @@ def _card(method: Method, contents: Contents, with_mistakes: bool) -> Document:
             (classes[row], classes[column], shares[row, column]) for row, column in confused if shares[row, column]
         ],
         "scores": [
-            (classes[c], counts[c], [mean([of["per_class"][c].get(score) for of in results]) for score in SCORES])
+            (classes[c], counts[c], [mean([of["per_class"][c][score] for of in results]) for score in SCORES])
             for c in by_falling_count(counts)[-MOST_SCORED:]
         ],
         "unscored": max(0, len(classes) - MOST_SCORED),
@@ -273,3 +284,48 @@ def _difference_row(label: str, found: Mapping[str, Any], text: str) -> Row:
 
 def _inline(figure: Figure, title: str) -> Markup:
     return Markup(svg(figure, title))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, and the pixels of the page it is shown at."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def strip(images: Images) -> Picture | None:
+    """Images uint8 [n, 3, h, w] beside each other, with transparent gaps; None without images."""
+    if not len(images):
+        return None
+    tiles = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    if max(images.shape[2:]) > LARGEST:
+        for tile in tiles:
+            tile.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    width, height = tiles[0].size
+    factor = max(1, round(TILE / max(width, height)))
+    gap = max(1, round(4 / factor))
+    canvas = Image.new("RGBA", (len(tiles) * (width + gap) - gap, height))
+    for index, tile in enumerate(tiles):
+        canvas.paste(tile, (index * (width + gap), 0))
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return Picture(data_uri(buffer.getvalue()), canvas.width * factor, canvas.height * factor)
+
+
+def framed(path: Path) -> Picture:
+    """A PNG that was drawn at twice the size it is to be seen at. Raises: CorruptArtifactError for another file."""
+    with reading(path, remedy=REMAKE, fault=CorruptArtifactError), Image.open(path, formats=["PNG"]) as image:
+        png = path.read_bytes()
+        width, height = image.size
+        if len(png) <= LARGEST_PNG:
+            return Picture(data_uri(png), width // 2, height // 2)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=80, subsampling=0)
+    return Picture(data_uri(buffer.getvalue(), "jpeg"), width // 2, height // 2)
+
+
+def data_uri(image: bytes, kind: str = "png") -> str:
+    """The bytes of an image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

@@ -26,10 +26,7 @@ def save_selection(folder: Path, reasons: npt.NDArray[np.uint8]) -> None:
 
 def write_shard(folder: Path, index: int, shard: Shard, part: Round) -> None:
     """Write shard `index` of a round, atomically."""
-    there, images = part.shards[index], shard.images
-    size = (there.stop - there.start, 3)
-    if images.shape[:2] != size or images[:0].dtype != np.uint8:
-        raise ValueError(f"shard {index} needs {size[0]} images, got {images[:0].dtype} {images.shape}")
+    images = shard.images
     tensors: dict[str, npt.NDArray[Any]] = {LABELS: shard.labels, SEEDS: shard.seeds, **shard.scores}
     metadata = {
         "shard": index,

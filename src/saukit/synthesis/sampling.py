@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from saukit.synthesis.judging.judges import COPY_DISTANCE, Judges, Score, rules_
 from saukit.synthesis.judging.selection import Selection, more_candidates, select
 from saukit.synthesis.plan import Round, SynthesisPlan
 from saukit.training.distributed import is_first, rank, size, total, wait_for_all
+
+LEAST_GAIN = 1.05  # doubling the batch has to raise images/s by a twentieth, or it only costs memory
+FIRST, LARGEST = 8, 1024
 
 
 @dataclass
@@ -153,3 +156,28 @@ def _scored(shard: Shard, scores: Sequence[Score]) -> Shard:
             images = np.asarray(shard.images) if images is None else images
             shard = shard.scored(score.name, score.compute(images, shard.labels), score.digest)
     return shard
+
+
+def find_batch_size(seconds: Callable[[int], float], *, first: int = FIRST, largest: int = LARGEST) -> int:
+    """The batch beyond which images/s hardly rise or memory does not suffice: `first`, doubled as often as it pays.
+
+    `seconds(n)` samples a batch of n images, twice if the first time warms up, and returns how long the last one took.
+    Raises: torch.OutOfMemoryError if not even one image fits.
+    """
+    best, rate = None, 0.0
+    size = first
+    while size <= largest:
+        try:
+            found = size / seconds(size)
+        except torch.OutOfMemoryError:
+            if best is not None or size == 1:
+                break
+            size = largest = size // 2  # not even the first fits: look downwards
+            continue
+        if best is not None and found < LEAST_GAIN * rate:
+            break
+        best, rate = size, found
+        size *= 2
+    if best is None:
+        raise torch.OutOfMemoryError("not even one image at a time fits into the device's memory")
+    return best

@@ -51,16 +51,14 @@ from saukit.data.synthetic import COMMAND, KIND, shard_path
 from saukit.synthesis.audit.preflight import PREFLIGHT_NAME, preflight, warning
 from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.estimate import TimeEstimate, estimate
-from saukit.synthesis.generators.batch_size import find_batch_size
-from saukit.synthesis.generators.grey import Grey, is_grey
-from saukit.synthesis.generators.protocol import CHECKPOINT, ImageGenerator, Trainable
+from saukit.synthesis.generators.protocol import CHECKPOINT, Grey, ImageGenerator, Trainable, is_grey
 from saukit.synthesis.generators.table import find_generator
 from saukit.synthesis.jobs import Job, cache_lock
 from saukit.synthesis.judging.judges import Judges, open_judges
 from saukit.synthesis.judging.selection import Selection
 from saukit.synthesis.outcome import AUDIT, GRID, complete, note_source, read_audit, read_source
 from saukit.synthesis.plan import PLAN_NAME, SynthesisPlan, begin, load_plan, outline, resolve
-from saukit.synthesis.sampling import Rate, choose, sample_rounds, sample_shards, score_shards
+from saukit.synthesis.sampling import Rate, choose, find_batch_size, sample_rounds, sample_shards, score_shards
 from saukit.training.distributed import first_before_others, from_first, held_by_first, require_same, size
 
 DAY_SECONDS = 24 * 3600.0
@@ -85,9 +83,8 @@ class SynthesisResult:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The manifest's summary. Raises: RuntimeError if there is none yet."""
-        if self.manifest is None:
-            raise RuntimeError("the cache is not complete yet")
+        """The manifest's summary, once there is one."""
+        assert self.manifest is not None
         return self.manifest.summary
 
     @property

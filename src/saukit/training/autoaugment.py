@@ -144,7 +144,6 @@ def autoaugment(images: Tensor, parameters: AutoAugmentParameters, *, as_publish
     """Apply both slots of what was drawn; `as_published` as in `apply_operation`.
 
     Shapes: images uint8 [b, 3, H, W]; parameters [b, 2] each; returns uint8 [b, 3, H, W].
-    Raises: ValueError if the images are not uint8 [b, 3, H, W].
     """
     if are_photos(images) and not as_published:
         return one_by_one(_autoaugmented_photo, images, *parameters)
@@ -196,10 +195,7 @@ def apply_operation(
 
     Shapes: images uint8 [b, 3, H, W]; operation int64 [b], positions in `OPERATIONS`; magnitude int64 [b], bins from
         0 to 9; positive bool [b]; returns uint8 [b, 3, H, W].
-    Raises: ValueError if the images are not uint8 [b, 3, H, W].
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}")
     height, width = images.shape[-2:]
     tables = _magnitude_tables(height, width, images.device)
     sign = positive.long()

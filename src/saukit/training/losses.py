@@ -100,11 +100,8 @@ def prior_offsets(class_counts: Tensor, tau: float) -> Tensor:
 def class_balanced_weights(class_counts: Tensor, *, beta: float) -> Tensor:
     """Class weights by the effective number of images, (1 - beta) / (1 - beta^n_k) (Cui et al. 2019), mean 1.
 
-    Shapes: class_counts [K], all positive; returns float32 [K].
-    Raises: ValueError if beta is not in [0, 1).
+    Shapes: class_counts [K], all positive; beta in [0, 1); returns float32 [K].
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
     # 1 - beta^n by expm1 and in double precision: as written it would lose the digits that tell classes apart.
     weights = (
         (1 - beta) / -torch.expm1(class_counts.to(widest(class_counts.device)) * math.log(beta))
@@ -155,10 +152,8 @@ def balanced_contrastive_loss(z: Tensor, labels: Tensor, prototypes: Tensor, *, 
     with S_ik the samples and the prototype of class k without i itself, and P_i those of i's own class.
 
     Shapes: z [n, d], L2-normalised; labels int64 [n]; prototypes [K, d], L2-normalised, row k for class k; returns [].
-    Raises: ValueError if n or d differ, or the temperature is not positive.
+    Raises: ValueError if n or d differ.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     if labels.shape != z.shape[:1] or prototypes.shape[1:] != z.shape[1:]:
         raise ValueError(
             f"labels must be [n] = [{z.shape[0]}] and prototypes [K, d] with d = {z.shape[1]}, "
@@ -228,10 +223,8 @@ def supervised_contrastive_loss(
     Shapes: embeddings [n, d], L2-normalised; labels int64 [n]; returns [].
         anchors bool [n]: rows that may be anchors (all of them by default).
         present bool [n]: rows that exist; the others are neither anchor nor positive nor negative.
-    Raises: ValueError if n differs or the temperature is not positive.
+    Raises: ValueError if n differs.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     n = len(embeddings)
     for name, tensor in (("labels", labels), ("anchors", anchors), ("present", present)):
         if tensor is not None and tensor.shape != (n,):
@@ -277,10 +270,8 @@ def synthetic_aware_loss(
 
     Shapes: z2, z3 [b, d], L2-normalised; labels int64 [b]; synthetic bool [b]; prototypes2, prototypes3 [K, d],
         L2-normalised, row k for class k; returns the loss [] and the trusted samples bool [b].
-    Raises: ValueError if b, K or d differ, for an unknown strategy, or if the temperature is not positive.
+    Raises: ValueError if b, K or d differ.
     """
-    if strategy not in NOISE_STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(NOISE_STRATEGIES)}, got {strategy!r}")
     begun = prototypes2.any()
     trusted = label_check(z2, z3, labels, synthetic, prototypes2, prototypes3) | ~begun
     with torch.autocast(z2.device.type, enabled=False):

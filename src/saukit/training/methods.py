@@ -227,8 +227,7 @@ def sau_aware_step(batch: Batch, context: StepContext) -> Losses:
 
 def _synthetic_aware_branch(batch: Batch, context: StepContext) -> Losses:
     views, generator, config = context.views, context.generator, context.config
-    if context.prototypes is None:
-        raise RuntimeError("SAU needs prototypes")
+    assert context.prototypes is not None
     z2, z3 = context.embeddings(views.autoaugment(batch.images, generator), views.simclr(batch.images, generator))
     loss, trusted = synthetic_aware_loss(
         z2,

@@ -39,15 +39,21 @@ from saukit.training.autoaugment import (
     draw_randaugment,
     prepared,
 )
-from saukit.training.blur import blur_kernel_size, gaussian_blur, pil_gaussian_blur
 from saukit.training.colour import adjust_hue, grayscale, jittered, luma
-from saukit.training.crops import CROP_SCALE, ResizedCropParameters, draw_resized_crop, resized_crop
+from saukit.training.crops import (
+    CROP_SCALE,
+    ResizedCropParameters,
+    blur_kernel_size,
+    draw_resized_crop,
+    gaussian_blur,
+    pil_gaussian_blur,
+    resized_crop,
+)
 from saukit.training.distributed import Drawn, Share
 from saukit.training.mixup import Box, box_mask
 from saukit.training.photo_operations import autoaugmented, changed
-from saukit.training.photos import are_photos, compiled, cropped, one_by_one, simclr
+from saukit.training.photos import are_photos, compiled, cropped, one_by_one, side_by_side, simclr
 from saukit.training.pixel_operations import apply_to_rows
-from saukit.training.side_by_side import side_by_side
 
 # Colour jitter's operations, as torchvision numbers them.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from saukit.synthesis.generators.batch_size import find_batch_size
+from saukit.synthesis.sampling import find_batch_size
 
 
 @pytest.mark.parametrize(

@@ -149,11 +149,6 @@ def test_a_folder_without_an_image_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_images_that_are_not_square_belong_to_no_split(made: Path) -> None:
-    with pytest.raises(ValueError, match="images of a split are square, got 8 x 16"):
-        FolderGenerator(made, CLASSES, (8, 16), reporter=QUIET, skip_bad=False)
-
-
 def test_what_is_ignored_is_said(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat/notes.txt", "cat/more/prompts.json", "dog/README", "dog/b.txt", "dog/.DS_Store", "log.txt"):
         (made / name).touch()
@@ -211,18 +206,3 @@ def test_a_file_that_changes_between_reading_and_drawing_is_noticed(made: Path) 
         drawn(generator, [0, 0], [1, 0])
     with pytest.raises(DataError, match=r"a\.png cannot be read any more: No such file or directory"):
         drawn(generator, [1], [0])
-
-
-def test_images_that_are_not_there_are_refused(made: Path) -> None:
-    generator = opened(made)
-    for label, ordinal, message in [
-        (0, 3, "image 3 of class 'cat' asked for, the folder has 3"),
-        (0, -1, "image -1 of class 'cat' asked for"),
-        (2, 0, "image 0 of class 'eel' asked for, the folder has 0"),
-        (3, 0, "label 3 is none of the 3 classes"),
-        (-1, 0, "label -1 is none of the 3 classes"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            drawn(generator, [0, label], [0, ordinal])
-    with pytest.raises(ValueError, match=r"labels, seeds and ordinals differ: \(2,\), \(1,\), \(2,\)"):
-        generator.sample(np.array([0, 0]), np.array([0]), np.array([0, 0]))

@@ -243,18 +243,6 @@ def test_nearest_depends_on_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(whole.distance, parts.distance, atol=1e-6)
 
 
-def test_bad_input_is_named() -> None:
-    images = noise(2, 8, 8)
-    with pytest.raises(ValueError, match="reference must hold at least one image"):
-        CopyDetector(images[:0], flip=True, device=CPU)
-    with pytest.raises(ValueError, match=r"reference must be .* at least 4 pixels a side"):
-        CopyDetector(images[:, :, :3], flip=True, device=CPU)
-    with pytest.raises(ValueError, match="threshold must be above 0, got 0"):
-        CopyDetector(images, threshold=0, flip=True, device=CPU)
-    with pytest.raises(ValueError, match="images must have the size of the reference images"):
-        CopyDetector(images, flip=True, device=CPU).nearest(noise(2, 8, 9))
-
-
 @pytest.fixture(scope="module")
 def cifar() -> tuple[np.ndarray, np.ndarray]:
     """4,000 training and 2,000 test images of CIFAR-10."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +84,6 @@ def test_a_run_that_is_not_whole_is_refused(network: DualBranchNet, tmp_path: Pa
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(CorruptArtifactError, match=r"model\.safetensors was changed after it was written"):
         classifier_scorer(folder, "judge", CLASSES, CPU)
-
-
-def test_arrays_that_do_not_fit_a_classifier_are_refused(network: DualBranchNet) -> None:
-    scorer = ClassifierScorer(network, replace(SPEC, image_size=(16, 16)), "ce", CPU)
-    with pytest.raises(ValueError, match=r"ce knows images of 16 x 16 pixels, got an array \(5, 3, 8, 8\)"):
-        scorer(IMAGES)
-    with pytest.raises(ValueError, match=r"5 images need as many labels, got \(4,\)"):
-        ClassifierScorer(network, SPEC, "ce", CPU).confidence(IMAGES, LABELS[:4])
 
 
 # --- CLIP --------------------------------------------------------------------------------------------------------
@@ -256,12 +247,6 @@ def test_a_name_is_not_looked_up_when_offline(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SAUKIT_OFFLINE", "1")
     with pytest.raises(EnvironmentFault, match=r"the CLIP model nobody/nothing cannot be loaded \("):
         ClipScorer("nobody/nothing", PROMPTS, CPU)
-
-
-@pytest.mark.parametrize("prompts", [[], [["a cat"], []], [["a cat"], "a dog"]])
-def test_a_class_without_prompts_is_refused(prompts: Any) -> None:
-    with pytest.raises(ValueError, match="each class needs a list of prompts"):
-        ClipScorer("nobody/nothing", prompts, CPU)
 
 
 # --- Inception-v3 ------------------------------------------------------------------------------------------------

@@ -157,10 +157,3 @@ def test_rounds_end_at_the_target_or_the_cap_whatever_passes(max_tries: float, l
     if not limited:
         assert kept[8] == 40
         assert kept[:2].tolist() == [0, 0] and generated[9] == 0
-
-
-@pytest.mark.parametrize("max_tries", [0.9, 0, math.nan, math.inf])
-def test_a_cap_below_the_first_round_is_refused(max_tries: float) -> None:
-    one = np.array([1])
-    with pytest.raises(ValueError, match="max_tries must be at least 1 "):
-        more_candidates(one, one, one, max_tries=max_tries, capacity=None)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.extras import require_extra
-from saukit.core.hub import fetching
+from saukit.core.extras import fetching, require_extra
 from saukit.core.words import first_line, shortened
 from saukit.data.part_names import part_of
 from saukit.data.source import Source

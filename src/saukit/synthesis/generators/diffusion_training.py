@@ -38,8 +38,8 @@ from saukit.synthesis.generators.diffusion_model import (
     sample_times,
     update_ema,
 )
-from saukit.synthesis.generators.grey import without_colour
 from saukit.synthesis.generators.presets import DiffusionConfig, Preset, drawn_size, preset_values
+from saukit.synthesis.generators.protocol import without_colour
 from saukit.synthesis.generators.training_images import TrainingImages, resized
 from saukit.training.distributed import Share, any_stops, is_first, rank, size, sum_in_order, wait_for_all
 

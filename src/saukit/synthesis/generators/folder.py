@@ -58,11 +58,8 @@ class FolderGenerator:
         """List `folder`, read and decode every image of it once.
 
         Raises: DataError for a folder that is not there or holds no image, for subfolders that are none of `classes`
-        (it lists them), and for images that cannot be read (it lists them; with `skip_bad` they are left out);
-        ValueError for images that are not square, which no split has.
+        (it lists them), and for images that cannot be read (it lists them; with `skip_bad` they are left out).
         """
-        if image_size[0] != image_size[1]:
-            raise ValueError(f"images of a split are square, got {image_size[0]} x {image_size[1]}")
         self._folder, self._classes, self._size, self._fitting = folder, tuple(classes), image_size[0], fitting
         listed = _list_files(folder, self._classes, reporter)
         with reporter.progress(f"reading {folder}", len(listed)) as line:
@@ -91,12 +88,9 @@ class FolderGenerator:
         """Image `ordinals[i]` of class `labels[i]`, decoded now; `seeds` are those of the plan, and not used here.
 
         Shapes: labels, seeds, ordinals [n]; returns uint8 [n, 3, H, W].
-        Raises: DataError for a file that has changed since the constructor read it; ValueError for a class or an
-        ordinal that is not there.
+        Raises: DataError for a file that has changed since the constructor read it.
         """
-        if not labels.shape == seeds.shape == ordinals.shape or labels.ndim != 1:
-            raise ValueError(f"labels, seeds and ordinals differ: {labels.shape}, {seeds.shape}, {ordinals.shape}")
-        wanted = [self._file(label, at) for label, at in zip(labels.tolist(), ordinals.tolist(), strict=True)]
+        wanted = [self._files[label][at] for label, at in zip(labels.tolist(), ordinals.tolist(), strict=True)]
         images = np.empty((len(wanted), 3, self._size, self._size), np.uint8)
 
         def fill(index: int) -> None:
@@ -104,14 +98,6 @@ class FolderGenerator:
 
         in_threads(fill, range(len(wanted)))
         return images
-
-    def _file(self, label: int, ordinal: int) -> _File:
-        if not 0 <= label < len(self._classes):
-            raise ValueError(f"label {label} is none of the {len(self._classes)} classes")
-        if not 0 <= ordinal < len(self._files[label]):
-            there = len(self._files[label])
-            raise ValueError(f"image {ordinal} of class {self._classes[label]!r} asked for, the folder has {there}")
-        return self._files[label][ordinal]
 
     def _decoded(self, file: _File) -> Images:
         try:

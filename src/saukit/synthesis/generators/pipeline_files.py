@@ -21,8 +21,8 @@ import torch
 
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
+from saukit.core.extras import fetching
 from saukit.core.files import check_tree, reading
-from saukit.core.hub import fetching
 from saukit.core.words import first_line
 from saukit.core.writing import sha256_file
 

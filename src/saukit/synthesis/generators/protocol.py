@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from saukit.core.console import Reporter
 from saukit.core.interrupts import StopRequest
+from saukit.data.images import ImageStore, chunks
 from saukit.data.split import Split
 from saukit.data.types import Images, Integers
 from saukit.synthesis.config import ResolvedSynthConfig, SynthConfig
@@ -82,3 +84,30 @@ class GeneratorEntry:
     resolved: type[ResolvedSynthConfig] = ResolvedSynthConfig
     files: tuple[str, ...] = ()
     tries_batch_sizes: bool = True
+
+
+class Grey:
+    """A generator whose images are stripped of colour, for a split that has none."""
+
+    def __init__(self, generator: ImageGenerator) -> None:
+        self._generator, self.digest, self.capacity = generator, generator.digest, generator.capacity
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """That of the generator within."""
+        return self._generator.description
+
+    def sample(self, labels: Integers, seeds: Integers, ordinals: Integers) -> Images:
+        """Its images without colour."""
+        return without_colour(self._generator.sample(labels, seeds, ordinals))
+
+
+def is_grey(images: ImageStore) -> bool:
+    """Whether no image [n, 3, H, W] has any colour."""
+    return all(bool((some == some[:, :1]).all()) for some in chunks(images))
+
+
+def without_colour(images: Images) -> Images:
+    """Images [n, 3, H, W] with the mean of the channels in each."""
+    grey = np.rint(images.mean(axis=1, keepdims=True)).astype(np.uint8)
+    return np.broadcast_to(grey, images.shape).copy()

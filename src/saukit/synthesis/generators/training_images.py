@@ -11,7 +11,7 @@ from saukit.core.device import widest
 from saukit.core.seeding import derive_seed
 from saukit.data.images import ImageStore, chunks
 from saukit.data.types import Integers
-from saukit.synthesis.generators.grey import is_grey
+from saukit.synthesis.generators.protocol import is_grey
 
 
 class TrainingImages:

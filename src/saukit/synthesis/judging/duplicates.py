@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saukit.core.machine import slices
 from saukit.core.seeding import numpy_generator
-from saukit.data.fingerprints import SMALLEST_SIDE, compared_size
+from saukit.data.fingerprints import compared_size
 from saukit.data.images import ImageStore
 from saukit.data.pair_distance import SHIFTS, as_compared, pair_distance
 from saukit.data.types import Flags, Floats, Images, Integers
@@ -75,16 +75,10 @@ class CopyDetector:
         features: Features | None = None,
         feature_scale: float | None = None,
     ) -> None:
-        """`reference`: uint8 [m, 3, H, W], m at least 1; `flip`: whether a mirrored copy is a copy.
+        """`reference`: uint8 [m, 3, H, W], of 4 pixels a side and m 1 at least; `flip`: whether a mirrored copy is one.
 
         `features` gives float32 [n, d] of images; `feature_scale`: what 1 - cosine is multiplied by, None: calibrated.
-        Raises: ValueError if the reference is none, or threshold <= 0.
         """
-        _check(reference, "reference")
-        if not len(reference):
-            raise ValueError("reference must hold at least one image, got none")
-        if threshold is not None and not threshold > 0:
-            raise ValueError(f"threshold must be above 0, got {threshold}")
         self.flip = flip
         self._reference, self._threshold, self.device = reference, threshold, device
         at_once = max(1, MATRIX_VALUES // max(1, math.prod(reference.shape[1:])))  # images held as floats
@@ -166,15 +160,7 @@ class CopyDetector:
         return Nearest(distance, index)
 
     def nearest(self, images: ImageStore) -> Nearest:
-        """The closest reference image of each image, uint8 [n, 3, H, W]; among equals the first.
-
-        Raises: ValueError if the images have another size than the reference images.
-        """
-        _check(images, "images")
-        if images.shape[1:] != self._reference.shape[1:]:
-            raise ValueError(
-                f"images must have the size of the reference images {self._reference.shape[1:]}, got {images.shape[1:]}"
-            )
+        """The closest reference image of each image, uint8 [n, 3, H, W] of their size; among equals the first."""
         found = self._search(images, None)
         if self._features is None:
             return found
@@ -257,11 +243,3 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     squares: Tensor = torch.addmm(b.square().sum(1), a, b.T, alpha=-2)
     squares += a.square().sum(1, keepdim=True)
     return squares
-
-
-def _check(images: ImageStore, name: str) -> None:
-    shape, dtype = images.shape, images[:0].dtype
-    if dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < SMALLEST_SIDE:
-        raise ValueError(
-            f"{name} must be uint8 [n, 3, H, W] of at least {SMALLEST_SIDE} pixels a side, got {dtype} {shape}"
-        )

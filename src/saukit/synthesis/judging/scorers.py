@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
-from saukit.core.extras import is_offline, require_extra
+from saukit.core.extras import fetching, is_offline, require_extra
 from saukit.core.files import check_regular, check_tree, reading
-from saukit.core.hub import fetching
 from saukit.core.machine import slices
 from saukit.core.words import first_line, shortened
 from saukit.core.workspace import require
@@ -55,13 +54,7 @@ class ClassifierScorer:
         return f"{self._spec.backbone}, {how} ({self.name})"
 
     def features_and_probabilities(self, images: ImageStore) -> tuple[Floats, Floats]:
-        """The backbone's features [n, d] and the classifier's probabilities [n, K].
-
-        Raises: ValueError for images of another size than the network was trained on.
-        """
-        if images.shape[1:] != (3, *self._spec.image_size):
-            height, width = self._spec.image_size
-            raise ValueError(f"{self.name} knows images of {height} x {width} pixels, got an array {images.shape}")
+        """The backbone's features [n, d] and the classifier's probabilities [n, K]."""
         if self._latest is None or self._latest[0] is not images:  # a shard is asked for its confidence and for copies
             found = predict(self._network, self._spec, images, device=self._device)
             self._latest = images, (found.features, found.probabilities)
@@ -112,12 +105,8 @@ class ClipScorer:
     ) -> None:
         """Load `model`, a name on the Hub or a folder, and embed `prompts`: one or more for each of K classes.
 
-        Raises: EnvironmentFault if the extra is not installed or the model cannot be loaded; ValueError for a class
-        without a prompt.
+        Raises: EnvironmentFault if the extra is not installed or the model cannot be loaded.
         """
-        empty = [c for c, texts in enumerate(prompts) if not texts or isinstance(texts, str)]
-        if empty or not prompts:
-            raise ValueError(f"each class needs a list of prompts, got none for classes {empty}")
         require_extra("clip", purpose="CLIP similarity")
         self.name = f"CLIP ({model})"
         self._device, self._dtype = device, dtype
@@ -265,6 +254,4 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _own(scores: Floats, labels: Integers) -> Floats:
     """Of each row of scores [n, K] the one of its label [n]."""
-    if labels.shape != (len(scores),):
-        raise ValueError(f"{len(scores)} images need as many labels, got {labels.shape}")
     return scores[np.arange(len(scores)), labels]

@@ -125,10 +125,8 @@ def more_candidates(
     or `ceil(max_tries * wanted)` candidates or the `capacity` are sampled. A class that is not through gets at least
     one, so that rounds come to an end whatever is kept of them.
 
-    Shapes: wanted, generated, kept and capacity [K]. Raises: ValueError for max_tries below 1.
+    Shapes: wanted, generated, kept and capacity [K]; max_tries at least 1.
     """
-    if not (max_tries >= 1 and math.isfinite(max_tries)):
-        raise ValueError(f"max_tries must be at least 1 (times the candidates of the first round), got {max_tries}")
     tries = Fraction(repr(float(max_tries)))  # the decimal number that was written: 1.1 times 10 is 11, its ceiling too
     caps = first_round(np.array([math.ceil(tries * count) for count in wanted.tolist()], np.int64), capacity=capacity)
     further = []
