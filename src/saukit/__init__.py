@@ -1,7 +1,5 @@
 """saukit: long-tailed image recognition with synthetic data. The commands are functions in `saukit.api`."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from typing import TYPE_CHECKING, Any

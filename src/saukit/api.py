@@ -10,8 +10,6 @@ them, a function continues interrupted work without being told to, and says noth
 are `SaukitError` and its kinds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`saukit demo`: the whole pipeline on scikit-learn's digits, one table and one page."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`saukit doctor`: versions, devices, arithmetic, disk and extras."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

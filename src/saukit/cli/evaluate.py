@@ -1,7 +1,5 @@
 """`saukit eval`: many-, medium- and few-shot accuracy of a run."""
 
-from __future__ import annotations
-
 from saukit.cli.options import Call, stage_command
 from saukit.evaluation.config import EvalConfig
 

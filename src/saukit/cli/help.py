@@ -1,7 +1,5 @@
 """How --help looks: plain text in the width of the terminal, in which no option name and no word is ever broken."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import shutil

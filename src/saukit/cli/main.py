@@ -1,7 +1,5 @@
 """The `saukit` program: its commands, and the one place where errors become messages and exit codes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import sys

@@ -1,7 +1,5 @@
 """`saukit make-lt`: build a long-tailed split."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`saukit predict`: classify image files with a trained model."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """`saukit report`: one page of HTML about a workspace."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """stdout and stderr as a shell expects them of a program such as cat."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """`saukit synth`: fill the tail with class-conditional synthetic images."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

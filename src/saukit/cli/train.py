@@ -1,7 +1,5 @@
 """`saukit train`: train a network on the split, and on the synthetic cache if there is one."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

@@ -7,8 +7,6 @@ large files once (`core.stamps`) (neither safetensors nor torch.save notices a f
 File systems that know no permissions, or cannot flush (network drives, FAT), stop nothing; a write that fails does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -4,8 +4,6 @@ A configuration is the pure input of a stage. Its dataclass holds every default 
 values, so that `--config` repeats a run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types

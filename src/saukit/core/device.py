@@ -1,7 +1,5 @@
 """Which device and which arithmetic a command runs with."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -5,8 +5,6 @@ or time than its length suggests. YAML has neither anchors nor tags here, and a 
 caller asks for leaves this module.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -3,8 +3,6 @@
 `saukit.cli.main` is the one place that catches them. Anything else that reaches it is a bug and keeps its traceback.
 """
 
-from __future__ import annotations
-
 
 class SaukitError(Exception):
     """A failed run: the message says what happened and what to do about it (exit code 1)."""

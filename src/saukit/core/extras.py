@@ -3,8 +3,6 @@
 The Hugging Face Hub is asked once whether it answers before a library asks it over and over.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import logging

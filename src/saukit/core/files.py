@@ -1,7 +1,5 @@
 """Opening what others wrote: regular files alone, so that a pipe or a device is an error and no wait for ever."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

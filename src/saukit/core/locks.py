@@ -1,7 +1,5 @@
 """One writer for each artefact: a lock on a file, which goes with the process that holds it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """What this machine lets the process use, cores and memory; and work on all cores."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

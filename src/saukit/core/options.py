@@ -7,8 +7,6 @@ The command line (`saukit.cli.options`), the checks and their messages, and the 
 made from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -3,8 +3,6 @@
 Loads no torch: the command line asks before anything else is there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

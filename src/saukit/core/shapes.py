@@ -5,8 +5,6 @@ shape}, any names; [shape], a list of any length; `Rows`, a list whose length ha
 of such a list; or `Maybe`, null or another shape.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ on a machine and not at every start. Small files are hashed always.
     .verified.json    file name -> size, mtime_ns, inode, sha256; no part of the artefact, and may be removed
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 The last two states are kept: checkpoint.pt, and checkpoint.previous.pt to fall back to.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """What messages are made of: names, lists and figures, each in one way."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The folder that holds one split and all made from it, its locks, and the rule for running a command again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -8,8 +8,6 @@ File systems that know no permissions, or cannot flush (network drives, FAT), st
 Nothing is written through a link: a rename replaces the link itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

@@ -1,7 +1,5 @@
 """The classes of a part: the folders in it, or with `--class-depth leaf` the innermost ones."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The configuration of `saukit make-lt`. Imports no numpy."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Sequence

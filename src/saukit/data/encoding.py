@@ -8,8 +8,6 @@ which can be read. Images that stay raw are `small` themselves, and have no byte
 from and has a digest of its own, so `make-lt` goes on behind the last one after a kill.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

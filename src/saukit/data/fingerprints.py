@@ -5,8 +5,6 @@ were at 0.22 (`data.pair_distance`; 90 % quantile of crops of photographs), for 
 aligned.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Groups of images that belong together, such as those of one patient, video or burst: each is on one side only."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

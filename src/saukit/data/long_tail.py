@@ -8,8 +8,6 @@ Profiles over classes c = 0 .. K - 1 in ascending order, class 0 the head, with 
              the power value of ImageNet-LT (Liu et al. 2019), scaled so that head / tail is imb
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

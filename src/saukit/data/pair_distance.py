@@ -11,8 +11,6 @@ with the relative distance no such image is, and all of the 96 are photographs t
 count.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

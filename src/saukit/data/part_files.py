@@ -5,8 +5,6 @@
 index: the image's row in the part's safetensors file; label: its class's name; file: relative to the source's root.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path

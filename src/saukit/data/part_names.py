@@ -1,7 +1,5 @@
 """What a name says of the part of a data set that it stands for: train, test or val, under all their usual names."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """Many-, medium- and few-shot classes, by their number of real training images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The part of `make-lt`'s configuration that a source reads when it is opened. Imports no numpy."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any, Literal

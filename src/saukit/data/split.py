@@ -10,8 +10,6 @@ taken. A split is written beside its place and swapped in at the end, so that a 
 one untouched.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

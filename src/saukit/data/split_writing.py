@@ -1,7 +1,5 @@
 """Write a split: images block by block, so that memory does not grow with their number; the manifest last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

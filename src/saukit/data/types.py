@@ -1,7 +1,5 @@
 """The arrays of images and labels, by name."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -1,7 +1,5 @@
 """The configurations of `saukit predict` and `export`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 

@@ -11,8 +11,6 @@ any, any] and resizes them too. Logits are float32 [batch, K]. A folder is made 
 of it is checked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

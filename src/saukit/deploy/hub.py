@@ -1,7 +1,5 @@
 """README.md of an exported model: the model card that the Hugging Face Hub shows, with its front matter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Files are read as `make-lt` reads a folder, and above 64 pixels a side they go t
 prediction sees the pixels that training and evaluation see of the same file, so it is the evaluation's.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pictures of any size in, logits out: a classifier behind the very resizing that `make-lt` and `predict` do."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ that keep a class, and accuracy the share of those whose class is right (El-Yani
 classification). Probabilities count as they are written, rounded to six digits, so that a threshold can be copied.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

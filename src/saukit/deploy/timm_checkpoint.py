@@ -4,8 +4,6 @@ config.json          architecture, label_names, pretrained_cfg (how a picture be
 model.safetensors    the network's weights under timm's names, its classifier among them
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Each run is an ordinary one under runs/, trained by `fit` and evaluated once by `evaluate`; those that exist are used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

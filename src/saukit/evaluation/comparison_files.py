@@ -1,7 +1,5 @@
 """How a comparison's document reads: the verdict in words, tables for the terminal and Markdown, and a CSV."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The configurations of `saukit eval` and `compare`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

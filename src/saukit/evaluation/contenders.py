@@ -1,7 +1,5 @@
 """What a comparison will be, before its first run: its labels, their configurations, and which runs exist already."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ A confident mistake is often no mistake of the network: a wrong label, two class
 image under another label.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

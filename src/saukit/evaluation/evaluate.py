@@ -1,7 +1,5 @@
 """The evaluation stage: a run's accuracies on the test set, its mistakes, and pictures of both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measures from probabilities: over all images, per class and per shot group, and the calibration error."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@ one table (Holm 1979, "A simple sequentially rejective multiple test procedure")
 if it stays significant: the chance of one or more false "clear" in that table is then at most 1 - confidence.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What runs say together: a method over its training seeds, and whether synthetic images helped. Plain documents."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -8,8 +8,6 @@ without having seen a label. A network that was trained on the labels has learne
 confidence on the validation part, and without one the out-of-fold confidence on its features, which misses many.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Backbones: images to feature vectors. Another one is a row of `BACKBONES`; any network of timm is there already."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The other methods train the same network with fewer, or other, heads.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Literal

@@ -1,7 +1,5 @@
 """What a network makes of images, a batch at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Low-rank adaptation of a backbone (Hu et al. 2022, arXiv 2106.09685) by peft, merged before a model is saved."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

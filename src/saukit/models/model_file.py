@@ -1,7 +1,5 @@
 """A trained network as one safetensors file that says how to rebuild it and how to feed it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Weights that a backbone starts from: a safetensors file, an earlier run, or a library's pretrained ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors import SafetensorError

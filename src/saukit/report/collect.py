@@ -1,7 +1,5 @@
 """What a workspace holds, read and verified once, as plain data for the page."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

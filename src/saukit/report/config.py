@@ -1,7 +1,5 @@
 """The options of `saukit report`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from saukit.core.errors import UsageError

@@ -1,7 +1,5 @@
 """The stage: collect what the workspace holds, render it into one HTML file that needs no other."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The sentences of the page, made from its numbers; the verdict's own are in `evaluation.comparison_files`."""
 
-from __future__ import annotations
-
 from markupsafe import Markup
 
 from saukit.core.words import brief, format_share

@@ -1,7 +1,5 @@
 """The shards of candidates and what was chosen from them: written whole, read back checked; photos are encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The options of `saukit synth`. Imports no torch, so that `--help` is quick."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """How long `synth` will take, from a few measured steps; nothing is written."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Completing a cache once its candidates are sampled and chosen: sample grid, audit, summary, manifest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -16,8 +16,6 @@ after. One process that does all of it goes through the same steps, and so to th
 Under torchrun the processes are one job: the first one writes what there is one of, and each samples its shards.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which method to start with, as far as the repository's own comparisons say. Imports no torch."""
 
-from __future__ import annotations
-
 from saukit.training.presets import PRESETS
 
 

@@ -3,8 +3,6 @@
 torch's own SyncBatchNorm has no kernels for a CPU; this is plain tensor arithmetic, tested there, and what GPUs run.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 from typing import Any
 

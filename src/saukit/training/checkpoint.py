@@ -1,7 +1,5 @@
 """A training run's whole state, so that a resumed run continues to the same bits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `saukit train` can be told. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What a method's step has at hand besides its batch, and the prototypes of SAU's label check."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """What a training run costs besides its time, from shapes alone: operations, bytes, memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

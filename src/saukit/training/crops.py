@@ -4,8 +4,6 @@ On a CPU the matrices of photos are mostly zeros that are multiplied all the sam
 Shapes: b samples, sides H and W.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import NamedTuple

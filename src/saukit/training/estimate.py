@@ -1,7 +1,5 @@
 """How long a training run will take, before it is begun; nothing is written."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -6,8 +6,6 @@ The name is a digest of all that the features depend on, and the file holds a di
 removed at any time: it is computed again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

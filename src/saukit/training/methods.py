@@ -5,8 +5,6 @@ so the activations of one forward pass are freed before the next pass makes its 
 losses in float32 outside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

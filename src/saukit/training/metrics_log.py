@@ -1,7 +1,5 @@
 """metrics.jsonl: what a run says of itself, one JSON object a line; and the same figures for a tracker."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

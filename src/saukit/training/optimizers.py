@@ -1,7 +1,5 @@
 """Optimizers over a network's parameters, in groups with learning rates of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

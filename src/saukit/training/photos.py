@@ -11,8 +11,6 @@ wait for each other; compiled (`compiled`), it runs without, from numbers of Pyt
 Shapes: height H, width W; a photo is [3, H, W], or [1, 3, H, W].
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 import warnings

@@ -1,7 +1,5 @@
 """What a training run will be, before its first step: its data, its resolved configuration, its schedule."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The presets that fill in what `saukit train` was not told, and how a configuration is resolved. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal

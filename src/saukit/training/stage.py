@@ -1,7 +1,5 @@
 """The training stage: `fit` makes `runs/<name>` from the workspace's split and cache; `Trainer` holds the loop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

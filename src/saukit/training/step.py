@@ -4,8 +4,6 @@ The step reads a batch, prototypes, a learning rate and a seed, has static shape
 the device. So on a GPU it can be recorded once and replayed: a thousand small kernels are then launched as one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ None of it is part of the run: no manifest vouches for it. A run that goes on af
 last checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Mapping

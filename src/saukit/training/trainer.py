@@ -1,7 +1,5 @@
 """The loop of a training run, its state, its log and what it leaves."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """scikit-learn's 1797 digits of 8 x 8 pixels, embedded in it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from saukit.data.source import Source

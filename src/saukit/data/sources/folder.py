@@ -1,7 +1,5 @@
 """A folder of images as a source: one subfolder per class, in one tree or in a folder for each part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from saukit.data.layout import read_layout

@@ -1,7 +1,5 @@
 """Classes from labels that are written down: names, or integers from 0, which a file may name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Paths are relative to the root. Labels are names, or integers from 0, which `--c
 plain integers, classes have their order; else they are text (`01` and `1` are two classes), sorted.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

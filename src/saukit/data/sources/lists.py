@@ -1,7 +1,5 @@
 """Files that list images: `path label` a line, or a table with columns (CSV, TSV, Parquet)."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -1,7 +1,5 @@
 """The table of data sources. Another one is a row, and a file beside this one if it is of another kind."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

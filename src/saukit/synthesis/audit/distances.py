@@ -5,8 +5,6 @@ of. The numbers depend on the features: with another network than Inception they
 among sets measured with the same one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -3,8 +3,6 @@
 Nothing here decides anything: test images are looked at only to report, never to choose an image or a setting.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

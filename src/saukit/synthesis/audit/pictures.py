@@ -1,7 +1,5 @@
 """The two pictures of a cache: samples beside real images, and the pairs that are closest to a training image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

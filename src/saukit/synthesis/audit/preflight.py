@@ -1,7 +1,5 @@
 """A few images per class before the long run, judged: which classes does the generator fail at?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The generator's training: flow matching on balanced batches, an average of the weights, checkpoints to go on from."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

@@ -8,8 +8,6 @@ batch. The rest of its arithmetic is not: images of another batch size agree to 
 pipelines pad every prompt to the longest of its batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

@@ -4,8 +4,6 @@ A model is a folder as diffusers saves it (`model_index.json` and a folder a com
 Only safetensors are read and no code that comes with a model is run: a pickle, too, is code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

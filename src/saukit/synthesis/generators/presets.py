@@ -1,7 +1,5 @@
 """The configuration of the split's own diffusion model, and the presets that fill it. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What a generator has to offer, and what a row of the table of generators holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The table of generators."""
 
-from __future__ import annotations
-
 from saukit.core.errors import UsageError
 from saukit.synthesis.generators import diffusion, folder, pipeline
 from saukit.synthesis.generators.protocol import GeneratorEntry

@@ -1,7 +1,5 @@
 """What a generator learns from: batches of the split's training images, classes as often as is asked for."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Who judges the candidates of a workspace: the scores stored with them, and the classes they are taken for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final

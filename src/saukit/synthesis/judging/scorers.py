@@ -4,8 +4,6 @@ Each takes images uint8 [n, 3, H, W] and returns numpy arrays in float32, a batc
 an image has to reach is `saukit.synthesis.judging.selection`'s.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Per class: what breaks a rule is rejected, and the first of the rest are kept. S
 keeps fewer, and further rounds sample more of them, up to a cap.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
