@@ -14,8 +14,6 @@ reduced while they are decoded); an image that has that size stays as it is. Unr
 file fails, or that it has too many pixels; a JPEG that lacks its end marker alone can be read.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import math
@@ -23,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from saukit.core.console import Reporter
 from saukit.core.errors import DataError
@@ -34,13 +33,9 @@ from saukit.core.extras import missing_packages
 from saukit.core.machine import in_threads
 from saukit.core.words import shortened
 from saukit.data.image_files import is_regular
+from saukit.data.source import Originals
 from saukit.data.source_config import Fit, parse_colour
 from saukit.data.types import Images
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from saukit.data.source import Originals
 
 MOST_PIXELS = 100_000_000  # of a picture as it is decoded, after the reduction of large JPEGs
 MOST_VALUE = 65535  # of 16 bits
@@ -81,8 +76,6 @@ def fitted(picture: Image.Image, size: int, fitting: Fitting) -> Image.Image:
 
     `crop` takes its centre, `pad` all of it in the middle of the background, `stretch` all of it out of proportion.
     """
-    from PIL import Image
-
     width, height = picture.size
     if picture.size == (size, size):
         return picture
@@ -104,8 +97,6 @@ def fitted(picture: Image.Image, size: int, fitting: Fitting) -> Image.Image:
 
 def _decoded(file: Path | BinaryIO, size: int, fitting: Fitting) -> Image.Image:
     """The picture as RGB, upright; large JPEGs reduced."""
-    from PIL import Image
-
     with Image.open(file) as opened:
         width, height = opened.size
         least = round(REDUCING_GAP * size)
@@ -145,8 +136,6 @@ def _without_end_marker(file: Path | BinaryIO, size: int, fitting: Fitting, erro
 @lru_cache
 def _prepare_pillow() -> None:
     """Have Pillow read HEIC, with the extra heif, and leave the limit of pixels to `MOST_PIXELS`."""
-    from PIL import Image
-
     Image.MAX_IMAGE_PIXELS = None
     if not missing_packages("heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -195,8 +184,6 @@ def refuse_or_warn(
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    from PIL import ImageOps
-
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not make the pixels unreadable
@@ -204,8 +191,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, fitting: Fitting, *, has_16_bits: bool) -> Image.Image:
-    from PIL import Image
-
     if has_16_bits:  # an upright copy has lost its format
         return _from_values(np.asarray(image).astype(np.float64) * (255 / (fitting.white_level or MOST_VALUE)))
     if image.mode in ("I", "F"):
@@ -235,8 +220,6 @@ def common_white_level(originals: Originals) -> int | None:
 
 def _largest_value(originals: Originals, part: str, index: int, *, header: bool = False) -> int:
     """The largest value of a 16-bit image, or 1 by its `header` alone; 0 for other images, and unreadable ones."""
-    from PIL import Image
-
     try:
         file = originals.open(part, index)
         if isinstance(file, Path) and not is_regular(file):
@@ -252,8 +235,6 @@ def _largest_value(originals: Originals, part: str, index: int, *, header: bool 
 
 
 def _from_values(values: npt.NDArray[np.float64]) -> Image.Image:
-    from PIL import Image
-
     return Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 

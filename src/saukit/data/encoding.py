@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from saukit.core.artifacts import load_tensors
 from saukit.core.console import ProgressLine, Reporter
@@ -138,8 +139,6 @@ class StoredFiles:
         return images, self._hashes[rows]
 
     def _one(self, row: int) -> Kept | str:
-        from PIL import Image
-
         image = decode_or_reason(self._originals.open(*self._each[row]), self._size, self._fitting)
         if isinstance(image, str):
             return image

@@ -9,6 +9,7 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from saukit.data.types import Images
 
@@ -28,8 +29,6 @@ def compared_size(height: int, width: int) -> tuple[int, int]:
 
 def fingerprint(image: Images) -> tuple[Images, int]:
     """uint8 [3, H, W] at the size at which it is compared, and a hash of its pixels of 64 bits."""
-    from PIL import Image
-
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
     value = int.from_bytes(hashlib.blake2b(pixels.data, digest_size=8).digest(), "little")
     height, width = compared_size(*image.shape[1:])

@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from PIL import Image
 
 from saukit.core.artifacts import save_tensors
 from saukit.core.documents import MIB, parse_json
@@ -25,9 +26,6 @@ from saukit.core.files import open_regular
 from saukit.core.machine import in_threads, slices
 from saukit.core.words import shown
 from saukit.data.types import Images, Integers
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 RAW_UP_TO = 64
 JPEG = {"quality": 95, "subsampling": 0}  # as Pillow's save takes it; all colours at full size
@@ -137,8 +135,6 @@ def as_stored(image: Images) -> Images:
 
 def _pixels(file: bytes, size: tuple[int, ...]) -> Images:
     """The colours [H, W, 3] of a JPEG. Raises: ValueError for one of another size, before it is decoded."""
-    from PIL import Image
-
     with Image.open(io.BytesIO(file), formats=("JPEG",)) as opened:
         if (opened.height, opened.width) != size or opened.mode != "RGB":
             raise ValueError(f"it is {opened.mode} of {opened.width} x {opened.height} pixels")
@@ -166,8 +162,6 @@ class Encoded:
     @classmethod
     def of(cls, image: Images) -> Encoded:
         """uint8 [3, H, W], encoded."""
-        from PIL import Image
-
         file = io.BytesIO()
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         picture.save(file, "JPEG", **JPEG)

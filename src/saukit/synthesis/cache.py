@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
 
 from saukit.core.artifacts import save_tensors
 from saukit.core.errors import CorruptArtifactError
@@ -66,8 +67,6 @@ def read_shard(
 
 def load_scores(folder: Path, plan: SynthesisPlan, names: Sequence[str]) -> dict[str, Floats]:
     """The scores of every candidate, float32 [total] each; they are in the shards if those were scored."""
-    from safetensors import safe_open
-
     parts: dict[str, list[Floats]] = {name: [] for name in names}
     for index in range(plan.shard_count):
         with safe_open(shard_path(folder, index), framework="numpy") as file:

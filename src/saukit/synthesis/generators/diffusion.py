@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 
 from saukit.core.console import Reporter
 from saukit.core.device import resolve_amp, using_threads
@@ -132,8 +133,6 @@ class DiffusionTraining:
 
 def save_generator(folder: Path, unet: UNet2DModel) -> None:
     """Write `unet` and its scheduler to generator/ in `folder` so that diffusers loads them, flushed to disk."""
-    from safetensors.torch import save
-
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(weights, metadata={"format": "pt"}))

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from saukit.core.console import Reporter
 from saukit.core.device import resolve_amp
@@ -274,8 +275,6 @@ def fit_image(image: Images, size: tuple[int, int]) -> Images:
 
     That is how real images become those of a split. Shapes: image [h, w, 3]; size (H, W); returns [3, H, W].
     """
-    from PIL import Image
-
     (height, width), (to_height, to_width) = image.shape[:2], size
     keep_height = min(height, round(width * to_height / to_width))
     keep_width = min(width, round(height * to_width / to_height))

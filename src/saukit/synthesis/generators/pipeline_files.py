@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from saukit.core.documents import read_json
 from saukit.core.errors import DataError, EnvironmentFault, UsageError
@@ -95,8 +96,6 @@ class Model:
 
     def weights(self, name: str) -> int | None:
         """How many numbers the weights of a component hold; None if it has none that this tells from others."""
-        from safetensors import safe_open
-
         variant = self.variant
         files = [
             path for path in self._component(name) if (match := _WEIGHTS.fullmatch(path.name)) and match[1] == variant

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saukit.core.errors import DataError, EnvironmentFault
@@ -238,8 +239,6 @@ def _load_clip(model: str) -> tuple[Any, Any, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     with reading(path, remedy="give weights as a .safetensors or .pth"):
         check_regular(path)
         if path.suffix == ".safetensors":
