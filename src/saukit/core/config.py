@@ -5,6 +5,7 @@ values, so that `--config` repeats a run.
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -45,7 +46,7 @@ def from_mapping(config_type: type[Config], mapping: Mapping[str, Any], *, where
 
 def read_fields(config_type: type[Config], mapping: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values of `mapping` that fit the fields of `config_type`, and what is wrong with each of the others."""
-    hints = typing.get_type_hints(config_type)
+    hints = _hints(config_type)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     problems = [
         f"unknown field {shown(name)} (known: {', '.join(sorted(fields))})" for name in mapping if name not in fields
@@ -97,9 +98,15 @@ def differences(old: object, new: object) -> list[str]:
     ]
 
 
+@functools.cache
+def _hints(config_type: type[Any]) -> dict[str, Any]:
+    """The types of the fields: evaluating their annotations takes longer than reading a file."""
+    return typing.get_type_hints(config_type)
+
+
 def _built(config_type: type[Config], mapping: Mapping[Any, Any], error: Callable[[str], SaukitError]) -> Config:
     values, problems = read_fields(config_type, mapping)
-    hints = typing.get_type_hints(config_type)
+    hints = _hints(config_type)  # type: ignore[arg-type]
     for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
         may_be_none = hints[field.name] is Any or type(None) in typing.get_args(hints[field.name])
         left_open = field.default is None and not may_be_none  # by the base of a resolved type
