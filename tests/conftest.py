@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -42,6 +44,22 @@ def one_thread_everywhere() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Nothing that tests write has to outlast a power cut. What they start as a program of its own does flush."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which also refuses what is no open file
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_records() -> Iterator[None]:
+    """What libraries log goes nowhere, as it does where pytest collects it; without a handler it would go to stderr."""
+    logging.getLogger().addHandler(handler := logging.NullHandler())
+    yield
+    logging.getLogger().removeHandler(handler)
 
 
 @functools.cache

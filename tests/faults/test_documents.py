@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -144,12 +143,6 @@ def write(path: Path, document: Any, whole: dict[str, bytes]) -> None:
     manifest.write_bytes(whole[manifest.name])
     files = json.loads(whole[manifest.name])["files"]
     resealed(manifest, files=files | {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}})
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of documents are written here, and none has to outlast a power cut."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
