@@ -12,10 +12,11 @@ import math
 import multiprocessing
 import operator
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from processes import Begun
 from safetensors.torch import save_file
 
 from saukit.core.console import Reporter
 from saukit.core.device import Precision
 from saukit.core.workspace import Workspace
+from saukit.data import split as split_room
 from saukit.data.config import SplitConfig
 from saukit.data.long_tail import profile_counts
+from saukit.data.sources.in_memory import source_of_arrays
 from saukit.data.split import load_split, make_split
 from saukit.synthesis.generators.diffusion_model import Geometry
 from saukit.synthesis.generators.presets import preset_values
@@ -262,7 +266,15 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_photos_are_deployed_with_the_classes_of_eval(tmp_path: Path, photos: list[str]) -> None:
+def test_photos_are_deployed_with_the_classes_of_eval(
+    tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(line: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """Each command is a process of its own, in which torch is loaded already."""
+        assert line[:2] == [sys.executable, "-c"]
+        return Begun(*line[1:]).wait()
+
+    monkeypatch.setattr(load("photo_storage"), "subprocess", SimpleNamespace(run=begun))
     training = ["--image-size", "96", "--backbone", "timm/test_efficientnet", "--steps", "3", "--batch-size", "8"]
     document = load("photo_deployed").main([*photos, *training])
     assert document["differing"] == 0 and document["with_another_class_than_eval"] == {"predict": 0, "onnx": 0}
@@ -688,14 +700,16 @@ def test_what_is_planned_on_paper_is_what_a_dry_run_counts(tmp_path: Path, monke
     images, classes, side, given = room.ROWS[name]
     counts = profile_counts("exp", 500, 100, classes)
     draw = np.random.default_rng(0)
-    for part, numbers in (("train", counts), ("test", [1] * classes)):
-        for label, count in enumerate(numbers):
-            (folder := tmp_path / "set" / part / f"{label:03}").mkdir(parents=True)
-            for index, pixels in enumerate(draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8)):
-                Image.fromarray(pixels).save(folder / f"{index}.png", compress_level=0)
+    train, test = (
+        (draw.integers(0, 256, (sum(numbers), side, side, 3), dtype=np.uint8), np.repeat(np.arange(classes), numbers))
+        for numbers in (counts, [1] * classes)
+    )
+    names = tuple(f"{label:03}" for label in range(classes))
+    source = source_of_arrays(names, train, test, where="here")
+    monkeypatch.setattr(split_room, "open_source", lambda *_: source)
     work = Workspace(tmp_path / "work")
     config = SplitConfig(dataset="folder", profile="none", image_size=side)
-    make_split(config, work, root=tmp_path / "set", force=False, reporter=Reporter(quiet=True))
+    make_split(config, work, root=tmp_path, force=False, reporter=Reporter(quiet=True))
     fields = {**given, "preset": "paper", "synthetic": False, "amp": "bf16", "as_published": False}
     plan = plan_training(TrainConfig(**fields), work, name=None, device=CPU)
     monkeypatch.undo()  # the projection has its size again, as in the record

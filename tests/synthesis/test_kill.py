@@ -14,7 +14,7 @@ from saukit.synthesis.config import SynthConfig
 from saukit.synthesis.stage import synthesize
 
 CONFIG = SynthConfig(
-    per_class_target=30,
+    per_class_target=20,
     train_steps=20,
     train_batch_size=4,
     sampler_steps=4,

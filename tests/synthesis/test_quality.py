@@ -28,8 +28,8 @@ def test_a_classifier_that_knows_all_digits_recognises_the_drawn_ones(
         seen = judge.predict(cache.images[:].mean(axis=1).reshape(len(cache.images), -1) / 255 * 16)
         return {label: float((seen == label)[cache.labels == label].mean()) for label in np.unique(cache.labels)}
 
-    untrained = agreement(SynthConfig(train_steps=1, preflight=0, audit=False))
+    untrained = agreement(SynthConfig(train_steps=1, per_class_target=40, preflight=0, audit=False))
     assert np.mean(list(untrained.values())) < 0.4
-    trained = agreement(SynthConfig(train_steps=400, preflight=0, audit=False))
+    trained = agreement(SynthConfig(train_steps=400, per_class_target=115, preflight=0, audit=False))
     assert min(trained[label] for label in (1, 2, 3, 4)) > 0.8  # 91, 59, 38 and 24 real images
     assert np.mean(list(trained.values())) > 0.8

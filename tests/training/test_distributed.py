@@ -273,11 +273,11 @@ def test_one_message_for_all_processes(split_work: Path, tmp_path: Path) -> None
     (split_work / "runs" / "taken").mkdir(parents=True)
     (split_work / "runs" / "taken" / "notes.txt").write_text("mine")
     steps = ("--method", "ce", "--steps", "2", "--batch-size", "16", "-w", split_work)
-    taken = torchrun("-m", "saukit", "train", "--name", "taken", *steps)
+    taken = job("-m", "saukit", "train", "--name", "taken", *steps)
     assert taken.stderr.count("exists but saukit did not write it") == 1
     assert "exitcode  : 2" in taken.stderr and "RuntimeError" not in taken.stderr
     # A command of one process.
-    evaluated = torchrun("-m", "saukit", "doctor")
+    evaluated = job("-m", "saukit", "doctor")
     assert evaluated.returncode == 0 and evaluated.stdout.count("saukit doctor") == 1
 
 
