@@ -218,6 +218,7 @@ def test_the_preflight_names_a_class_that_is_not_drawn(cli: Cli, work: Path, tmp
     )  # fmt: skip
     assert outcome.code == 0, outcome
     assert "images of these classes are not recognised: 7 (0 of 4 recognised" in outcome.error
+    assert "look at samples.png before training on them" in outcome.error
     document = json.loads((work / "synth" / "preflight.json").read_text())
     assert document["poor"] == ["7"]
     row = next(row for row in document["per_class"] if row["class"] == "7")

@@ -71,7 +71,12 @@ def warning(document: dict[str, Any]) -> str | None:
         for row in document["per_class"]
         if row["class"] in document["poor"]
     ]
-    problems = [f"images of these classes are not recognised: {'; '.join(poor)}"] if poor else []
+    problems = []
+    if poor:
+        named = "; ".join(poor)
+        problems.append(
+            f"images of these classes are not recognised: {named}; look at samples.png before training on them"
+        )
     if document["unjudged"]:
         problems.append(
             f"the judge does not recognise real images of {', '.join(document['unjudged'])}: it says nothing of these"
