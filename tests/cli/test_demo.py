@@ -20,7 +20,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
 def test_the_demo_makes_everything_and_finds_it_again(cli: Cli, tmp_path: Path) -> None:
     work = tmp_path / "demo"
     first = cli("demo", "-w", work, "--seeds", "2", "--json")
