@@ -45,6 +45,7 @@ CACHES = {
     "folder": f"--generator folder --from {{root}}/images --per-class-target 16 {NO_LOOK}",
     "pipeline": f"--generator pipeline --model {{root}}/model --dtype float32 {SAMPLING} "
     f"--per-class-target 8 {NO_LOOK}",
+    "cmo": f"--generator cmo --per-class-target 16 {NO_LOOK}",
     "filtered": f"--generator folder --from {{root}}/images --per-class-target 16 --reject-copies --max-tries 2 "
     f"--filter classifier --min-confidence 0.2 {JUDGE} {NO_LOOK}",
     "audited": f"{DIFFUSION} {SAMPLING} --per-class-target 12 --preflight 2 --audit {JUDGE}",

@@ -87,7 +87,7 @@ TRAIN = ("--method", "ce", "--steps", "3", "--batch-size", "16", "--amp", "off",
             "guidance must be at least 1 (none) and at most 20",
         ),
         (("synth", "--guidance", "0.5", "--sampler-steps", "1"), 2, "sampler_steps must be at least 2 with generator"),
-        (("synth", "--generator", "gan"), 2, "unknown generator 'gan': use one of diffusion, pipeline, folder"),
+        (("synth", "--generator", "gan"), 2, "unknown generator 'gan': use one of diffusion, pipeline, folder, cmo"),
         (("synth", "--variation", "1.5"), 2, "variation must be at least 0.05 and at most 1 (the share of noise), got"),
         (
             ("synth", "--min-confidence", "0.6"),

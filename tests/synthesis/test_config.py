@@ -51,6 +51,20 @@ BOUND = "with filter {}: use filter {} or classifier+clip, or leave it out"
             "model has no effect with generator folder: use generator diffusion or pipeline,",
         ),
         ({"from_folder": "made"}, "from_folder has no effect with generator diffusion: use generator folder, or"),
+        *(
+            ({"generator": "cmo", **change}, f"{next(iter(change))} has no effect with generator cmo: use generator")
+            for change in (
+                {"model": "x"},
+                {"guidance": 2.0},
+                {"sampler_steps": 9},
+                {"preset": "small"},
+                {"train_steps": 9},
+                {"amp": "off"},
+                {"variation": 0.5},
+                {"prompts": "a.yaml"},
+                {"skip_bad": True},
+            )
+        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused(split: Split, change: dict[str, Any], message: str) -> None:
@@ -84,6 +98,7 @@ WHOLE: list[dict[str, Any]] = [
     {**PIPELINE, "prompts": "a.yaml", "descriptions": "b.yaml", "templates": ("a {class}", "one {class}")},
     {**PIPELINE, "lora": "x", "lora_scale": 0.5, "pipeline_size": 64, "dtype": "bfloat16", "negative_prompt": "blur"},
     {**PIPELINE, "class_ids": "ids.yaml", "guidance": 0.0, "sampler_steps": 1, "filter": "classifier"},
+    {"generator": "cmo", "seed": 2, "sample_batch_size": 8, "reject_copies": True, "max_tries": 3.0, "preflight": 2},
     {**FOLDER, "skip_bad": True, "filter": "clip", "min_clip": -0.5, "max_tries": 8.0},
 ]
 

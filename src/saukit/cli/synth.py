@@ -27,7 +27,7 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Fill every class to one size with images from a diffusion model, a pretrained pipeline or a folder.
+    """Fill every class to one size with images from a diffusion model, a pretrained pipeline, a folder or CMO.
 
     Examples:
 
@@ -38,6 +38,8 @@ def command(
       saukit synth --generator pipeline --model stabilityai/sd-turbo --guidance 1 --sampler-steps 1
 
       saukit synth --generator folder --from made_elsewhere --filter classifier
+
+      saukit synth --generator cmo
 
       saukit synth --refilter --filter classifier
 

@@ -5,6 +5,7 @@ from markupsafe import Markup
 from saukit.core.words import brief, format_share
 from saukit.evaluation.comparison_files import footnotes, points
 from saukit.report.collect import Contents, Document
+from saukit.synthesis.generators.table import GENERATORS
 
 MOST_NAMED = 3  # classes that gained or lost the most
 
@@ -119,12 +120,12 @@ def limits(contents: Contents) -> list[str]:
             f"Methods see {min(views)} to {max(views)} views of an image per step: equal steps are not equal compute."
         )
     if contents.cache is not None:
-        own = contents.cache.config.get("generator") == "diffusion"
+        generator = GENERATORS.get(contents.cache.config.get("generator", ""))
         found.append(
             "One cache of synthetic images: another seed of the generator would give other images. "
             + (
                 "The generator saw the split's training images alone: it varies what is there and adds nothing new."
-                if own
+                if generator is not None and generator.of_split_alone
                 else "It was made with more than this split, which may include images like those of the test set."
             )
         )

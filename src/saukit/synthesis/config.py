@@ -38,7 +38,8 @@ class SynthConfig(Paths):
     )
     generator: str = option(
         "diffusion",
-        "diffusion: trained on the split; pipeline: pretrained; folder: images made elsewhere.",
+        "diffusion: trained on the split; pipeline: pretrained; folder: images made elsewhere; cmo: real images' "
+        "boxes on others.",
         displaces=("model", "guidance", "sampler_steps", "sample_batch_size"),
     )
     model: str | None = option(

@@ -49,12 +49,12 @@ def draw_cutmix_box(height: int, width: int, lam: Tensor, *, generator: torch.Ge
     The sides are sqrt(1 - lam) H and sqrt(1 - lam) W, rounded down; the centre is uniform over the pixels; the box is
     clipped to the image. The share lam' = 1 - clipped area / (H W) counts pixels exactly, so it is the label's weight.
 
-    Shapes: lam float [], on the generator's device; returns the box and lam' float32 [].
+    Shapes: lam float [] (or [b]), on the generator's device; returns the box and lam' float32, shaped as lam.
     """
     side = (1 - lam).sqrt()
     box_height, box_width = (side * height).to(torch.int64), (side * width).to(torch.int64)
-    centre_y = torch.randint(height, (), device=lam.device, generator=generator)
-    centre_x = torch.randint(width, (), device=lam.device, generator=generator)
+    centre_y = torch.randint(height, lam.shape, device=lam.device, generator=generator)
+    centre_x = torch.randint(width, lam.shape, device=lam.device, generator=generator)
     top, left = centre_y - box_height // 2, centre_x - box_width // 2
     bottom, right = (top + box_height).clamp(max=height), (left + box_width).clamp(max=width)
     top, left = top.clamp(min=0), left.clamp(min=0)
@@ -65,6 +65,6 @@ def draw_cutmix_box(height: int, width: int, lam: Tensor, *, generator: torch.Ge
 def cutmix(x_a: Tensor, x_b: Tensor, box: Box) -> Tensor:
     """CutMix (Yun et al. 2019): x_a with the box pasted from x_b.
 
-    Shapes: x_a, x_b [b, 3, H, W]; box of [] each; returns [b, 3, H, W].
+    Shapes: x_a, x_b [b, 3, H, W]; box of [] or, one for each image, [b] each; returns [b, 3, H, W].
     """
-    return torch.where(box_mask(box, *x_a.shape[-2:]), x_b, x_a)
+    return torch.where(box_mask(box, *x_a.shape[-2:]).unsqueeze(-3), x_b, x_a)

@@ -182,4 +182,5 @@ ENTRY = GeneratorEntry(
     problems=_problems,
     resolved=DiffusionConfig,
     files=(UNET, WEIGHTS, SCHEDULER),
+    of_split_alone=True,
 )

@@ -74,6 +74,7 @@ class GeneratorEntry:
     resolved: the type of a configuration with these values.
     files: what the generator writes into the cache's folder.
     tries_batch_sizes: whether a GPU's memory limits its batches, so that the batch size is found by trying.
+    of_split_alone: whether its images are made of nothing but the split's training images.
     """
 
     open: Callable[[Any, Split, torch.device, Reporter], ImageGenerator | Trainable]
@@ -82,6 +83,7 @@ class GeneratorEntry:
     resolved: type[ResolvedSynthConfig] = ResolvedSynthConfig
     files: tuple[str, ...] = ()
     tries_batch_sizes: bool = True
+    of_split_alone: bool = False
 
 
 class Grey:

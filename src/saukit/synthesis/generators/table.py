@@ -1,13 +1,14 @@
 """The table of generators."""
 
 from saukit.core.errors import UsageError
-from saukit.synthesis.generators import diffusion, folder, pipeline
+from saukit.synthesis.generators import cmo, diffusion, folder, pipeline
 from saukit.synthesis.generators.protocol import GeneratorEntry
 
 GENERATORS: dict[str, GeneratorEntry] = {
     "diffusion": diffusion.ENTRY,
     "pipeline": pipeline.ENTRY,
     "folder": folder.ENTRY,
+    "cmo": cmo.ENTRY,
 }
 
 
