@@ -254,12 +254,18 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     text = " ".join((REPOSITORY / "docs/results.md").read_text(encoding="utf-8").split())
     top1, balanced = (f"{100 * found[name]:.1f} %" for name in ("top1", "balanced_accuracy"))
     assert f"reaches {top1} top-1 and {balanced} balanced on the whole set" in text
-    assert f"Fine-tuned: {top1} (6 epochs, one seed)" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"Fine-tuned: {top1} (400 steps, one seed)" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    own = " ".join((REPOSITORY / "docs/own-images.md").read_text(encoding="utf-8").split())
+    assert f"{top1} instead of 89.0 % on [photos of clothes]" in own
     run = found["run"]
-    assert (run["epochs"], run["batch_size"], run["config"]["method"], run["config"]["tune"]) == (
-        6.0, 32, "balanced-softmax", "all"
+    assert (run["steps"], run["batch_size"], run["config"]["method"], run["config"]["tune"]) == (
+        400, 32, "balanced-softmax", "all"
     )  # fmt: skip
-    assert f"{run['steps'] * run['batch_size']:,} images" in text
+    assert f"{run['steps'] * run['batch_size']:,} images at {run['images_per_second']:.0f} a second" in text
+    assert (
+        f"{run['seconds'] / 60:.0f} minutes beside other work, peak memory {run['peak_memory_bytes'] / 2**30:.1f}"
+        in text
+    )
 
 
 def test_the_figures_of_a_deployed_head_are_their_record() -> None:
