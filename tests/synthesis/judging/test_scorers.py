@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from saukit.core.errors import CorruptArtifactError, DataError, EnvironmentFault
 from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
 from saukit.models.model_file import ModelSpec, save_model
+from saukit.synthesis.judging import scorers
 from saukit.synthesis.judging.scorers import (
     ClassifierScorer,
     ClipScorer,
@@ -59,6 +61,29 @@ def test_a_classifier_gives_features_probabilities_and_confidence(network: DualB
     confidence = scorer.confidence(IMAGES, LABELS)
     assert confidence.tolist() == [expected.probabilities[i, c] for i, c in enumerate(LABELS)]
     assert confidence.dtype == np.float32 and scorer.name == "ce"
+
+
+def test_sets_that_are_asked_for_again_are_computed_once(
+    network: DualBranchNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last three, as long as their images are there: a judge of photos takes minutes for each."""
+    calls: list[int] = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        calls.append(len(arguments[2]))
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(scorers, "predict", counting)
+    scorer = ClassifierScorer(network, SPEC, "ce", CPU)
+    sets = [IMAGES[:count].copy() for count in (2, 3, 4, 5)]
+    for images in [*sets[:3], *sets[:3]]:
+        assert (scorer(images)[0] == predict(network, SPEC, images, device=CPU).features).all()
+    assert calls == [2, 3, 4]
+    scorer(sets[3])
+    scorer(sets[0])  # forgotten
+    assert calls == [2, 3, 4, 5, 2]
+    gone = weakref.ref(sets.pop())
+    assert gone() is None  # the judge keeps no images
 
 
 def test_a_run_is_the_classifier_that_was_saved(network: DualBranchNet, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ an image has to reach is `saukit.synthesis.judging.selection`'s.
 """
 
 import contextlib
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from saukit.models.dual_branch import DualBranchNet
 from saukit.models.inference import predict
 from saukit.models.model_file import MODEL_NAME, ModelSpec, load_model
 
+REMEMBERED = 3  # sets of images whose features a judge keeps: the audit asks for its three several times
 CLIP_BATCH = 128
 INCEPTION_BATCH = 64
 INCEPTION_SIDE = 299  # pixels
@@ -39,7 +41,7 @@ class ClassifierScorer:
     def __init__(self, network: DualBranchNet, spec: ModelSpec, name: str, device: torch.device) -> None:
         self.name = name
         self._network, self._spec, self._device = network, spec, device
-        self._latest: tuple[ImageStore, tuple[Floats, Floats]] | None = None
+        self._seen: list[tuple[weakref.ref[ImageStore], tuple[Floats, Floats]]] = []  # the latest first
 
     @property
     def is_pretrained(self) -> bool:
@@ -54,10 +56,14 @@ class ClassifierScorer:
 
     def features_and_probabilities(self, images: ImageStore) -> tuple[Floats, Floats]:
         """The backbone's features [n, d] and the classifier's probabilities [n, K]."""
-        if self._latest is None or self._latest[0] is not images:  # a shard is asked for its confidence and for copies
-            found = predict(self._network, self._spec, images, device=self._device)
-            self._latest = images, (found.features, found.probabilities)
-        return self._latest[1]
+        self._seen = [entry for entry in self._seen if entry[0]() is not None]
+        for seen, known in self._seen:
+            if seen() is images:
+                return known
+        found = predict(self._network, self._spec, images, device=self._device)
+        known = found.features, found.probabilities
+        self._seen = [(weakref.ref(images), known), *self._seen][:REMEMBERED]
+        return known
 
     __call__ = features_and_probabilities
 
