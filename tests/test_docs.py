@@ -249,6 +249,17 @@ def test_the_table_of_photos_is_its_records() -> None:
     assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
+def test_the_table_of_fine_tuned_photos_is_its_record() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    _, *lines = rows(text.split("<!-- table: compare_clothing50_finetuned.json -->")[1].split("\n\n")[1])
+    found = record("compare_clothing50_finetuned.json")
+    assert len(lines) == len(found) == 4
+    for label, *cells in lines:
+        row = found[(label, False)]
+        assert cells == [written(row, measure) for measure in ("top1", "balanced_accuracy", "many", "medium", "few")]
+        assert (row["steps"], row["batch_size"], row["real_images"], len(row["runs"])) == (150, 32, 1125, 2)
+
+
 def test_the_figures_of_fine_tuning_are_their_record() -> None:
     found = json.loads((RESULTS / "photo_finetuned.json").read_text(encoding="utf-8"))
     text = " ".join((REPOSITORY / "docs/results.md").read_text(encoding="utf-8").split())
