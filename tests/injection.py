@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import Begun
+
 from saukit.cli.main import run
 from saukit.synthesis.generators import diffusion_training
 from saukit.training import trainer
@@ -53,12 +55,15 @@ class Ended:
 class Process:
     """A command that runs, and where it says what became of it."""
 
-    child: int
+    child: int | Begun
     work: Path
 
     def wait(self) -> Ended:
         """Wait until it ends."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        if isinstance(self.child, Begun):
+            code = self.child.wait().returncode
+        else:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
         log, changes = (self.work.with_name(f"{self.work.name}.{kind}") for kind in ("err", "changes"))
         return Ended(code, log.read_text(), int(changes.read_text()) if code >= 0 else 0)
 
@@ -69,20 +74,30 @@ def forked(name: str, work: Path, *, resume: bool = False, at: int | None = None
 
 
 def begun(
-    name: str, work: Path, *, resume: bool = False, at: int | None = None, fault: int = KILL, more: tuple[str, ...] = ()
+    name: str,
+    work: Path,
+    *,
+    resume: bool = False,
+    at: int | None = None,
+    fault: int = KILL,
+    more: tuple[str, ...] = (),
+    trains: bool = False,
 ) -> Process:
-    """Begin the command `name` of the table, with `more` options."""
+    """Begin the command `name` of the table, with `more` options; `trains`: where no test has trained (`processes`)."""
     arguments = [*(word.format(work=work) for word in COMMANDS[name][1]), *more]
     if resume and name in RESUMED and (work / COMMANDS[name][2] / "config.yaml").exists():
         arguments.append("--resume")
     log, counted = (work.with_name(f"{work.name}.{kind}") for kind in ("err", "changes"))
+    given = [*arguments, "-w", str(work), "-q"], str(work), at, fault, str(log), str(counted)
+    if trains:
+        return Process(Begun("-c", f"from injection import become; become(*{given!r})"), work)
     child = os.fork()
     if child == 0:
-        _become([*arguments, "-w", str(work), "-q"], work, at, fault, log, counted)
+        become(*given)
     return Process(child, work)
 
 
-def _become(arguments: list[str], work: Path, at: int | None, fault: int, log: Path, counted: Path) -> None:
+def become(arguments: list[str], work: str, at: int | None, fault: int, log: str, counted: str) -> None:
     """Be the command, in a forked process."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -93,7 +108,7 @@ def _become(arguments: list[str], work: Path, at: int | None, fault: int, log: P
 
     def change(place: str) -> None:
         nonlocal changes
-        if place.startswith(str(work)):
+        if place.startswith(work):
             changes += 1
             if changes == at:
                 if fault > 0:
@@ -119,7 +134,7 @@ def _become(arguments: list[str], work: Path, at: int | None, fault: int, log: P
         traceback.print_exc()
         code = 1
     sys.stderr.flush()
-    counted.write_text(str(changes))
+    Path(counted).write_text(str(changes))
     os._exit(code)
 
 

@@ -365,17 +365,17 @@ def test_a_kill_while_it_is_replaced_loses_none_of_it(shared_work: Path, tmp_pat
         shutil.copytree(shared_work / "runs/ce", work / place)
     mine = put(work / place, tmp_path / "outside")
     force = () if "again" in name else ("--force",)
-    assert begin(name, work, at=at, fault=KILL, more=force).wait().code in (0, -9)
+    assert begin(name, work, at=at, fault=KILL, more=force, trains=name == "train").wait().code in (0, -9)
     left = work / place if (work / place).exists() else work / ".split.old"
     stays(left, mine, tmp_path / "outside")
-    assert begin(name, work, more=force).wait().code == 0
+    assert begin(name, work, more=force, trains=name == "train").wait().code == 0
     stays(work / place, mine, tmp_path / "outside")
 
 
 def test_resume_leaves_them(cli: Cli, shared_work: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(shared_work / "split", work / "split")
-    assert begin("synth", work, at=40, fault=KILL).wait().code == -9
+    assert begin("synth", work, at=40, fault=KILL, trains=True).wait().code == -9
     mine = put(work / "synth", tmp_path / "outside")
     (work / "synth/samples.png").write_text("no note says that saukit wrote it")
     outcome = cli(*CACHE, "--resume", "-w", work, "-q")

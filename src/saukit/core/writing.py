@@ -31,7 +31,7 @@ _NAMES = {
     "synth": r"shard-\d+\.safetensors|(plan|source|preflight|audit)\.json|selection\.safetensors|(samples|closest)\.png"
     r"|generator/(checkpoint(\.previous)?\.pt|(unet|scheduler)/\w+\.(json|safetensors))",
     "run": r"checkpoint(\.previous)?\.pt|metrics\.jsonl|model\.safetensors|results\.json|(errors|suspects)\.csv"
-    r"|(per_class|confusion|errors)\.png",
+    r"|(per_class|confusion|errors)\.png|(tensorboard|wandb)/.+",
     "comparison": r"compare\.(json|csv|md|png)",
 }
 _DEPTH = 3  # of an artefact's folders
