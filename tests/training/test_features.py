@@ -19,7 +19,8 @@ from saukit.core.extras import EXTRAS
 from saukit.core.workspace import Workspace
 from saukit.data.config import SplitConfig
 from saukit.data.split import load_split, load_test, make_split
-from saukit.evaluation.config import EvalConfig
+from saukit.evaluation.compare import compare
+from saukit.evaluation.config import CompareConfig, EvalConfig
 from saukit.evaluation.evaluate import evaluate
 from saukit.models.classifier import load_classifier
 from saukit.training import features as room
@@ -201,6 +202,17 @@ def test_features_are_computed_once_for_every_method_and_seed(
     again = train(work, weights, "again")
     assert computed  # a changed byte is noticed
     assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_that_nobody_has_evaluated_is_one_of_a_comparison(work: Path, weights: Path, seeds: int) -> None:
+    """Its evaluation computes the features of the test images, and says how far it is."""
+    train(work, weights, "ce")
+    shared = {"backbone": "timm/test_efficientnet", "weights": str(weights), "tune": "head", "steps": 8}
+    config = CompareConfig(methods=("ce",), seeds=seeds, train={**shared, "batch_size": 16, "amp": "off"})
+    done = compare(config, Workspace(work), name="main", devices=["cpu"], force=False, reporter=QUIET)
+    assert [run["reused"] for run in done.document["methods"][0]["runs"]] == [True, False][:seeds]
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(work: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

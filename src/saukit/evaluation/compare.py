@@ -182,6 +182,8 @@ def _finish_all(
         if isinstance(news, str):
             reporter.warn(f"{run.title}: {news}")
             return
+        if run.title not in shares:  # complete, and only evaluated
+            return
         shares[run.title] = news
         percent = 100 * sum(share * work[title] for title, share in shares.items()) / sum(work.values())
         running = ", ".join(f"{title} {share:.0%}" for title, share in shares.items() if 0 < share < 1)
