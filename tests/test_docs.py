@@ -249,6 +249,19 @@ def test_the_table_of_photos_is_its_records() -> None:
     assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
+def test_what_is_said_of_synthetic_photos_is_their_audit() -> None:
+    found = json.loads((RESULTS / "photo_synth_audit.json").read_text(encoding="utf-8"))
+    text = " ".join((REPOSITORY / "docs/synthetic-images.md").read_text(encoding="utf-8").split())
+    overall, (distances,) = found["overall"], found["distances"]
+    assert f"On {overall['real']:,} photos of clothes" in text
+    assert (
+        f"of {overall['kept']:,} images {100 * overall['agreement']:.1f} % are recognised, precision and recall" in text
+    )
+    assert (distances["synthetic"]["precision"], distances["synthetic"]["recall"]) == (0, 0)
+    unrecognised = [row for row in found["per_class"] if row["kept"] and row["agreement"] < 0.25]
+    assert len([row for row in found["per_class"] if row["kept"]]) == 9 and len(unrecognised) >= 6
+
+
 def test_the_table_of_fine_tuned_photos_is_its_record() -> None:
     text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
     _, *lines = rows(text.split("<!-- table: compare_clothing50_finetuned.json -->")[1].split("\n\n")[1])
