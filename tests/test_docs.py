@@ -249,6 +249,24 @@ def test_the_table_of_photos_is_its_records() -> None:
     assert f"{100 * best[0]['top1']:.1f} % on 3,781 photos" in " ".join((REPOSITORY / "README.md").read_text().split())
 
 
+def test_the_table_of_heads_with_synthetic_photos_is_its_record() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    _, *lines = rows(text.split("<!-- table: compare_clothing50_synthetic.json -->")[1].split("\n\n")[1])
+    document = json.loads((RESULTS / "compare_clothing50_synthetic.json").read_text(encoding="utf-8"))
+    assert [label for label, *_ in lines] == [row["label"] for row in document["methods"]]
+    for (_, *cells), row in zip(lines, document["methods"], strict=True):
+        assert cells == [written(row, measure) for measure in ("top1", "balanced_accuracy", "many", "medium", "few")]
+        assert (row["steps"], row["batch_size"], len(row["runs"])) == (1000, 256, 3)
+    (rival,) = document["verdict"]["rivals"]
+    balanced, few = rival["difference"]["balanced_accuracy"], rival["difference"]["few"]
+    low, high = (f"{100 * balanced[end]:+.1f}" for end in ("low", "high"))
+    said = (
+        f"{-100 * balanced['mean']:.1f} points below balanced softmax on the real images ({low} to {high}, not clear)"
+    )
+    assert said in " ".join(text.split()) and not balanced["clear"]
+    assert f"on the few-shot classes {-100 * few['mean']:.1f} (clear)" in " ".join(text.split()) and few["clear"]
+
+
 def test_what_is_said_of_synthetic_photos_is_their_audit() -> None:
     found = json.loads((RESULTS / "photo_synth_audit.json").read_text(encoding="utf-8"))
     text = " ".join((REPOSITORY / "docs/synthetic-images.md").read_text(encoding="utf-8").split())
