@@ -304,7 +304,7 @@ def test_the_figures_of_fine_tuning_are_their_record() -> None:
     text = " ".join((REPOSITORY / "docs/results.md").read_text(encoding="utf-8").split())
     top1, balanced = (f"{100 * found[name]:.1f} %" for name in ("top1", "balanced_accuracy"))
     assert f"reaches {top1} top-1 and {balanced} balanced on the whole set" in text
-    assert f"Fine-tuned: {top1} (400 steps, one seed)" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"Fine-tuned: {top1} (400 steps of 32, one seed)" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
     own = " ".join((REPOSITORY / "docs/own-images.md").read_text(encoding="utf-8").split())
     assert f"{top1} instead of 89.0 % on [photos of clothes]" in own
     run = found["run"]

@@ -29,7 +29,7 @@ BOUND = "with filter {}: use filter {} or classifier+clip, or leave it out"
         ({"min_clip": 0.3, "filter": "classifier"}, "min_clip has no effect " + BOUND.format("classifier", "clip")),
         ({"min_distance": 0.3}, "min_distance has no effect with filter none: use filter aid, or leave it out"),
         ({"max_distance": 3.0}, "max_distance has no effect with filter none: use filter aid, or leave it out"),
-        ({"filter": "aid", "min_distance": 1.5}, "min_distance 1.5 is not below max_distance 1.5"),
+        ({"filter": "aid", "min_distance": 1.5}, "min_distance must be below max_distance 1.5, got 1.5"),
         ({"clip_model": "folder"}, "clip_model has no effect " + BOUND.format("none", "clip")),
         (
             {"classifier": "judge", **UNSEEN},

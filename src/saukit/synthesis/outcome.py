@@ -124,7 +124,8 @@ def _warn_of_shortage(plan: SynthesisPlan, selection: Selection, refilter: str, 
     if not kept.any():
         raise SaukitError(
             f"the filters rejected all {plan.total:,} candidates: choose again from the same candidates with "
-            f"`{refilter}` and looser rules (--min-confidence, --min-clip, --max-distance, --no-reject-copies)"
+            f"`{refilter}` and looser rules (--min-confidence, --min-clip, --min-distance, --max-distance, "
+            "--no-reject-copies)"
         )
     short = [
         f"{name} {have:,} of {want:,}"

@@ -186,7 +186,7 @@ def resolve(config: SynthConfig, split: Split, device: torch.device) -> Resolved
     generator = find_generator(config.generator)
     problems = [*generator.problems(config)]
     if config.filter == "aid" and config.min_distance >= config.max_distance:
-        problems.append(f"min_distance {config.min_distance:g} is not below max_distance {config.max_distance:g}")
+        problems.append(f"min_distance must be below max_distance {config.max_distance:g}, got {config.min_distance:g}")
     check(config, *problems)
     values = {"per_class_target": int(split.class_counts.max()), **generator.settle(config, split, device)}
     return resolved_as(generator.resolved, config, values)

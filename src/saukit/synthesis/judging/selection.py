@@ -38,9 +38,8 @@ class Rules:
     """What a candidate has to be; None and False are "no such rule". A score equal to a bound passes.
 
     min_confidence: the classifier's probability of the candidate's own class. min_clip: its CLIP similarity.
-    distances: least and
-    largest distance to the nearest real image of its class. reject_copies: of real training images. reject_black: what
-    a pipeline's safety checker made black all over.
+    distances: the least and the largest distance to the nearest real image of its class, 1 as between real ones.
+    reject_copies: of real training images. reject_black: what a pipeline's safety checker made black all over.
     """
 
     min_confidence: float | None = None
